@@ -1,0 +1,1 @@
+//! The farm lab: real kernels and nested KVM in QEMU, driven from tests.

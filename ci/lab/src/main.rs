@@ -1,0 +1,2 @@
+//! The farm lab: real kernels and nested KVM in QEMU, driven from tests.
+fn main() {}

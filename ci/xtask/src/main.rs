@@ -1,0 +1,2 @@
+//! House rules that no lint knows.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Kernels and initramfs images from Debian packages and static binaries.

@@ -1,0 +1,2 @@
+//! Kernels and initramfs images from Debian packages and static binaries.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A read-only view of an flist image: index, file system trait, FUSE server, cache reader.

@@ -1,0 +1,1 @@
+//! The flist image format: read, write, pack, unpack, mount, convert and serve images.

@@ -1,0 +1,2 @@
+//! The flist image format: read, write, pack, unpack, mount, convert and serve images.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The first process of a guest: finds its disks, mounts its root, starts its entrypoint.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A synchronous ZDB client.

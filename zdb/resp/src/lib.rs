@@ -1,0 +1,1 @@
+//! RESP2 parser and writer: bytes in, frames out, no I/O.
