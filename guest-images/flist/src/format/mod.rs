@@ -1,0 +1,1 @@
+//! Image files: the current `.fl` and the legacy `.flist`.
