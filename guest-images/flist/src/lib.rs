@@ -14,5 +14,6 @@
 
 pub mod block;
 pub mod format;
+pub mod progress;
 pub mod store;
 pub mod tree;

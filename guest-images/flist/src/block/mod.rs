@@ -193,7 +193,8 @@ mod tests {
     fn every_size_round_trips() {
         let mut codec = Codec::new();
         for size in [0, 1, 11, 4096, PLAINTEXT_SIZE_MAX - 1, PLAINTEXT_SIZE_MAX] {
-            let plaintext: Vec<u8> = (0..size).map(|i| (i * i % 251) as u8).collect();
+            let plaintext: Vec<u8> =
+                (0..size).map(|i| u8::try_from(i * i % 251).unwrap()).collect();
             let (block, mut stored) = encoded(&plaintext);
             assert!(stored.len() <= STORED_SIZE_MAX);
             assert_eq!(

@@ -7,6 +7,8 @@
 //! Store URLs can carry passwords and keys. They are parsed once into a `StoreUrl`, whose
 //! `Display` and `Debug` never show them.
 
+pub mod url;
+
 use flist_view::block::BlockId;
 
 /// Where blocks are kept, by name. Implementations are synchronous and serve many threads at once.

@@ -1,0 +1,38 @@
+//! Exit codes: 0 done, 1 failed, 2 usage (clap's own), 3 not found, 4 refused, 75 try again.
+
+use std::process::ExitCode;
+
+use flist::store::StoreError;
+
+/// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("flist: {error:#}");
+    let (code, hint) = classify(error);
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(code)
+}
+
+fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
+    for cause in error.chain() {
+        if let Some(store) = cause.downcast_ref::<StoreError>() {
+            return match store {
+                StoreError::Missing { .. } => {
+                    (3, Some("name another store that has the image's blocks: --store URL"))
+                }
+                StoreError::Refused { .. } => {
+                    (4, Some("check the password or key in the store's URL"))
+                }
+                StoreError::Unreachable { .. } => (75, None),
+                StoreError::ReadOnly { .. } | StoreError::Url { .. } => (2, None),
+            };
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::NotFound
+        {
+            return (3, None);
+        }
+    }
+    (1, None)
+}

@@ -1,0 +1,4 @@
+//! What the subcommands of `flist` share; each subcommand has a file of its own beside this one.
+
+pub(crate) mod exit;
+pub(crate) mod terminal;

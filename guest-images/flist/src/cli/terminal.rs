@@ -1,0 +1,66 @@
+//! Progress bars on a terminal, silence elsewhere, and Ctrl-C as an orderly stop.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use flist::progress::{Cancelled, Progress};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Shows progress on standard error when that is a terminal; a first Ctrl-C or SIGTERM asks running
+/// work to stop, a second one ends the process at once.
+pub(crate) struct Terminal {
+    bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+}
+
+impl Terminal {
+    /// Installs the signal handlers.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            // The order matters: the second signal finds `stop` set and ends the process.
+            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
+        };
+        let style =
+            "{msg:10} {wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} eta {eta:>4}";
+        bar.set_style(ProgressStyle::with_template(style)?);
+        Ok(Self { bar, stop })
+    }
+
+    /// The flag that a signal sets, for work that waits rather than loops.
+    pub(crate) fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
+    }
+
+    /// Removes the bar, so that results stand alone.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Terminal {
+    fn begin(&self, what: &str, bytes: u64) {
+        self.bar.reset();
+        self.bar.set_length(bytes);
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn note(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("flist: {text}"));
+    }
+
+    fn check(&self) -> Result<(), Cancelled> {
+        if self.stop.load(Ordering::Relaxed) { Err(Cancelled) } else { Ok(()) }
+    }
+}
