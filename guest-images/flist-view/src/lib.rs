@@ -10,5 +10,10 @@
 //! Metadata calls never do I/O beyond page faults on the index; only `read` may wait, for a block
 //! that the node's cache process is still fetching.
 
+#![deny(unsafe_code)]
+
 pub mod block;
+mod bytes;
 pub mod filesystem;
+pub mod index;
+mod map;
