@@ -1,1 +1,17 @@
 //! The first process of a guest: finds its disks, mounts its root, starts its entrypoint.
+mod bytes;
+pub mod cidata;
+pub mod cmdline;
+pub mod disk;
+pub mod entry;
+pub mod etc;
+pub mod ext4;
+pub mod fat;
+pub mod modules;
+pub mod netlink;
+pub mod network;
+pub mod plan;
+pub mod startup;
+pub mod template;
+pub mod yaml;
+pub mod zosrc;
