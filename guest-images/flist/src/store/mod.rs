@@ -1,12 +1,15 @@
 //! Where blocks live: directories, ZDB, HTTP servers, S3 buckets.
 //!
-//! A [`Store`] is dumb on purpose: it maps names to bytes and believes nothing. Who routes, retries
-//! and verifies is `fetch::Fetcher`; who shards and replicates on the way in is
-//! the same `route` module.
+//! A [`Store`] is dumb on purpose: it maps names to bytes and promises nothing about them. Who
+//! retries and verifies is [`fetch::Fetcher`]; who shards and replicates on the way in is
+//! [`route::Stores`].
 //!
-//! Store URLs can carry passwords and keys. They are parsed once into a `StoreUrl`, whose
+//! Store URLs can carry passwords and keys. They are parsed once into a [`url::StoreUrl`], whose
 //! `Display` and `Debug` never show them.
 
+pub mod dir;
+pub mod fetch;
+pub mod route;
 pub mod url;
 
 use flist_view::block::BlockId;
@@ -15,7 +18,10 @@ use flist_view::block::BlockId;
 pub trait Store: Send + Sync {
     /// The stored bytes of a block.
     ///
-    /// `name` is the block's id without padding: 32 bytes, or 16 for legacy images.
+    /// `name` is the block's id without padding: 32 bytes, or 16 for legacy images. The bytes are
+    /// unverified. At most one byte more than
+    /// [`STORED_SIZE_MAX`](crate::block::STORED_SIZE_MAX) is read, which is enough to tell that it
+    /// is no block.
     ///
     /// # Errors
     /// [`StoreError::Missing`] if the store answered and does not have it.
@@ -82,4 +88,14 @@ pub enum StoreError {
 #[must_use]
 pub fn store_name(id: &BlockId, cipher: flist_view::block::BlockCipher) -> &[u8] {
     &id.0[..cipher.hash_size()]
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a `String` can't fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
