@@ -7,13 +7,20 @@
 //! |---|---|
 //! | [`tree`] | an image's tree in memory: what every reader makes and every writer takes |
 //! | [`block`] | one block: compress, encrypt, decrypt, verify |
+//! | [`cache`] | verified blocks of all images of a node, on its disk |
 //! | [`format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
+//! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
+//! | [`scan`], [`pack`] | a directory on this machine as a tree; a tree's files into blocks |
 //! | [`store`] | where blocks live: directories, ZDB, HTTP, S3; routes, sharding, retries |
 
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod cache;
 pub mod format;
+pub mod index;
+pub mod pack;
 pub mod progress;
+pub mod scan;
 pub mod store;
 pub mod tree;

@@ -113,6 +113,16 @@ impl Stores {
         &self.stores
     }
 
+    /// The routes again, store by store.
+    #[must_use]
+    pub fn routes(&self) -> Vec<Route> {
+        let of_store = |store: &RoutedStore| {
+            let url = store.url.clone();
+            store.ranges.clone().into_iter().map(move |(start, end)| Route { start, end, url: url.clone() })
+        };
+        self.stores.iter().flat_map(of_store).collect()
+    }
+
     /// Names of all stores, without secrets.
     #[must_use]
     pub fn names(&self) -> Vec<String> {

@@ -1,0 +1,16 @@
+# What the scripts beside this file share. Sourced, not run.
+
+# One target directory for all runs and clones, so that dependencies compile once per machine.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/zero-os/target}"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+
+# A heading on standard error; bold where a person looks at it.
+say() {
+    if [[ -t 2 && -z "${NO_COLOR:-}" ]]; then
+        printf '\033[1m== %s\033[0m\n' "$*" >&2
+    else
+        printf '== %s\n' "$*" >&2
+    fi
+}
+
+as_root() { if ((EUID == 0)); then env "$@"; else sudo env "$@"; fi; }

@@ -1,0 +1,41 @@
+//! What `ci/bench` runs: each part of the house against its peers, on one machine, in one run.
+//!
+//! Seconds lie on shared machines, so there are two kinds of rows. *Timed* rows are ratios between
+//! runs that alternate (A B A B); the table shows them beside their goal and nothing fails when one
+//! is missed. *Counted* rows (bytes, memory, system calls, instructions) repeat, have hard limits,
+//! and `--check` runs only those and exits 1 when one is missed.
+
+mod flist;
+mod process;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measure a part of the house against its peers
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Packing, mounting and reading flist images, against squashfs and erofs
+    Flist {
+        /// Only counted limits; exit 1 when one is missed
+        #[arg(long)]
+        check: bool,
+        /// Rounds of every timed row
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+        rounds: u32,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let Arguments { part: Part::Flist { check, rounds } } = Arguments::parse();
+    let table = if check { flist::counted()? } else { flist::timed(rounds)? };
+    table.print();
+    Ok(if check && table.has_missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,377 @@
+//! Packing: a tree and the bytes of its files become blocks in stores, and an [`Image`].
+//!
+//! The tree comes from a directory ([`crate::scan`]) or an OCI image ([`crate::oci`]); where the
+//! bytes are is known to [`Contents`]. Files are cut into spans of [`SPAN_SIZE`]; worker threads
+//! take spans in order, read, encode and store them, so that one huge file keeps every core as busy
+//! as many small ones. Nothing is written under the image's name here: the caller writes the image
+//! when every block is where it belongs.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use flist_view::block::{BLOCK_SIZE, BlockCipher, BlockId, BlockRef};
+
+use crate::block::Codec;
+use crate::format::Image;
+use crate::progress::{Cancelled, Progress};
+use crate::store::route::Stores;
+use crate::store::{StoreError, store_name};
+use crate::tree::{InodeId, Node, Tree};
+
+/// Bytes that one worker reads from one file before it looks for the next piece of work.
+pub const SPAN_SIZE: u64 = 32 * BLOCK_SIZE as u64;
+/// Most worker threads: beyond that, stores on a network are busy enough.
+pub const WORKER_COUNT_MAX: usize = 64;
+
+/// Where a packer finds the bytes of a tree's files.
+pub trait Contents: Sync {
+    /// Opens file `id` at `offset` bytes from its beginning.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    fn open(&self, id: InodeId, offset: u64) -> io::Result<Box<dyn Read + Send + '_>>;
+
+    /// The file's name in error messages: where the user would look for it.
+    fn name(&self, id: InodeId) -> String;
+}
+
+/// What a packer may be told.
+#[derive(Clone, Debug, Default)]
+pub struct PackOptions {
+    /// Worker threads; by default one for each core.
+    pub workers: Option<NonZeroUsize>,
+}
+
+/// Why packing stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// A source file can't be read.
+    #[error("{file}: cannot be read")]
+    Source {
+        /// The file.
+        file: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A source file has not the size it had when its directory was listed.
+    #[error("{file}: changed while it was packed: {expected} bytes when listed, {found} read")]
+    Changed {
+        /// The file.
+        file: String,
+        /// Size when listed.
+        expected: u64,
+        /// Size when read; a lower bound if the file grew.
+        found: u64,
+    },
+    /// A store did not take a block.
+    #[error("storing a block of {file}")]
+    Store {
+        /// The file.
+        file: String,
+        /// What the store said.
+        #[source]
+        source: StoreError,
+    },
+    /// The stores could not make their blocks durable.
+    #[error("finishing the stores")]
+    Sync(#[source] StoreError),
+    /// The user stopped it.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// Stores the contents of every file of `tree` and returns the image that names them. Its routes
+/// are those of `stores`.
+///
+/// # Errors
+/// [`PackError`] names the file and what was wrong. Blocks stored so far stay: they are named by
+/// content and will be found again.
+pub fn pack(
+    mut tree: Tree,
+    contents: &dyn Contents,
+    stores: &Stores,
+    options: &PackOptions,
+    progress: &dyn Progress,
+) -> Result<Image, PackError> {
+    let spans = spans(&tree);
+    progress.begin("packing", spans.iter().map(|span| span.size).sum());
+    let packer = Packer { contents, stores, progress, stored: Mutex::default() };
+    let packed = run_workers(&packer, &spans, worker_count(options))?;
+    stores.sync().map_err(PackError::Sync)?;
+    for (position, blocks) in packed {
+        if let Node::File(file) = &mut tree.inode_mut(spans[position].file).node {
+            file.blocks.extend(blocks);
+        }
+    }
+    Ok(Image { tree, cipher: BlockCipher::Aes256Gcm, routes: stores.routes(), tags: [].into() })
+}
+
+/// A piece of one file, at most [`SPAN_SIZE`] long.
+struct Span {
+    file: InodeId,
+    offset: u64,
+    size: u64,
+    /// Size of the whole file, as listed.
+    file_size: u64,
+}
+
+/// The work, files in the order of their inodes, each file's spans in the order of their offsets.
+fn spans(tree: &Tree) -> Vec<Span> {
+    let mut spans = Vec::new();
+    for entry in tree.walk() {
+        let Node::File(file) = &tree.inode(entry.id).node else { continue };
+        let mut offset = 0;
+        while offset < file.size {
+            let size = SPAN_SIZE.min(file.size - offset);
+            spans.push(Span { file: entry.id, offset, size, file_size: file.size });
+            offset += size;
+        }
+    }
+    // A hard link walks by twice; its contents are packed once.
+    spans.sort_by_key(|span| (span.file, span.offset));
+    spans.dedup_by_key(|span| (span.file, span.offset));
+    spans
+}
+
+fn worker_count(options: &PackOptions) -> usize {
+    let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    options.workers.map_or_else(cores, NonZeroUsize::get).min(WORKER_COUNT_MAX)
+}
+
+/// Blocks by position of their span, in that order.
+type Packed = Vec<(usize, Vec<BlockRef>)>;
+
+/// Lets `count` workers take spans until none is left or one has failed.
+fn run_workers(packer: &Packer<'_>, spans: &[Span], count: usize) -> Result<Packed, PackError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut worker = Worker::default();
+        let mut packed = Vec::new();
+        loop {
+            let position = next.fetch_add(1, Ordering::Relaxed);
+            let Some(span) = spans.get(position) else { return Ok(packed) };
+            match packer.pack_span(&mut worker, span) {
+                Ok(blocks) => packed.push((position, blocks)),
+                Err(error) => {
+                    // The others find nothing more to do.
+                    next.store(spans.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let results: Vec<Result<Packed, PackError>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a worker does not panic")).collect()
+    });
+    let mut packed = results.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
+    packed.sort_unstable_by_key(|(position, _)| *position);
+    Ok(packed)
+}
+
+/// What all workers share.
+struct Packer<'a> {
+    contents: &'a dyn Contents,
+    stores: &'a Stores,
+    progress: &'a dyn Progress,
+    /// Blocks stored in this run, so that copies cost no round trip.
+    stored: Mutex<HashSet<BlockId>>,
+}
+
+/// What each worker has for itself.
+#[derive(Default)]
+struct Worker {
+    codec: Codec,
+    plaintext: Vec<u8>,
+    stored: Vec<u8>,
+}
+
+impl Packer<'_> {
+    fn pack_span(&self, worker: &mut Worker, span: &Span) -> Result<Vec<BlockRef>, PackError> {
+        self.progress.check()?;
+        let failed = |source| PackError::Source { file: self.contents.name(span.file), source };
+        let mut reader = self.contents.open(span.file, span.offset).map_err(failed)?;
+        let mut blocks = Vec::new();
+        let mut left = span.size;
+        while left > 0 {
+            let wanted = left.min(u64::from(BLOCK_SIZE));
+            worker.plaintext.clear();
+            reader.by_ref().take(wanted).read_to_end(&mut worker.plaintext).map_err(failed)?;
+            if worker.plaintext.len() as u64 != wanted {
+                let found = span.offset + (span.size - left) + worker.plaintext.len() as u64;
+                return Err(self.changed(span, found));
+            }
+            blocks.push(self.pack_block(worker, span)?);
+            left -= wanted;
+            self.progress.advance(wanted);
+        }
+        let is_last = span.offset + span.size == span.file_size;
+        if is_last && reader.read(&mut [0]).map_err(failed)? != 0 {
+            return Err(self.changed(span, span.file_size + 1));
+        }
+        Ok(blocks)
+    }
+
+    fn pack_block(&self, worker: &mut Worker, span: &Span) -> Result<BlockRef, PackError> {
+        let block = worker.codec.encode(&worker.plaintext, &mut worker.stored);
+        let known = || self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known().contains(&block.id) {
+            self.stores
+                .put(store_name(&block.id, BlockCipher::Aes256Gcm), &worker.stored)
+                .map_err(|source| PackError::Store {
+                    file: self.contents.name(span.file),
+                    source,
+                })?;
+            known().insert(block.id);
+        }
+        Ok(block)
+    }
+
+    fn changed(&self, span: &Span, found: u64) -> PackError {
+        PackError::Changed { file: self.contents.name(span.file), expected: span.file_size, found }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::format::Route;
+    use crate::progress::Quiet;
+    use crate::store::Store;
+    use crate::store::url::StoreUrl;
+    use crate::tree::{FileContents, Inode, Metadata};
+
+    /// Blocks in memory; refuses the block after the last one it has room for.
+    struct MemoryStore {
+        blocks: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
+        room: usize,
+    }
+
+    impl Store for MemoryStore {
+        fn get(&self, name: &[u8]) -> Result<Vec<u8>, StoreError> {
+            Ok(self.blocks.lock().unwrap()[name].clone())
+        }
+
+        fn put(&self, name: &[u8], stored: &[u8]) -> Result<(), StoreError> {
+            let mut blocks = self.blocks.lock().unwrap();
+            if blocks.len() == self.room {
+                return Err(StoreError::Refused { store: "memory".into(), reason: "full".into() });
+            }
+            assert_eq!(blocks.insert(name.to_vec(), stored.to_vec()), None, "stored twice");
+            Ok(())
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    struct MemoryContents(HashMap<InodeId, Vec<u8>>);
+
+    impl Contents for MemoryContents {
+        fn open(&self, id: InodeId, offset: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+            let bytes = self.0.get(&id).ok_or(io::ErrorKind::PermissionDenied)?;
+            Ok(Box::new(&bytes[usize::try_from(offset).unwrap().min(bytes.len())..]))
+        }
+
+        fn name(&self, id: InodeId) -> String {
+            format!("file {}", id.index())
+        }
+    }
+
+    fn store(room: usize) -> (Arc<MemoryStore>, Stores) {
+        let store = Arc::new(MemoryStore { blocks: Mutex::default(), room });
+        let route = Route { start: 0, end: 255, url: StoreUrl::parse("dir:///memory").unwrap() };
+        (Arc::clone(&store), Stores::from_open(vec![(route, store)]))
+    }
+
+    /// A tree with one file of these bytes, listed as `size` bytes long.
+    fn one_file(bytes: Vec<u8>, size: u64) -> (Tree, MemoryContents, InodeId) {
+        let mut tree = Tree::new(Metadata::default());
+        let node = Node::File(FileContents { size, blocks: Vec::new() });
+        let id = tree.add(InodeId::ROOT, b"file", Inode::new(Metadata::default(), node)).unwrap();
+        (tree, MemoryContents([(id, bytes)].into()), id)
+    }
+
+    fn patterned(size: usize) -> Vec<u8> {
+        (0..size).map(|i| u8::try_from((i / 4096 + i % 7) % 256).unwrap()).collect()
+    }
+
+    fn blocks(image: &Image, id: InodeId) -> &[BlockRef] {
+        match &image.tree.inode(id).node {
+            Node::File(file) => &file.blocks,
+            other => panic!("not a file: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_of_several_spans_is_stored_in_order_and_once_for_both_its_names() {
+        let span = usize::try_from(SPAN_SIZE).unwrap();
+        let bytes = patterned(2 * span + 5);
+        let (mut tree, contents, id) = one_file(bytes.clone(), bytes.len() as u64);
+        tree.link(InodeId::ROOT, b"again", id).unwrap();
+        let (memory, stores) = store(1000);
+        let options = PackOptions { workers: NonZeroUsize::new(3) };
+        let image = pack(tree, &contents, &stores, &options, &Quiet).unwrap();
+        let mut codec = Codec::new();
+        let read: Vec<u8> = blocks(&image, id)
+            .iter()
+            .flat_map(|block| {
+                let mut stored = memory.get(&block.id.0).unwrap();
+                codec.decode(BlockCipher::Aes256Gcm, block, &mut stored).unwrap().to_vec()
+            })
+            .collect();
+        assert!(read == bytes);
+        assert_eq!(blocks(&image, id).len(), 65);
+    }
+
+    #[test]
+    fn an_empty_file_has_no_blocks() {
+        let (tree, contents, id) = one_file(Vec::new(), 0);
+        let (memory, stores) = store(0);
+        let image = pack(tree, &contents, &stores, &PackOptions::default(), &Quiet).unwrap();
+        assert_eq!(blocks(&image, id), []);
+        assert!(memory.blocks.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_shrank_or_grew_since_it_was_listed_is_named() {
+        for (size, found) in [(600_001, 600_000), (599_999, 600_000)] {
+            let (tree, contents, _) = one_file(patterned(600_000), size);
+            let (_, stores) = store(1000);
+            let error =
+                pack(tree, &contents, &stores, &PackOptions::default(), &Quiet).unwrap_err();
+            let expected = format!(
+                "file 1: changed while it was packed: {size} bytes when listed, {found} read"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let (tree, _, _) = one_file(Vec::new(), 10);
+        let (_, stores) = store(1000);
+        let contents = MemoryContents(HashMap::new());
+        let error = pack(tree, &contents, &stores, &PackOptions::default(), &Quiet).unwrap_err();
+        assert_eq!(error.to_string(), "file 1: cannot be read");
+    }
+
+    #[test]
+    fn a_store_that_is_full_stops_all_workers() {
+        let bytes = patterned(usize::try_from(SPAN_SIZE).unwrap());
+        let (tree, contents, _) = one_file(bytes.clone(), bytes.len() as u64);
+        let (_, stores) = store(3);
+        let options = PackOptions { workers: NonZeroUsize::new(2) };
+        let error = pack(tree, &contents, &stores, &options, &Quiet).unwrap_err();
+        assert!(matches!(error, PackError::Store { .. }), "{error:?}");
+    }
+}
