@@ -15,5 +15,9 @@
 pub mod block;
 mod bytes;
 pub mod filesystem;
+pub mod fuse;
 pub mod index;
 mod map;
+#[cfg(test)]
+mod testing;
+pub mod view;

@@ -19,6 +19,7 @@
 #![deny(clippy::indexing_slicing)]
 
 mod layout;
+mod path;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -207,6 +208,12 @@ impl Index {
     #[must_use]
     pub const fn block_count(&self) -> u32 {
         self.header.block_count
+    }
+
+    /// Extended attributes in all.
+    #[must_use]
+    pub const fn xattr_count(&self) -> u32 {
+        self.header.xattr_count
     }
 
     /// Sum of the sizes of all regular files, in bytes.
