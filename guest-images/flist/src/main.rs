@@ -16,7 +16,9 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Pack(cli::pack::PackArguments),
+}
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("FLIST_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -28,5 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    match command {}
+    match command {
+        Command::Pack(arguments) => cli::pack::run(&arguments),
+    }
 }

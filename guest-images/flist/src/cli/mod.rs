@@ -1,4 +1,6 @@
 //! What the subcommands of `flist` share; each subcommand has a file of its own beside this one.
 
 pub(crate) mod exit;
+pub(crate) mod pack;
+pub(crate) mod stores;
 pub(crate) mod terminal;
