@@ -2,7 +2,7 @@
 //!
 //! [`build`] is the conversion; [`open`] and [`store`] keep its results in a folder, one file per
 //! image, named by the image file's hash, so that an image is parsed once per machine and opened in
-//! microseconds ever after. `mount` and the cache daemon call [`open_or_build`].
+//! microseconds ever after. `mount` and the cache daemon call [`open_image`].
 //!
 //! Inodes are numbered breadth first, so that the children of a directory, and the blocks of its
 //! files, are neighbours on the same pages.
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use flist_view::filesystem::Ino;
 use flist_view::index::{Contents, Index, IndexError, IndexWriter, InodeRecord, WriteError};
 
-use crate::format::Image;
+use crate::format::{FormatError, Image, image_hash};
 use crate::tree::{InodeId, Node, Tree, printable};
 
 /// Why there is no index of an image.
@@ -37,6 +37,12 @@ pub enum BuildError {
         /// What the system said.
         source: io::Error,
     },
+    /// The image can't be read.
+    #[error(transparent)]
+    Image(#[from] FormatError),
+    /// The image became another while we read it.
+    #[error("{}: changed while it was read", .0.display())]
+    Changed(PathBuf),
     /// The index just written can't be read back.
     #[error("{}: {source}", path.display())]
     Index {
@@ -104,6 +110,23 @@ pub fn store(directory: &Path, image: &Image, image_hash: &[u8; 32]) -> Result<I
     let file = write_whole(directory, &path, &bytes)
         .map_err(|source| BuildError::Io { path: path.clone(), source })?;
     Index::open(&file).map_err(|source| BuildError::Index { path, source })
+}
+
+/// The index of the image file `path`: the one in `directory`, or a new one.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn open_image(directory: &Path, path: &Path) -> Result<Index, BuildError> {
+    let hash = image_hash(path)?;
+    open_or_build(directory, &hash, || {
+        let image = Image::open(path)?;
+        // Or another image's index would be kept under this one's hash for good.
+        if image_hash(path)? == hash {
+            Ok(image)
+        } else {
+            Err(BuildError::Changed(path.to_owned()))
+        }
+    })
 }
 
 /// The index of an image: the one in `directory`, or a new one from what `read` returns.

@@ -11,6 +11,7 @@
 //! | [`format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
 //! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
 //! | [`scan`], [`pack`] | a directory on this machine as a tree; a tree's files into blocks |
+//! | [`mount`] | a view of an image, mounted through `/dev/fuse` |
 //! | [`store`] | where blocks live: directories, ZDB, HTTP, S3; routes, sharding, retries |
 
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ pub mod block;
 pub mod cache;
 pub mod format;
 pub mod index;
+pub mod mount;
 pub mod pack;
 pub mod progress;
 pub mod scan;

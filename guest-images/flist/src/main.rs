@@ -17,6 +17,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Mount(cli::mount::MountArguments),
     Pack(cli::pack::PackArguments),
 }
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Mount(arguments) => cli::mount::run(&arguments),
         Command::Pack(arguments) => cli::pack::run(&arguments),
     }
 }
