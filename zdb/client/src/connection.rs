@@ -1,0 +1,604 @@
+//! One connection and the commands on it.
+//!
+//! ```text
+//!   connect ──> ready ──request──> waiting ──reply──> ready
+//!                 │                   │ timeout, hang-up, broken protocol
+//!                 └──────────────────>└──────────> broken: every call fails
+//! ```
+//!
+//! A server's error is an answer like others and leaves the connection ready.
+
+use std::time::{Duration, Instant};
+
+use sha1::{Digest, Sha1};
+use zdb_resp::buffer::Buffer;
+use zdb_resp::reply::{self, Parsed, Reply};
+use zdb_resp::{BULK_SIZE_MAX, Limits, UNREAD_SIZE_MAX, write};
+
+use crate::stream::Stream;
+use crate::{ClientError, Endpoint, Password, Timeouts};
+
+/// Requests of a batch that are sent before the first reply is read. Small enough that a server's
+/// replies to them never wait for us while we wait for the server.
+pub const BATCH_COUNT_MAX: usize = 64;
+/// Bytes of a batch that are sent before the first reply is read, unless one request is larger.
+const BATCH_SIZE_MAX: usize = 1024 * 1024;
+/// Room for what surrounds the largest bulk string in a reply.
+const REPLY_OVERHEAD_SIZE: usize = 64 * 1024;
+/// Longest text of a server's error that is kept, in characters.
+const ERROR_SIZE_MAX: usize = 200;
+
+/// A connection to a ZDB server.
+#[derive(Debug)]
+pub struct Client {
+    endpoint: String,
+    stream: Stream,
+    request_timeout: Duration,
+    limits: Limits,
+    input: Buffer,
+    output: Vec<u8>,
+    is_broken: bool,
+}
+
+/// A reply that owns its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Short text, such as `OK`.
+    Simple(Vec<u8>),
+    /// A server's error, where it stands inside an array.
+    Error(Vec<u8>),
+    /// A number.
+    Integer(i64),
+    /// Bytes.
+    Bulk(Vec<u8>),
+    /// Nothing.
+    Nil,
+    /// A list.
+    Array(Vec<Self>),
+}
+
+impl Client {
+    /// Connects, and accepts values of up to 8 MiB.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`].
+    pub fn connect(endpoint: &Endpoint, timeouts: &Timeouts) -> Result<Self, ClientError> {
+        Self::connect_with_limit(endpoint, timeouts, BULK_SIZE_MAX)
+    }
+
+    /// Connects, and accepts values of up to `value_size_max` bytes. A reply with a larger one
+    /// breaks the connection.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`].
+    pub fn connect_with_limit(
+        endpoint: &Endpoint,
+        timeouts: &Timeouts,
+        value_size_max: usize,
+    ) -> Result<Self, ClientError> {
+        let name = endpoint.to_string();
+        let stream = Stream::connect(endpoint, timeouts.connect)
+            .map_err(|source| ClientError::Connect { endpoint: name.clone(), source })?;
+        let bulk_size_max = value_size_max.min(BULK_SIZE_MAX);
+        let unread_size_max = bulk_size_max.saturating_add(REPLY_OVERHEAD_SIZE);
+        Ok(Self {
+            endpoint: name,
+            stream,
+            request_timeout: timeouts.request,
+            limits: Limits { bulk_size_max, ..Limits::default() },
+            input: Buffer::new(unread_size_max.min(UNREAD_SIZE_MAX)),
+            output: Vec::new(),
+            is_broken: false,
+        })
+    }
+
+    /// Whether this connection failed and should be dropped.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// `PING`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ping(&mut self) -> Result<(), ClientError> {
+        self.one("PING", &[b"PING"], |_| Some(()))
+    }
+
+    /// `AUTH password`, which sends the password in clear.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the password is wrong or the server has none.
+    pub fn auth(&mut self, password: &Password) -> Result<(), ClientError> {
+        self.one("AUTH", &[b"AUTH", password.reveal().as_bytes()], |_| Some(()))
+            .map_err(|error| without(error, password))
+    }
+
+    /// `AUTH SECURE`: proves knowledge of the password by hashing it with the server's challenge.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the password is wrong or the server has none.
+    pub fn auth_secure(&mut self, password: &Password) -> Result<(), ClientError> {
+        let answer = self.challenge_answer(password)?;
+        self.one("AUTH", &[b"AUTH", b"SECURE", answer.as_bytes()], |_| Some(()))
+    }
+
+    /// `SELECT namespace [password]`, which sends the password in clear.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such namespace or the password is wrong.
+    pub fn select(
+        &mut self,
+        namespace: &str,
+        password: Option<&Password>,
+    ) -> Result<(), ClientError> {
+        let Some(password) = password else {
+            return self.one("SELECT", &[b"SELECT", namespace.as_bytes()], |_| Some(()));
+        };
+        let arguments = [b"SELECT", namespace.as_bytes(), password.reveal().as_bytes()];
+        self.one("SELECT", &arguments, |_| Some(())).map_err(|error| without(error, password))
+    }
+
+    /// `SELECT namespace SECURE`: like [`Client::auth_secure`], for a namespace's password.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if there is no such namespace or the password is wrong.
+    pub fn select_secure(
+        &mut self,
+        namespace: &str,
+        password: &Password,
+    ) -> Result<(), ClientError> {
+        let answer = self.challenge_answer(password)?;
+        let arguments = [b"SELECT", namespace.as_bytes(), b"SECURE", answer.as_bytes()];
+        self.one("SELECT", &arguments, |_| Some(()))
+    }
+
+    /// `GET key`: the value, if there is one.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, ClientError> {
+        self.one("GET", &[b"GET", key], optional_bytes)
+    }
+
+    /// `SET key value`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], for example when the namespace is full or read-only.
+    pub fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), ClientError> {
+        self.one("SET", &[b"SET", key, value], |_| Some(()))
+    }
+
+    /// `EXISTS key`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn exists(&mut self, key: &[u8]) -> Result<bool, ClientError> {
+        self.one("EXISTS", &[b"EXISTS", key], truth)
+    }
+
+    /// Gets many values with few round trips; the answers are in the order of `keys`.
+    ///
+    /// # Errors
+    /// The first error; the answers to all keys are dropped then.
+    pub fn get_batch<K: AsRef<[u8]>>(
+        &mut self,
+        keys: &[K],
+    ) -> Result<Vec<Option<Vec<u8>>>, ClientError> {
+        let requests = keys.iter().map(|key| [b"GET", key.as_ref()]);
+        self.batch("GET", requests, optional_bytes)
+    }
+
+    /// Asks for many keys whether they exist, with few round trips.
+    ///
+    /// # Errors
+    /// The first error.
+    pub fn exists_batch<K: AsRef<[u8]>>(&mut self, keys: &[K]) -> Result<Vec<bool>, ClientError> {
+        self.batch("EXISTS", keys.iter().map(|key| [b"EXISTS", key.as_ref()]), truth)
+    }
+
+    /// Sets many values with few round trips.
+    ///
+    /// # Errors
+    /// The first error; values before and after it may have been set.
+    pub fn set_batch<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &mut self,
+        pairs: &[(K, V)],
+    ) -> Result<(), ClientError> {
+        let requests = pairs.iter().map(|(key, value)| [b"SET", key.as_ref(), value.as_ref()]);
+        self.batch("SET", requests, |_| Some(())).map(|_| ())
+    }
+
+    /// Any command. An error inside an array is part of the value.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if the whole reply is an error.
+    pub fn call(&mut self, arguments: &[&[u8]]) -> Result<Value, ClientError> {
+        self.one("command", arguments, |reply| Some(Value::from(reply)))
+    }
+
+    /// `sha1(challenge ":" password)` in hex (`reference: zdb 2.3`).
+    fn challenge_answer(&mut self, password: &Password) -> Result<String, ClientError> {
+        let challenge =
+            self.one("AUTH SECURE", &[b"AUTH", b"SECURE", b"CHALLENGE"], |reply| match reply {
+                Reply::Simple(challenge) | Reply::Bulk(challenge) => Some(challenge.to_vec()),
+                _ => None,
+            })?;
+        let hash =
+            Sha1::new().chain_update(&challenge).chain_update(b":").chain_update(password.reveal());
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// One request and its reply, which `take` turns into a result; `None` says that the command has
+    /// no such reply.
+    fn one<T>(
+        &mut self,
+        command: &'static str,
+        arguments: &[&[u8]],
+        take: impl Fn(Reply<'_>) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        self.output.clear();
+        write::request(&mut self.output, arguments);
+        let deadline = Instant::now() + self.request_timeout;
+        self.send(deadline)?;
+        self.receive(command, &take, deadline)?
+    }
+
+    fn batch<const N: usize, A: AsRef<[u8]>, T>(
+        &mut self,
+        command: &'static str,
+        requests: impl Iterator<Item = [A; N]>,
+        take: impl Fn(Reply<'_>) -> Option<T>,
+    ) -> Result<Vec<T>, ClientError> {
+        let mut answers = Vec::with_capacity(requests.size_hint().0);
+        let mut requests = requests.peekable();
+        while requests.peek().is_some() {
+            self.output.clear();
+            let mut count = 0;
+            while count < BATCH_COUNT_MAX && self.output.len() < BATCH_SIZE_MAX {
+                let Some(request) = requests.next() else { break };
+                write::request(&mut self.output, &request);
+                count += 1;
+            }
+            let deadline = Instant::now() + self.request_timeout;
+            self.send(deadline)?;
+            let first = answers.len();
+            let mut refusal = None;
+            // After a refusal the other replies still come, and must not be taken for later ones.
+            while answers.len() - first < count {
+                match self.receive(command, &take, deadline)? {
+                    Ok(answer) => answers.push(answer),
+                    Err(error) => {
+                        refusal = refusal.or(Some(error));
+                        count -= 1;
+                    }
+                }
+            }
+            if let Some(error) = refusal {
+                return Err(error);
+            }
+        }
+        Ok(answers)
+    }
+
+    fn send(&mut self, deadline: Instant) -> Result<(), ClientError> {
+        if self.is_broken {
+            return Err(ClientError::Broken { endpoint: self.endpoint.clone() });
+        }
+        let sent = self.stream.write_all(&self.output, deadline);
+        if self.output.capacity() > 2 * BATCH_SIZE_MAX {
+            self.output = Vec::new();
+        }
+        sent.map_err(|source| self.broken(source))
+    }
+
+    /// The next reply. The outer error breaks the connection, the inner one is the server's answer.
+    fn receive<T>(
+        &mut self,
+        command: &'static str,
+        take: impl Fn(Reply<'_>) -> Option<T>,
+        deadline: Instant,
+    ) -> Result<Result<T, ClientError>, ClientError> {
+        loop {
+            let wanted = match reply::parse(self.input.unread(), &self.limits) {
+                Ok(Parsed::Complete(reply, size)) => {
+                    let answer = match reply {
+                        Reply::Error(text) => Err(printable(text)),
+                        reply => Ok(take(reply)),
+                    };
+                    self.input.consume(size);
+                    return self.answer(command, answer);
+                }
+                Ok(Parsed::Incomplete(wanted)) => wanted,
+                Err(source) => {
+                    self.is_broken = true;
+                    return Err(ClientError::Protocol { endpoint: self.endpoint.clone(), source });
+                }
+            };
+            while self.input.unread().len() < wanted {
+                self.fill(deadline)?;
+            }
+        }
+    }
+
+    fn answer<T>(
+        &mut self,
+        command: &'static str,
+        answer: Result<Option<T>, String>,
+    ) -> Result<Result<T, ClientError>, ClientError> {
+        let endpoint = self.endpoint.clone();
+        match answer {
+            Ok(Some(value)) => Ok(Ok(value)),
+            Ok(None) => {
+                self.is_broken = true;
+                Err(ClientError::Unexpected { endpoint, command })
+            }
+            Err(text) => Ok(Err(ClientError::Refused { endpoint, command, text })),
+        }
+    }
+
+    fn fill(&mut self, deadline: Instant) -> Result<(), ClientError> {
+        let received = match self.input.space() {
+            Ok(space) => self.stream.read(space, deadline),
+            Err(full) => {
+                self.is_broken = true;
+                let endpoint = self.endpoint.clone();
+                return Err(ClientError::ReplySize { endpoint, size_max: full.size });
+            }
+        };
+        match received {
+            Ok(0) => {
+                self.is_broken = true;
+                Err(ClientError::Closed { endpoint: self.endpoint.clone() })
+            }
+            Ok(count) => {
+                self.input.received(count);
+                Ok(())
+            }
+            Err(source) => Err(self.broken(source)),
+        }
+    }
+
+    fn broken(&mut self, source: std::io::Error) -> ClientError {
+        self.is_broken = true;
+        let endpoint = self.endpoint.clone();
+        if source.kind() == std::io::ErrorKind::TimedOut {
+            return ClientError::Timeout { endpoint, limit_ms: self.request_timeout.as_millis() };
+        }
+        ClientError::Io { endpoint, source }
+    }
+}
+
+impl From<Reply<'_>> for Value {
+    fn from(reply: Reply<'_>) -> Self {
+        match reply {
+            Reply::Simple(text) => Self::Simple(text.to_vec()),
+            Reply::Error(text) => Self::Error(text.to_vec()),
+            Reply::Integer(number) => Self::Integer(number),
+            Reply::Bulk(bytes) => Self::Bulk(bytes.to_vec()),
+            Reply::Nil => Self::Nil,
+            Reply::Array(elements) => Self::Array(elements.into_iter().map(Self::from).collect()),
+        }
+    }
+}
+
+fn optional_bytes(reply: Reply<'_>) -> Option<Option<Vec<u8>>> {
+    match reply {
+        Reply::Bulk(bytes) => Some(Some(bytes.to_vec())),
+        Reply::Nil => Some(None),
+        _ => None,
+    }
+}
+
+fn truth(reply: Reply<'_>) -> Option<bool> {
+    match reply {
+        Reply::Integer(number) => Some(number != 0),
+        _ => None,
+    }
+}
+
+fn printable(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().take(ERROR_SIZE_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The error, in which a server that repeats what it was sent does not show the password.
+fn without(error: ClientError, password: &Password) -> ClientError {
+    match error {
+        ClientError::Refused { endpoint, command, text } if !password.reveal().is_empty() => {
+            let text = text.replace(password.reveal(), "..");
+            ClientError::Refused { endpoint, command, text }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::testing::{Action, FakeServer, Session, TIMEOUTS};
+
+    type Data = Arc<Mutex<HashMap<Vec<u8>, Vec<u8>>>>;
+
+    /// A server of one namespace, `ns`, with the password `secret`.
+    fn zdb(data: &Data) -> Session {
+        let data = Arc::clone(data);
+        let challenge = "f7b69d2e8a9b4d11";
+        let good: String = Sha1::digest(format!("{challenge}:secret"))
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Box::new(move |arguments| {
+            let mut out = Vec::new();
+            let words: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
+            match words.as_slice() {
+                [b"PING"] => write::simple(&mut out, b"PONG"),
+                [b"AUTH", b"SECURE", b"CHALLENGE"] => {
+                    write::simple(&mut out, challenge.as_bytes());
+                }
+                [b"AUTH", b"SECURE", hash] | [b"SELECT", b"ns", b"SECURE", hash]
+                    if *hash == good.as_bytes() =>
+                {
+                    write::simple(&mut out, b"OK");
+                }
+                [b"AUTH", b"secret"] | [b"SELECT", b"ns", b"secret"] => {
+                    write::simple(&mut out, b"OK");
+                }
+                [b"AUTH", word] => {
+                    let text = [b"bad password ", *word].concat();
+                    write::error(&mut out, &text);
+                }
+                [b"SET", key, value] => {
+                    data.lock().unwrap().insert(key.to_vec(), value.to_vec());
+                    write::bulk(&mut out, key);
+                }
+                [b"GET", key] => match data.lock().unwrap().get(*key) {
+                    Some(value) => write::bulk(&mut out, value),
+                    None => write::nil(&mut out),
+                },
+                [b"EXISTS", key] => {
+                    write::integer(&mut out, data.lock().unwrap().contains_key(*key).into());
+                }
+                [b"LONELY"] => out.extend_from_slice(b"$5\r\nab"),
+                [b"GARBAGE"] => out.extend_from_slice(b"HTTP/1.1 400\r\n"),
+                [b"QUIT"] => return Action::Close,
+                _ => write::error(&mut out, b"Command not supported"),
+            }
+            Action::Send(out)
+        })
+    }
+
+    fn server() -> FakeServer {
+        let data = Data::default();
+        FakeServer::tcp(move || zdb(&data))
+    }
+
+    fn connect(server: &FakeServer) -> Client {
+        Client::connect(&server.endpoint, &TIMEOUTS).unwrap()
+    }
+
+    #[test]
+    fn values_of_all_sizes_round_trip() {
+        let server = server();
+        let mut client = connect(&server);
+        client.ping().unwrap();
+        for size in [0, 1, 100, 1 << 16, 512 << 10, BULK_SIZE_MAX] {
+            let value: Vec<u8> = (0..size).map(|i| (i % 251).to_le_bytes()[0]).collect();
+            assert!(!client.exists(&size.to_le_bytes()).unwrap());
+            client.set(&size.to_le_bytes(), &value).unwrap();
+            assert!(client.exists(&size.to_le_bytes()).unwrap());
+            assert_eq!(client.get(&size.to_le_bytes()).unwrap(), Some(value));
+        }
+        assert_eq!(client.get(b"nothing").unwrap(), None);
+    }
+
+    #[test]
+    fn batches_keep_their_order() {
+        let server = server();
+        let mut client = connect(&server);
+        let pairs: Vec<_> =
+            (0_u32..500).map(|i| (i.to_le_bytes(), vec![i.to_le_bytes()[0]; 20_000])).collect();
+        client.set_batch(&pairs).unwrap();
+        let keys: Vec<_> = (0_u32..501).rev().map(u32::to_le_bytes).collect();
+        let values = client.get_batch(&keys).unwrap();
+        assert_eq!(values[0], None);
+        for (value, (_, expected)) in values[1..].iter().zip(pairs.iter().rev()) {
+            assert_eq!(value.as_ref(), Some(expected));
+        }
+        assert_eq!(client.exists_batch(&keys).unwrap().iter().filter(|found| **found).count(), 500);
+    }
+
+    #[test]
+    fn passwords_go_in_clear_or_by_challenge() {
+        let server = server();
+        let mut client = connect(&server);
+        let (good, bad) = (Password::new("secret"), Password::new("hunter2"));
+        client.auth(&good).unwrap();
+        client.auth_secure(&good).unwrap();
+        client.select("ns", Some(&good)).unwrap();
+        client.select_secure("ns", &good).unwrap();
+        for error in [
+            client.auth(&bad).unwrap_err(),
+            client.auth_secure(&bad).unwrap_err(),
+            client.select("ns", Some(&bad)).unwrap_err(),
+            client.select_secure("ns", &bad).unwrap_err(),
+        ] {
+            assert!(error.is_refusal(), "{error}");
+            let shown = format!("{error} {error:?} {bad:?}");
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        client.ping().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_in_a_batch_leaves_the_connection_in_step() {
+        let server = server();
+        let mut client = connect(&server);
+        client.set(b"k", b"v").unwrap();
+        let requests = [[&b"GET"[..], b"k"], [b"NOPE", b"k"], [b"GET", b"k"]];
+        let error = client.batch("GET", requests.into_iter(), optional_bytes).unwrap_err();
+        assert!(error.is_refusal());
+        client.ping().unwrap();
+        assert_eq!(client.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    }
+
+    #[test]
+    fn a_broken_connection_stays_broken() {
+        let server = server();
+        for (command, expected) in [
+            (&b"QUIT"[..], "closed the connection"),
+            (b"GARBAGE", "broke the protocol"),
+            (b"LONELY", "no reply within 50 ms"),
+        ] {
+            let short = Timeouts { request: Duration::from_millis(50), ..TIMEOUTS };
+            let mut client = Client::connect(&server.endpoint, &short).unwrap();
+            let error = client.call(&[command]).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert!(client.is_broken());
+            assert!(matches!(client.ping(), Err(ClientError::Broken { .. })));
+        }
+    }
+
+    #[test]
+    fn a_value_larger_than_accepted_is_not_read() {
+        let server = server();
+        connect(&server).set(b"k", &[0; 2000]).unwrap();
+        let mut client = Client::connect_with_limit(&server.endpoint, &TIMEOUTS, 1999).unwrap();
+        assert!(matches!(client.get(b"k"), Err(ClientError::Protocol { .. })));
+        let mut client = Client::connect_with_limit(&server.endpoint, &TIMEOUTS, 2000).unwrap();
+        assert_eq!(client.get(b"k").unwrap().unwrap().len(), 2000);
+    }
+
+    #[test]
+    fn nobody_listening_is_an_error_at_once() {
+        let endpoint = Endpoint::Tcp("127.0.0.1".to_owned(), 1);
+        let error = Client::connect(&endpoint, &TIMEOUTS).unwrap_err();
+        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+        let endpoint = Endpoint::Unix("/nonexistent/zdb.sock".into());
+        let error = Client::connect(&endpoint, &TIMEOUTS).unwrap_err();
+        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    }
+
+    #[test]
+    fn unix_sockets_work_and_do_not_wait_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("zdb.sock");
+        {
+            let data = Data::default();
+            let server = FakeServer::unix(&path, move || zdb(&data));
+            connect(&server).ping().unwrap();
+        }
+        let path = folder.path().join("full.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let endpoint = Endpoint::Unix(path);
+        let short = Timeouts { connect: Duration::from_millis(50), ..TIMEOUTS };
+        let _first = Client::connect(&endpoint, &short).unwrap();
+        let error = Client::connect(&endpoint, &short).unwrap_err();
+        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    }
+}
