@@ -18,6 +18,17 @@ impl<'a> Reader<'a> {
         Some(*head)
     }
 
+    pub(crate) fn take(&mut self, size: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(size)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    /// All that was not taken yet.
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     pub(crate) fn u16(&mut self) -> Option<u16> {
         self.array().map(u16::from_le_bytes)
     }

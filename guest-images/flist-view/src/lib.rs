@@ -14,6 +14,7 @@
 
 pub mod block;
 mod bytes;
+pub mod cache_client;
 pub mod filesystem;
 pub mod fuse;
 pub mod index;
