@@ -12,6 +12,7 @@
 //!
 //! Callers bound what they keep with a [`Budget`] of bytes: honest rows are no larger than the file.
 
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -58,11 +59,13 @@ impl Database {
         Self::restrict(connection, size)
     }
 
-    /// Opens a database that is in memory already. `bytes` is copied once, by SQLite.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, Fault> {
+    /// Reads a database of `size` bytes into memory and opens it there.
+    pub(super) fn from_reader(source: impl Read, size: u64) -> Result<Self, Fault> {
         let mut connection = Connection::open_in_memory()?;
-        connection.deserialize_read_exact("main", bytes, bytes.len(), true)?;
-        Self::restrict(connection, bytes.len() as u64)
+        let length = usize::try_from(size)
+            .map_err(|_| Fault::File(format!("a database of {size} bytes is too large")))?;
+        connection.deserialize_read_exact("main", source, length, true)?;
+        Self::restrict(connection, size)
     }
 
     fn restrict(mut connection: Connection, size: u64) -> Result<Self, Fault> {
