@@ -9,14 +9,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab_agent::wire::{
-    DATA_SIZE_MAX, Decoder, Exec, Exit, PORT_NAME, Power, Reply, Request, VERSION,
-};
+use lab_agent::wire::{DATA_SIZE_MAX, Decoder, Exec, PORT_NAME, Power, Reply, Request, VERSION};
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::system::{RebootCommand, reboot};
 
@@ -77,38 +75,42 @@ impl Server {
         self.put(id, &reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}"))));
     }
 
+    /// Starts the command at once, so that a signal that follows finds it; its own thread sees
+    /// it through.
     fn exec(self: &Arc<Self>, id: u32, exec: Exec) {
+        let running = match self.start(id, exec) {
+            Ok(running) => running,
+            Err(error) => return self.put(id, &Reply::Failed(format!("{error:#}"))),
+        };
         let server = Arc::clone(self);
-        let name = format!("command-{id}");
-        let started = thread::Builder::new().name(name).spawn(move || {
-            let reply = server
-                .run_command(id, exec)
-                .map_or_else(|error| Reply::Failed(format!("{error:#}")), Reply::Exit);
-            server.put(id, &reply);
-        });
-        if let Err(error) = started {
+        let finish = move || {
+            let exit = running.finish(&|reply| server.put(id, &reply));
+            server.commands().remove(&id);
+            let failed = |error| Reply::Failed(format!("{error:#}"));
+            server.put(id, &exit.map_or_else(failed, Reply::Exit));
+        };
+        if let Err(error) = thread::Builder::new().name(format!("command-{id}")).spawn(finish) {
             self.put(id, &Reply::Failed(format!("cannot start a thread: {error}")));
         }
     }
 
-    fn run_command(&self, id: u32, exec: Exec) -> Result<Exit> {
-        let running = {
-            let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-            if commands.len() >= COMMAND_COUNT_MAX {
-                bail!("{COMMAND_COUNT_MAX} commands are running already");
-            }
-            let running = Running::start(exec)?;
-            commands.insert(id, running.pid());
-            running
-        };
-        let exit = running.finish(&|reply| self.put(id, &reply));
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        exit
+    fn start(&self, id: u32, exec: Exec) -> Result<Running> {
+        let mut commands = self.commands();
+        if commands.len() >= COMMAND_COUNT_MAX {
+            bail!("{COMMAND_COUNT_MAX} commands are running already");
+        }
+        let running = Running::start(exec)?;
+        commands.insert(id, running.pid());
+        Ok(running)
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashMap<u32, Pid>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A command that has just ended can't be signalled any more, which is no error.
     fn signal(&self, id: u32, signal: u32) {
-        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let commands = self.commands();
         let signal = i32::try_from(signal).ok().and_then(Signal::from_named_raw);
         if let Some((pid, signal)) = commands.get(&id).zip(signal) {
             let _ = kill_process_group(*pid, signal);

@@ -484,7 +484,7 @@ impl<'a> Body<'a> {
 }
 
 /// The stream isn't what the protocol says.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
 pub enum WireError {
     /// A frame doesn't begin with the magic.
     #[error("frame begins with {magic:02x?}")]

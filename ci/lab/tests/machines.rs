@@ -1,0 +1,286 @@
+//! The lab's promises, each shown on real machines.
+//!
+//! Behind the feature `boot`, because each boot takes seconds: `cargo test -p lab --features
+//! boot`. Boots are shared: a test is a scenario with several findings.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::{Accelerator, Flavour, Lab, LabError, Outcome};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn init(tool: &[&'static str]) -> Vec<&'static str> {
+    [&["/init"], tool].concat()
+}
+
+#[test]
+fn kvm_works_in_a_cloud_machine_and_commands_and_files_go_in_and_out() {
+    let lab = Lab::new("kvm").unwrap();
+    let machine = lab
+        .machine("l1")
+        .memory_mib(1024)
+        .nested_kvm()
+        .program("/bin/cat")
+        .program("/bin/sh")
+        .file("/etc/greeting", 0o644, "hello from the test\n")
+        .boot()
+        .unwrap();
+
+    // Bare-metal guests run on the machine's own KVM; one that never ends is ended by time.
+    for guest in ["hello", "count", "exits"] {
+        let output = machine.run(&["/init", "kvm-smoke", guest]).unwrap().success().unwrap();
+        assert!(output.text().contains(&format!("guest {guest}: result")), "{}", output.text());
+    }
+    let start = Instant::now();
+    let spin = machine.command(&init(&["kvm-smoke", "spin"])).timeout(2 * SECOND).run().unwrap();
+    assert_eq!(spin.outcome, Outcome::TimedOut);
+    assert!(start.elapsed() < 20 * SECOND, "{:?}", start.elapsed());
+
+    // Status, both outputs, input, environment, folder; programs of this host with libraries.
+    let script = "cat; echo \"$NAME in $PWD\" >&2; exit 7";
+    let command = machine.command(&["/bin/sh", "-c", script]).stdin(b"in").env("NAME", "x");
+    let output = command.current_dir("/tmp").run().unwrap();
+    assert_eq!(output.outcome, Outcome::Exited(7));
+    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"in"[..], &b"x in /tmp\n"[..]));
+    let error = output.success().unwrap_err().to_string();
+    assert!(error.contains("Exited(7)") && error.contains("x in /tmp"), "{error}");
+    let killed = machine.run(&["/bin/sh", "-c", "kill -9 $$"]).unwrap();
+    assert_eq!(killed.outcome, Outcome::Killed(9));
+    let missing = machine.run(&["/no/such/program"]).unwrap_err();
+    assert!(matches!(missing, LabError::Refused { .. }), "{missing}");
+
+    // Files: what the image was built with, and megabytes both ways.
+    assert_eq!(machine.pull("/etc/greeting").unwrap(), b"hello from the test\n");
+    let data: Vec<u8> = (0..750_000u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect();
+    machine.push("/tmp/data", 0o600, &data).unwrap();
+    assert!(machine.pull("/tmp/data").unwrap() == data, "3 MB came back different");
+    assert!(matches!(machine.pull("/no/such"), Err(LabError::Refused { .. })));
+    let loud = machine.command(&["/bin/cat", "/tmp/data"]).output_size_max(1000).run().unwrap();
+    assert_eq!((loud.stdout.len(), loud.is_truncated), (1000, true));
+
+    // Two things at once, and a signal to one of them.
+    let sleeper = machine.command(&init(&["sleep", "60000"])).spawn().unwrap();
+    assert!(machine.tsc().unwrap() < machine.tsc().unwrap());
+    sleeper.signal(15).unwrap();
+    assert_eq!(sleeper.wait().unwrap().outcome, Outcome::Killed(15));
+
+    machine.shutdown().unwrap();
+    assert!(matches!(machine.run(&["/init", "exit", "0"]), Err(LabError::Off { .. })));
+}
+
+#[test]
+fn disks_survive_a_power_cut_come_and_go_and_log_their_writes() {
+    let lab = Lab::new("disks").unwrap();
+    let (data, late) = (lab.disk("data", 8).unwrap().logged(), lab.disk("late", 4).unwrap());
+    let builder = lab.machine("node").kernel(Flavour::Full).disk(&data);
+    let machine = builder.clone().boot().unwrap();
+    let disks = |machine: &lab::Machine| machine.run(&["/init", "disks"]).unwrap().text();
+    assert_eq!(disks(&machine).trim(), "vda 8388608 data");
+
+    // A disk appears while the machine runs, and goes again.
+    let id = machine.add_disk(&late).unwrap();
+    let wait_for = |is_there: bool| {
+        let deadline = Instant::now() + 30 * SECOND;
+        while disks(&machine).contains("vdb 4194304 late") != is_there {
+            assert!(Instant::now() < deadline, "{}", disks(&machine));
+            std::thread::sleep(SECOND / 10);
+        }
+    };
+    wait_for(true);
+    machine.push("/dev/vdb", 0, b"hot").unwrap();
+    machine.remove_disk(&id).unwrap();
+    wait_for(false);
+    assert!(std::fs::read(late.path()).unwrap().starts_with(b"hot"));
+
+    // What was flushed before the plug was pulled is there after it, and in the log.
+    machine.push("/dev/vda", 0, b"written and flushed").unwrap();
+    machine.power_cut().unwrap();
+    let log = std::fs::read(data.log_path().unwrap()).unwrap();
+    let entry_count = u64::from_le_bytes(log[16..24].try_into().unwrap());
+    assert!(entry_count >= 1, "log of {} bytes has no entry", log.len());
+    assert!(log.windows(19).any(|window| window == b"written and flushed"));
+    let machine = builder.boot().unwrap();
+    assert!(machine.pull("/dev/vda").unwrap().starts_with(b"written and flushed"));
+}
+
+#[test]
+fn three_machines_talk_until_a_cable_is_cut() {
+    let lab = Lab::new("network").unwrap();
+    let lan = lab.network("lan").unwrap();
+    let boot = |name: &str, address: &str| {
+        lab.machine(name).cpus(1).memory_mib(256).network_address(&lan, address).boot().unwrap()
+    };
+    let first = boot("n1", "10.0.0.1/24");
+    let second = boot("n2", "10.0.0.2/24");
+    let third = boot("n3", "fd00::3/64");
+    let ping = |from: &lab::Machine, transport: &str, to: &str, count: &str| {
+        from.run(&["/init", "ping", transport, to, count, "3000"]).unwrap()
+    };
+    let listen = |on: &lab::Machine, transport: &str, address: &str| {
+        let listener = on.command(&["/init", "listen", transport, address]).spawn().unwrap();
+        listener.wait_for(":7", 10 * SECOND).unwrap();
+        listener
+    };
+    let _udp = listen(&first, "udp", "10.0.0.1:7");
+    let _tcp = listen(&first, "tcp", "10.0.0.1:7");
+    ping(&second, "udp", "10.0.0.1:7", "5").success().unwrap();
+    ping(&second, "tcp", "10.0.0.1:7", "5").success().unwrap();
+
+    // The third joins, over IPv6: all see all.
+    let frames = lan.frame_count();
+    assert!(frames > 10, "{frames} frames");
+    let _udp6 = listen(&third, "udp", "[fd00::3]:7");
+    third.run(&["/init", "ping", "udp", "[fd00::3]:7", "1", "3000"]).unwrap().success().unwrap();
+
+    // A cable is cut: nothing gets through; it is plugged in again: all is well.
+    first.set_link(0, false).unwrap();
+    let lost = second.run(&["/init", "ping", "udp", "10.0.0.1:7", "2", "500"]).unwrap();
+    assert_eq!(lost.outcome, Outcome::Exited(1));
+    assert!(lost.text().contains("0 of 2"), "{}", lost.text());
+    first.set_link(0, true).unwrap();
+    let deadline = Instant::now() + 30 * SECOND;
+    while ping(&second, "udp", "10.0.0.1:7", "1").outcome != Outcome::Exited(0) {
+        assert!(Instant::now() < deadline, "the link did not come back");
+    }
+}
+
+#[test]
+fn machines_reboot_when_they_may_and_end_when_they_may_not() {
+    let lab = Lab::new("power").unwrap();
+    let machine = lab.machine("n1").cpus(1).memory_mib(256).may_reboot().boot().unwrap();
+    machine.push("/tmp/file", 0o600, b"gone after a reset").unwrap();
+    let sleeper = machine.command(&init(&["sleep", "60000"])).spawn().unwrap();
+    machine.reset(120 * SECOND).unwrap();
+    assert!(matches!(sleeper.wait(), Err(LabError::Reset { .. })));
+    assert!(matches!(machine.pull("/tmp/file"), Err(LabError::Refused { .. })));
+
+    machine.reboot().unwrap();
+    machine.wait_ready(120 * SECOND).unwrap();
+    machine.run(&["/init", "exit", "0"]).unwrap().success().unwrap();
+    drop(machine);
+
+    let machine = lab.machine("n2").cpus(1).memory_mib(256).boot().unwrap();
+    machine.panic().unwrap();
+    machine.wait_console("Kernel panic", 30 * SECOND).unwrap();
+    machine.wait_off(30 * SECOND).unwrap();
+}
+
+#[test]
+fn instructions_are_counted_alike_in_two_runs() {
+    let lab = Lab::new("icount").unwrap();
+    let counts = || {
+        let machine = lab.machine("n1").memory_mib(256).count_instructions().boot().unwrap();
+        let count = |rounds| {
+            let output = machine.run(&["/init", "count", rounds]).unwrap().success().unwrap();
+            output.instructions()
+        };
+        // The first run also brings the program into the page cache.
+        let _ = count("1");
+        let (short, long) = (count("1000000"), count("21000000"));
+        assert!(machine.tsc().unwrap() > machine.boot_tsc());
+        (machine.boot_tsc(), long - short)
+    };
+    let ((boot_a, loop_a), (boot_b, loop_b)) = (counts(), counts());
+    eprintln!("boot {boot_a} and {boot_b}, loop {loop_a} and {loop_b} instructions");
+    let differs = |a: u64, b: u64| a.abs_diff(b) as f64 / a as f64;
+    assert!(differs(boot_a, boot_b) < 0.005, "boot: {boot_a} and {boot_b}");
+    assert!(differs(loop_a, loop_b) < 0.005, "loop: {loop_a} and {loop_b}");
+    // Twenty million rounds of a handful of instructions.
+    assert!((60_000_000..400_000_000).contains(&loop_a), "{loop_a}");
+}
+
+#[test]
+fn everything_ends_in_time() {
+    let lab = Lab::new("time-limits").unwrap();
+
+    // QEMU's own words are in the error when it can't start.
+    let refused = lab.machine("bad").qemu_arguments(&["-no-such-option"]).boot().unwrap_err();
+    assert!(refused.to_string().contains("no-such-option"), "{refused}");
+    assert!(refused.to_string().contains("logs: "), "{refused}");
+
+    // A boot that takes too long.
+    let start = Instant::now();
+    let slow = lab.machine("slow").boot_timeout(SECOND / 10).boot().unwrap_err();
+    assert!(matches!(slow, LabError::Timeout { .. }), "{slow}");
+    assert!(start.elapsed() < 30 * SECOND);
+
+    // A machine whose life is over while a command runs in it.
+    let short_lived = lab.machine("short").cpus(1).memory_mib(256).life(15 * SECOND);
+    match short_lived.boot() {
+        Ok(machine) => {
+            let cut = machine.run(&["/init", "sleep", "600000"]).unwrap_err();
+            assert!(matches!(cut, LabError::Off { .. }), "{cut}");
+        }
+        // On a very slow host it doesn't get that far, and ends all the same.
+        Err(error) => assert!(matches!(error, LabError::Off { .. }), "{error}"),
+    }
+    assert!(start.elapsed() < 90 * SECOND);
+
+    // An init that isn't ours and ends: the panic ends the machine, and is on the console.
+    if let Some(error) = lab.machine("no-init").cmdline("rdinit=/no/such").boot().err() {
+        assert!(error.to_string().contains("panic"), "{error}");
+    }
+}
+
+#[test]
+fn a_killed_runner_leaves_nothing_behind() {
+    let mut runner = Command::new(env!("CARGO_BIN_EXE_lab"))
+        .args(["boot", "--cpus", "1", "--memory-mib", "256", "--", "/init", "sleep", "600000"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let title = format!("lab-boot-machine-{}-", runner.id());
+    wait(120 * SECOND, "QEMU to start", || processes(&title) > 0);
+    runner.kill().unwrap();
+    runner.wait().unwrap();
+    wait(10 * SECOND, "QEMU to end", || processes(&title) == 0);
+
+    // Its folder goes with the next lab, once it is a few seconds old.
+    let folders = || {
+        let temp = std::fs::read_dir(std::env::temp_dir()).unwrap();
+        let ours = temp.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let is_ours = path.file_name()?.to_str()?.starts_with("zero-os-lab-");
+            (is_ours && is_unlocked(&path)).then_some(path)
+        });
+        ours.count()
+    };
+    wait(30 * SECOND, "the folder to go", || {
+        drop(Lab::new("cleaner").unwrap());
+        folders() == 0
+    });
+}
+
+/// How many processes have `title` in their command line.
+fn processes(title: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let cmdline = |path: &Path| std::fs::read(path.join("cmdline")).unwrap_or_default();
+    let is_one = |cmdline: Vec<u8>| String::from_utf8_lossy(&cmdline).contains(title);
+    entries.filter(|entry| is_one(cmdline(&entry.path()))).count()
+}
+
+fn is_unlocked(folder: &Path) -> bool {
+    let lock = std::fs::File::open(folder.join("lock"));
+    lock.is_ok_and(|lock| lock.try_lock().is_ok())
+}
+
+fn wait(limit: Duration, what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "no {what} within {limit:?}");
+        std::thread::sleep(SECOND / 20);
+    }
+}
+
+#[test]
+fn the_accelerator_is_what_the_host_offers() {
+    let has_flag = std::fs::read_to_string("/proc/cpuinfo")
+        .unwrap()
+        .split_ascii_whitespace()
+        .any(|word| word == "vmx" || word == "svm");
+    if !has_flag && std::env::var_os("LAB_ACCEL").is_none() {
+        assert_eq!(Accelerator::probe(), Accelerator::Tcg);
+    }
+}
