@@ -36,7 +36,6 @@ fn packing(bench: &Bench, row: &mut impl FnMut(&str, f64, f64)) -> anyhow::Resul
     let blocks = tree::apparent_bytes(&bench.blocks)?;
     row("pack: bytes stored per byte of tree", blocks / bench.tree_bytes, 0.70);
     std::fs::remove_dir_all(&bench.blocks)?;
-    std::fs::create_dir(&bench.blocks)?;
     let calls = process::system_calls(&bench.pack_command()?)?;
     row("pack: system calls per inode", calls / bench.inode_count, 16.0);
     Ok(())
@@ -89,7 +88,6 @@ fn instructions(folder: &Path, row: &mut impl FnMut(&str, f64, f64)) -> anyhow::
     let tree = folder.join("sample");
     process::run(&["flist", "unpack", path(&image)?, "--store", &store, path(&tree)?])?;
     let packed = folder.join("sample.fl");
-    std::fs::create_dir(folder.join("again"))?;
     let store = format!("dir://{}", path(&folder.join("again"))?);
     let command = ["flist", "pack", path(&tree)?, "-o", path(&packed)?, "--store", &store];
     row("pack the sample: million instructions", process::instructions(&command)? / 1e6, 250.0);

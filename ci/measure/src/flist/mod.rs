@@ -20,7 +20,7 @@ pub(crate) fn timed(rounds: u32) -> anyhow::Result<Table> {
         bail!("the peers are mounted by loop devices, which needs root");
     }
     let folder = tempfile::Builder::new().prefix("bench-flist-").tempdir()?;
-    let bench = Bench::on(folder.path(), tree::copy_of_usr)?;
+    let mut bench = Bench::on(folder.path(), tree::copy_of_usr)?;
     let mut table = Table::default();
     bench.pack(rounds, &mut table)?;
     bench.mounts(rounds, &mut table)?;
@@ -29,6 +29,7 @@ pub(crate) fn timed(rounds: u32) -> anyhow::Result<Table> {
 
 /// Files of one benchmark, all below one temporary folder.
 struct Bench {
+    folder: PathBuf,
     tree: PathBuf,
     tree_bytes: f64,
     inode_count: f64,
@@ -54,6 +55,7 @@ impl Bench {
         make: impl FnOnce(&Path) -> anyhow::Result<tree::Made>,
     ) -> anyhow::Result<Self> {
         let bench = Self {
+            folder: folder.to_owned(),
             tree: folder.join("tree"),
             tree_bytes: 0.0,
             inode_count: 0.0,
@@ -68,7 +70,6 @@ impl Bench {
         for path in [&bench.tree, &bench.mount_ours, &bench.mount_peer] {
             std::fs::create_dir(path)?;
         }
-        std::fs::create_dir(&bench.blocks)?;
         let tree = make(&bench.tree)?;
         eprintln!("tree: {} inodes, {:.0} MB", tree.inode_count, tree.bytes / 1e6);
         Ok(Self { tree_bytes: tree.bytes, inode_count: tree.inode_count, ..bench })
@@ -88,11 +89,11 @@ impl Bench {
         Ok(words.map(str::to_owned).into())
     }
 
-    fn pack(&self, rounds: u32, table: &mut Table) -> anyhow::Result<()> {
+    fn pack(&mut self, rounds: u32, table: &mut Table) -> anyhow::Result<()> {
         let mut costs = [Vec::new(), Vec::new(), Vec::new()];
-        for _ in 0..rounds {
-            let _ = std::fs::remove_dir_all(&self.blocks);
-            std::fs::create_dir(&self.blocks)?;
+        for round in 0..rounds {
+            // A folder of its own: ext4 is slow to reuse the inodes of files deleted a moment ago.
+            self.blocks = self.folder.join(format!("blocks-{round}"));
             costs[0].push(process::run(&self.pack_command()?)?);
             let peer = ["mksquashfs", path(&self.tree)?, path(&self.squashfs)?];
             let options =

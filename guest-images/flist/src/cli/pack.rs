@@ -49,6 +49,9 @@ pub(crate) struct OutputArguments {
     /// Worker threads; by default one for each core
     #[arg(long, value_name = "COUNT")]
     pub(crate) workers: Option<NonZeroUsize>,
+    /// Do not wait until the blocks are safe from a power loss
+    #[arg(long)]
+    pub(crate) no_sync: bool,
 }
 
 /// Runs the command.
@@ -93,7 +96,7 @@ impl OutputArguments {
     }
 
     pub(crate) const fn pack_options(&self) -> PackOptions {
-        PackOptions { workers: self.workers }
+        PackOptions { workers: self.workers, skip_sync: self.no_sync }
     }
 
     /// Writes the image with the tags asked for, and tells what it is.
