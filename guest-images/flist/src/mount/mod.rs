@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use flist_view::filesystem::FileSystem;
 use flist_view::fuse::{BufferReply, Outcome, REPLY_BODY_SIZE_MAX, REQUEST_SIZE_MAX, Server};
@@ -35,8 +35,9 @@ const READ_AHEAD_KIB: u32 = 1024;
 #[derive(Debug)]
 pub struct Mount {
     mount_point: PathBuf,
-    workers: Vec<JoinHandle<()>>,
     ended: Arc<OwnedFd>,
+    /// `st_dev` of what we mounted; 0 until it is known.
+    device_number: u64,
     is_mounted: bool,
 }
 
@@ -87,16 +88,17 @@ impl Mount {
         let device = Arc::new(attach::mount(source, &mount_point)?);
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let ended = Arc::new(ended.map_err(|error| MountError::Device(error.into()))?);
-        let mut mount = Self { mount_point, workers: Vec::new(), ended, is_mounted: true };
+        let mut mount = Self { mount_point, ended, device_number: 0, is_mounted: true };
         let server = Arc::new(Server::new(file_system));
         // The first request is INIT; with that answered, the mount works.
         let mut worker = Worker::new(Arc::clone(&server), Arc::clone(&device));
         worker.serve_one().map_err(|error| MountError::Handshake(error.into()))?;
-        mount.start(worker).map_err(MountError::Device)?;
-        for _ in 1..WORKER_COUNT {
+        mount.start(0, worker).map_err(MountError::Device)?;
+        for number in 1..WORKER_COUNT {
             let worker = Worker::new(Arc::clone(&server), Arc::clone(&device));
-            mount.start(worker).map_err(MountError::Device)?;
+            mount.start(number, worker).map_err(MountError::Device)?;
         }
+        mount.device_number = fs::metadata(&mount.mount_point).map_or(0, |m| m.dev());
         mount.set_read_ahead();
         Ok(mount)
     }
@@ -113,12 +115,6 @@ impl Mount {
         self.ended.as_fd()
     }
 
-    /// Whether the mount has ended.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        !self.workers.is_empty() && self.workers.iter().all(JoinHandle::is_finished)
-    }
-
     /// Unmounts. Programs that still have files open keep them until this process ends.
     ///
     /// # Errors
@@ -127,21 +123,25 @@ impl Mount {
         self.detach()
     }
 
-    fn start<F: FileSystem + 'static>(&mut self, mut worker: Worker<F>) -> io::Result<()> {
+    /// The thread ends with the mount; nobody waits for it.
+    fn start<F: FileSystem + 'static>(
+        &self,
+        number: usize,
+        mut worker: Worker<F>,
+    ) -> io::Result<()> {
         let ended = Arc::clone(&self.ended);
-        let name = format!("fuse-{}", self.workers.len());
-        self.workers.push(thread::Builder::new().name(name).spawn(move || {
+        thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
             worker.serve();
-            // Full counters are as readable as others.
+            // A counter that is full is as readable as any other.
             let _ = rustix::io::write(&*ended, &1u64.to_le_bytes());
-        })?);
+        })?;
         Ok(())
     }
 
     /// The kernel's default of 128 KiB is a quarter of a block; only root may change it.
     fn set_read_ahead(&self) {
-        let Ok(metadata) = fs::metadata(&self.mount_point) else { return };
-        let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+        let number = self.device_number;
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         if let Err(error) = fs::write(&path, READ_AHEAD_KIB.to_string()) {
             tracing::debug!(path, %error, "reading ahead as the kernel likes");
@@ -153,11 +153,21 @@ impl Mount {
             return Ok(());
         }
         self.is_mounted = false;
-        // What ended by itself was unmounted by somebody else; what is mounted there now is theirs.
-        let result = if self.has_ended() { Ok(()) } else { attach::unmount(&self.mount_point) };
-        // With files still open the workers stay; they end with the process.
-        self.workers.retain(|worker| !worker.is_finished());
-        result
+        if self.is_there() { attach::unmount(&self.mount_point) } else { Ok(()) }
+    }
+
+    /// Whether what is mounted there is still ours: somebody else may have unmounted it, and even
+    /// have mounted something of theirs.
+    fn is_there(&self) -> bool {
+        if self.device_number == 0 {
+            // Nobody serves it yet, so that asking would wait forever.
+            return true;
+        }
+        match fs::metadata(&self.mount_point) {
+            Ok(metadata) => metadata.dev() == self.device_number,
+            // A mount whose connection is gone.
+            Err(_) => true,
+        }
     }
 }
 
