@@ -10,6 +10,7 @@
 //! | [`cache`] | verified blocks of all images of a node, on its disk |
 //! | [`format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
 //! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
+//! | [`oci`] | OCI and Docker images, from files and registries, as a tree |
 //! | [`scan`], [`pack`] | a directory on this machine as a tree; a tree's files into blocks |
 //! | [`mount`] | a view of an image, mounted through `/dev/fuse` |
 //! | [`store`] | where blocks live: directories, ZDB, HTTP, S3; routes, sharding, retries |
@@ -21,6 +22,7 @@ pub mod cache;
 pub mod format;
 pub mod index;
 pub mod mount;
+pub mod oci;
 pub mod pack;
 pub mod progress;
 pub mod scan;

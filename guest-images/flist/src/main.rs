@@ -17,6 +17,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    FromOci(cli::from_oci::FromOciArguments),
     Mount(cli::mount::MountArguments),
     Pack(cli::pack::PackArguments),
 }
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::FromOci(arguments) => cli::from_oci::run(&arguments),
         Command::Mount(arguments) => cli::mount::run(&arguments),
         Command::Pack(arguments) => cli::pack::run(&arguments),
     }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use flist::oci::registry::RegistryError;
 use flist::store::StoreError;
 
 /// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
@@ -26,6 +27,15 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                 }
                 StoreError::Unreachable { .. } => (75, None),
                 StoreError::ReadOnly { .. } | StoreError::Url { .. } => (2, None),
+            };
+        }
+        if let Some(registry) = cause.downcast_ref::<RegistryError>() {
+            return match registry {
+                RegistryError::Missing { .. } => (3, None),
+                RegistryError::Refused { .. } => {
+                    (4, Some("log in: FLIST_REGISTRY_USER and FLIST_REGISTRY_PASSWORD"))
+                }
+                RegistryError::Unreachable { .. } => (75, None),
             };
         }
         if let Some(io) = cause.downcast_ref::<std::io::Error>()

@@ -1,6 +1,7 @@
 //! What the subcommands of `flist` share; each subcommand has a file of its own beside this one.
 
 pub(crate) mod exit;
+pub(crate) mod from_oci;
 pub(crate) mod mount;
 pub(crate) mod pack;
 pub(crate) mod stores;
