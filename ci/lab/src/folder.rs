@@ -83,9 +83,9 @@ impl Folder {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Keeps the logs.
-    pub(crate) fn keep_logs(&self) {
-        self.keep_logs.store(true, Ordering::Relaxed);
+    /// Whether the logs are kept though nothing panics.
+    pub(crate) fn keep_logs(&self, keep: bool) {
+        self.keep_logs.store(keep, Ordering::Relaxed);
     }
 }
 

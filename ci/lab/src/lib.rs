@@ -55,6 +55,8 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod builder;
+mod command;
 mod console;
 mod disk;
 mod error;
@@ -63,18 +65,20 @@ mod host;
 mod link;
 mod machine;
 mod network;
+mod process;
 mod programs;
 mod qemu;
 mod qmp;
 mod spawn;
 
 pub use boot_image::Flavour;
+pub use builder::MachineBuilder;
+pub use command::{Command, Output, Running};
 pub use disk::Disk;
 pub use error::LabError;
 pub use host::Accelerator;
 pub use lab_agent::wire::Outcome;
-pub use link::{Output, Running};
-pub use machine::{Command, Machine, MachineBuilder};
+pub use machine::Machine;
 pub use network::Network;
 
 use std::sync::Arc;
@@ -129,7 +133,12 @@ impl Lab {
 
     /// Keeps the logs, whatever happens.
     pub fn keep_logs(&self) {
-        self.folder.keep_logs();
+        self.folder.keep_logs(true);
+    }
+
+    /// The failures so far were what the test wanted: they are no reason to keep the logs.
+    pub fn forget_failures(&self) {
+        self.folder.keep_logs(false);
     }
 
     /// Where the logs are.

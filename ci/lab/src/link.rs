@@ -17,11 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab_agent::wire::{Decoder, Frame, Outcome, Reply, Request, VERSION, WireError};
+use lab_agent::wire::{Decoder, Frame, Reply, Request, VERSION, WireError};
 use thiserror::Error;
-
-use crate::error::LabError;
-use crate::machine::Inner;
 
 /// How often the lab asks whether the agent is there.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
@@ -29,123 +26,6 @@ const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The hello's id; commands count from 1.
 const HELLO_ID: u32 = 0;
-
-/// What a command did.
-#[derive(Debug, Clone)]
-pub struct Output {
-    /// Its arguments.
-    pub argv: Vec<String>,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Its standard output.
-    pub stdout: Vec<u8>,
-    /// Its standard error.
-    pub stderr: Vec<u8>,
-    /// Whether it wrote more than is here.
-    pub is_truncated: bool,
-    /// The machine's time stamp counter before it started.
-    pub tsc_start: u64,
-    /// The counter after it ended.
-    pub tsc_end: u64,
-}
-
-impl Output {
-    /// The output itself, if the command exited with status 0.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Command`] with what it wrote.
-    pub fn success(self) -> Result<Self, LabError> {
-        if self.outcome == Outcome::Exited(0) {
-            return Ok(self);
-        }
-        Err(LabError::Command {
-            command: self.argv.join(" "),
-            outcome: self.outcome,
-            stdout: tail(&self.stdout),
-            stderr: tail(&self.stderr),
-        })
-    }
-
-    /// Its standard output as text.
-    #[must_use]
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout).into_owned()
-    }
-
-    /// What the time stamp counter went up by: executed instructions, in a machine that counts
-    /// them; cycles otherwise.
-    #[must_use]
-    pub fn instructions(&self) -> u64 {
-        self.tsc_end.saturating_sub(self.tsc_start)
-    }
-}
-
-/// The end of an output, for an error message.
-fn tail(bytes: &[u8]) -> String {
-    const SIZE_MAX: usize = 2000;
-    let text = bytes.get(bytes.len().saturating_sub(SIZE_MAX)..).unwrap_or_default();
-    String::from_utf8_lossy(text).trim_end().to_owned()
-}
-
-/// A command that runs in a machine while the test does something else.
-#[derive(Debug)]
-pub struct Running {
-    pub(crate) machine: Arc<Inner>,
-    pub(crate) id: u32,
-    pub(crate) argv: Vec<String>,
-    pub(crate) timeout: Duration,
-}
-
-impl Running {
-    /// Waits for its end.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Off`], [`LabError::Reset`], [`LabError::Timeout`] when the machine fails,
-    /// [`LabError::Refused`] when the command couldn't be started.
-    pub fn wait(self) -> Result<Output, LabError> {
-        let link = self.machine.link()?;
-        let what = format!("end of {}", self.argv.join(" "));
-        let pending = link.wait_end(self.id, self.timeout);
-        let pending = pending.map_err(|error| self.machine.link_error(error, &what))?;
-        match pending.end {
-            Some(Reply::Exit(exit)) => Ok(Output {
-                argv: self.argv.clone(),
-                outcome: exit.outcome,
-                stdout: pending.stdout,
-                stderr: pending.stderr,
-                is_truncated: pending.is_truncated,
-                tsc_start: exit.tsc_start,
-                tsc_end: exit.tsc_end,
-            }),
-            end => Err(self.machine.refused(&what, end)),
-        }
-    }
-
-    /// Waits until its standard output contains `needle`.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Timeout`] when it doesn't in time, or the command ends without; and when
-    /// the machine fails.
-    pub fn wait_for(&self, needle: &str, timeout: Duration) -> Result<(), LabError> {
-        let link = self.machine.link()?;
-        link.wait_output(self.id, needle.as_bytes(), timeout).map_err(|error| {
-            self.machine.link_error(error, &format!("{needle:?} from {}", self.argv.join(" ")))
-        })
-    }
-
-    /// Signals its process group.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Off`] when the machine is gone.
-    pub fn signal(&self, signal: u32) -> Result<(), LabError> {
-        let sent = self.machine.link()?.send(self.id, &Request::Signal { signal });
-        sent.map_err(|error| self.machine.link_error(error, "signal"))
-    }
-}
 
 /// The connection.
 #[derive(Debug)]
@@ -379,7 +259,7 @@ pub(crate) enum LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lab_agent::wire::{Exec, Exit};
+    use lab_agent::wire::{Exec, Exit, Outcome};
 
     const SECOND: Duration = Duration::from_secs(5);
 
