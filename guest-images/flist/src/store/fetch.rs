@@ -204,6 +204,12 @@ impl Fetcher {
         })
     }
 
+    /// How the blocks are hashed and encrypted.
+    #[must_use]
+    pub const fn cipher(&self) -> BlockCipher {
+        self.cipher
+    }
+
     /// The stores that blocks come from.
     #[must_use]
     pub fn stores(&self) -> &Stores {

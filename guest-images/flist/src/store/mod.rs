@@ -9,8 +9,13 @@
 
 pub mod dir;
 pub mod fetch;
+pub mod http;
 pub mod route;
+pub mod s3;
+#[cfg(test)]
+mod testing;
 pub mod url;
+pub mod zdb;
 
 use flist_view::block::BlockId;
 

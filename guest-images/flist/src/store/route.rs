@@ -12,7 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::dir::DirStore;
+use super::http::HttpStore;
+use super::s3::S3Store;
 use super::url::{StoreUrl, Target};
+use super::zdb::ZdbStore;
 use super::{Store, StoreError, hex};
 use crate::format::Route;
 
@@ -118,7 +121,11 @@ impl Stores {
     pub fn routes(&self) -> Vec<Route> {
         let of_store = |store: &RoutedStore| {
             let url = store.url.clone();
-            store.ranges.clone().into_iter().map(move |(start, end)| Route { start, end, url: url.clone() })
+            store.ranges.clone().into_iter().map(move |(start, end)| Route {
+                start,
+                end,
+                url: url.clone(),
+            })
         };
         self.stores.iter().flat_map(of_store).collect()
     }
@@ -201,9 +208,9 @@ pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Arc<dyn Store>, St
     Ok(match url.target() {
         Target::Dir(path) if options.write => Arc::new(DirStore::create(path)?),
         Target::Dir(path) => Arc::new(DirStore::open(path)?),
-        Target::Zdb(_) | Target::Http(_) | Target::S3(_) => {
-            return Err(StoreError::ReadOnly { store: url.to_string() });
-        }
+        Target::Zdb(target) => Arc::new(ZdbStore::new(url.to_string(), target, options)),
+        Target::Http(target) => Arc::new(HttpStore::new(url.to_string(), target, options)),
+        Target::S3(target) => Arc::new(S3Store::new(url.to_string(), target, options)?),
     })
 }
 
