@@ -2,8 +2,8 @@
 //!
 //! A power cut loses nothing that QEMU has handed to this host's page cache, so it proves
 //! little about durability. [`Disk::logged`] adds QEMU's `blklogwrites`: each write and each
-//! flush goes to a log as well (the format of Linux' dm-log-writes), from which a test can
-//! rebuild the disk as it was at any moment a real power cut could have left behind.
+//! flush goes to a log as well, from which [`crate::WriteLog`] rebuilds the disk as it was at any
+//! moment that a real power cut could have left behind.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,8 @@ impl Disk {
         Self { is_read_only: true, ..self }
     }
 
-    /// Logs each write and flush to [`Self::log_path`], beginning anew at each boot.
+    /// Logs each write and flush to [`Self::log_path`], beginning anew at each boot. Read it by
+    /// [`crate::WriteLog`].
     #[must_use]
     pub fn logged(self) -> Self {
         let log = self.path.with_extension("log");

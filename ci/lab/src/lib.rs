@@ -11,6 +11,7 @@
 //!                 │     │          └── virtio-serial: commands, files        (link.rs)
 //!                 │     │                  └── lab-agent, PID 1 in the machine
 //!                 │     └── Disk: files, kept over power cuts                (disk.rs)
+//!                 │           └── WriteLog: what a disk was told, in order     (write_log.rs)
 //!                 └── Network: an Ethernet switch in this process            (network.rs)
 //! ```
 //!
@@ -70,6 +71,7 @@ mod programs;
 mod qemu;
 mod qmp;
 mod spawn;
+mod write_log;
 
 pub use boot_image::Flavour;
 pub use builder::MachineBuilder;
@@ -80,6 +82,7 @@ pub use host::Accelerator;
 pub use lab_agent::wire::Outcome;
 pub use machine::Machine;
 pub use network::Network;
+pub use write_log::{WriteEntry, WriteLog};
 
 use std::sync::Arc;
 
