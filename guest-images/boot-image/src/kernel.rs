@@ -76,7 +76,7 @@ impl KernelPackage {
     ///
     /// [`FetchError`], naming the package and the command that failed.
     pub fn fetch(flavour: Flavour, cache: &Cache) -> Result<Self, FetchError> {
-        let (package, version) = resolve(flavour)?;
+        let (package, version) = resolve_cached(flavour, cache)?;
         let root = cache.folder("kernels")?.join(format!("{package}_{version}"));
         let _lock = cache.lock(&package)?;
         if !root.is_dir() {
@@ -142,6 +142,32 @@ impl KernelPackage {
         }
         Ok(path)
     }
+}
+
+/// As [`resolve`], without asking apt again while its lists are the same: it takes a second.
+///
+/// The answer is kept in a file, which is good while it is younger than apt's lists.
+fn resolve_cached(flavour: Flavour, cache: &Cache) -> Result<(String, String), FetchError> {
+    let path = cache.folder("kernels")?.join(format!("{flavour}.newest"));
+    let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
+    if modified(&path).zip(modified(Path::new(APT_LISTS))).is_some_and(|(kept, lists)| kept > lists)
+        && let Some(kept) = fs::read_to_string(&path).ok().as_deref().and_then(parse_kept)
+    {
+        return Ok(kept);
+    }
+    let (package, version) = resolve(flavour)?;
+    write_whole(&path, format!("{package} {version}\n").as_bytes())?;
+    Ok((package, version))
+}
+
+/// Where apt keeps its package lists; `apt-get update` changes the folder.
+const APT_LISTS: &str = "/var/lib/apt/lists";
+
+/// A package and its version, one space between them.
+fn parse_kept(text: &str) -> Option<(String, String)> {
+    let (package, version) = text.trim_end().split_once(' ')?;
+    let is_good = is_plain_name(package) && is_plain_name(version);
+    is_good.then(|| (package.to_owned(), version.to_owned()))
 }
 
 /// The package that the metapackage depends on, and its version.
@@ -349,6 +375,15 @@ mod tests {
         assert!(is_plain_name("1:6.1.192-2+deb12u1~bpo"));
         for name in ["", "..", ".x", "a/b", "a b", "a\n"] {
             assert!(!is_plain_name(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_kept_answer_is_read_back_or_not_at_all() {
+        let good = Some(("linux-image-6.1".to_owned(), "6.1.192-2".to_owned()));
+        assert_eq!(parse_kept("linux-image-6.1 6.1.192-2\n"), good);
+        for text in ["", "linux-image-6.1", "../x 1", "linux-image-6.1 6.1 x"] {
+            assert_eq!(parse_kept(text), None, "{text:?}");
         }
     }
 
