@@ -12,6 +12,7 @@
 //!   the decompression and 40 MiB of touched memory.
 //! - [`initramfs`] writes the `newc` archive the kernel unpacks as its first root: byte for
 //!   byte the same for the same input.
+//! - [`guest`] puts these together: the kernel and initramfs that guests boot.
 //! - [`cache`] decides where all of it is kept, and makes concurrent runs safe.
 //!
 //! The lab (`ci/lab`), the guest recipe and the node image builder call this crate; the
@@ -36,6 +37,7 @@
 
 pub mod cache;
 pub mod decompress;
+pub mod guest;
 pub mod initramfs;
 pub mod kernel;
 pub mod modinfo;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use boot_image::kernel::FetchError;
+use boot_image::guest::{self, Recipe};
 use boot_image::{Cache, Flavour, Initramfs, KernelPackage, cache, vmlinux};
 use clap::{Args, Parser, Subcommand};
 
@@ -31,6 +32,8 @@ enum Command {
     Modules(ModulesArgs),
     /// Build an initramfs from files and modules
     Initramfs(InitramfsArgs),
+    /// Build the kernel, initramfs and manifest that guests boot with
+    Guest(GuestArgs),
 }
 
 #[derive(Debug, Args)]
@@ -87,12 +90,30 @@ struct InitramfsArgs {
     output: PathBuf,
 }
 
+#[derive(Debug, Args)]
+struct GuestArgs {
+    /// Folder for vmlinux, initramfs.img and manifest.json
+    #[arg(long)]
+    out: PathBuf,
+    /// A statically linked guest-init; without it, cargo builds the one of this workspace
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
+    /// Where the workspace is, for cargo
+    #[arg(long, default_value = ".", value_name = "DIR", conflicts_with = "init")]
+    workspace: PathBuf,
+    /// zstd level of the initramfs
+    #[arg(long, value_name = "LEVEL", default_value_t = 19)]
+    #[arg(value_parser = clap::value_parser!(i32).range(1..=19))]
+    zstd: i32,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Fetch(args) => fetch(&args),
         Command::Vmlinux(args) => extract(&args),
         Command::Modules(args) => modules(&args),
         Command::Initramfs(args) => initramfs(&args),
+        Command::Guest(args) => guest(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     eprintln!("boot-image: {error:#}");
@@ -161,6 +182,22 @@ fn initramfs(args: &InitramfsArgs) -> Result<()> {
     };
     cache::write_whole(&args.output, &bytes)?;
     eprintln!("{}: {} bytes", args.output.display(), bytes.len());
+    Ok(())
+}
+
+fn guest(args: &GuestArgs) -> Result<()> {
+    let built_init;
+    let init = match &args.init {
+        Some(path) => path,
+        None => {
+            eprintln!("guest-init: building");
+            built_init = guest::build_init(&args.workspace)?;
+            &built_init
+        }
+    };
+    let kernel = package(Flavour::Cloud)?;
+    let recipe = Recipe { kernel: &kernel, init, out: &args.out, zstd_level: args.zstd };
+    println!("{:#}", guest::build(&recipe)?.manifest);
     Ok(())
 }
 

@@ -463,30 +463,39 @@ ethernets:
                     - [shared, /data, virtiofs, \"defaults,ro\", 0, 0]\n";
         let data = parse(NETWORK, user).unwrap();
         assert_eq!(data.hostname.as_deref(), Some("my-vm"));
-        assert_eq!(data.users, [User { name: "root".into(), keys: vec!["ssh-ed25519 A b".into()] }]);
+        assert_eq!(
+            data.users,
+            [User { name: "root".into(), keys: vec!["ssh-ed25519 A b".into()] }]
+        );
         let share = Options { read_only: true, ..Options::default() };
-        assert_eq!(data.mounts, [
-            Mount {
-                source: Source::Share("shared".into()),
-                target: "/data".into(),
-                options: share
-            },
-            Mount {
-                source: Source::Name("vda".into()),
-                target: "/data/deep".into(),
-                options: Options::default()
-            },
-        ]);
+        assert_eq!(
+            data.mounts,
+            [
+                Mount {
+                    source: Source::Share("shared".into()),
+                    target: "/data".into(),
+                    options: share
+                },
+                Mount {
+                    source: Source::Name("vda".into()),
+                    target: "/data/deep".into(),
+                    options: Options::default()
+                },
+            ]
+        );
         let eth0 = &data.interfaces[0];
         assert_eq!(eth0.mac, [2, 1, 0xa0, 0, 0, 9]);
         assert_eq!(eth0.addresses, [prefix("10.20.2.5/24"), prefix("fd63:6f63::5/64")]);
         let hop = |text: &str| Some(text.parse().unwrap());
-        assert_eq!(eth0.routes, [
-            Route { to: prefix("0.0.0.0/0"), via: hop("10.20.2.1"), metric: 0 },
-            Route { to: prefix("::/0"), via: hop("fe80::1"), metric: 0 },
-            Route { to: prefix("100.64.0.0/16"), via: hop("10.20.2.1"), metric: 0 },
-            Route { to: prefix("400::/7"), via: hop("fe80::2"), metric: 7 },
-        ]);
+        assert_eq!(
+            eth0.routes,
+            [
+                Route { to: prefix("0.0.0.0/0"), via: hop("10.20.2.1"), metric: 0 },
+                Route { to: prefix("::/0"), via: hop("fe80::1"), metric: 0 },
+                Route { to: prefix("100.64.0.0/16"), via: hop("10.20.2.1"), metric: 0 },
+                Route { to: prefix("400::/7"), via: hop("fe80::2"), metric: 7 },
+            ]
+        );
         assert_eq!(eth0.nameservers.len(), 2);
         assert_eq!(eth0.search, ["grid.tf"]);
         assert_eq!(data.interfaces[1].mac, [2, 1, 0xa0, 0, 0, 10]);
@@ -513,7 +522,10 @@ ethernets:
             (eth("routes: [{to: default}]"), "routes[0].to: \"default\" is no address range"),
             ("ethernets: {eth0: {}}".into(), "eth0: no match.macaddress"),
             ("ethernets: {eth0: {match: {macaddress: '1:2'}}}".into(), "not a MAC address"),
-            ("ethernets: [1]".into(), "network-config: ethernets: expected a mapping, found a list"),
+            (
+                "ethernets: [1]".into(),
+                "network-config: ethernets: expected a mapping, found a list",
+            ),
         ] {
             let message = network_error(&text);
             assert!(message.contains(want), "{text}: {message}");

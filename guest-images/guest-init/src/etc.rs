@@ -111,8 +111,10 @@ mod tests {
         assert!(first.ends_with("127.0.1.1\tvm\n"));
         assert_eq!(hosts(&first, Some("vm")), None);
         assert_eq!(hosts(&first, None), None);
-        assert_eq!(hosts("127.0.0.1 localhost", Some("a")).unwrap(),
-            "127.0.0.1 localhost\n127.0.1.1\ta\n");
+        assert_eq!(
+            hosts("127.0.0.1 localhost", Some("a")).unwrap(),
+            "127.0.0.1 localhost\n127.0.1.1\ta\n"
+        );
         assert!(hosts("# 1.1.1.1 localhost\n", None).is_some());
     }
 

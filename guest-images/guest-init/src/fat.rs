@@ -79,8 +79,8 @@ impl<'a> Volume<'a> {
         let data_offset = root_offset + root_size.next_multiple_of(sector);
         let cluster_size = sector * usize::from(bpb.sectors_per_cluster);
         let end = (bpb.sectors as usize).saturating_mul(sector).min(image.len());
-        let clusters = end.checked_sub(data_offset).ok_or(Error::Outside("the data area"))?
-            / cluster_size;
+        let clusters =
+            end.checked_sub(data_offset).ok_or(Error::Outside("the data area"))? / cluster_size;
         let clusters = u32::try_from(clusters).map_err(|_| Error::NotFat("too large"))?;
         let kind = match clusters {
             _ if fat32 => Kind::Fat32,
@@ -182,7 +182,7 @@ impl<'a> Volume<'a> {
         let (value, end) = match self.kind {
             Kind::Fat12 => {
                 let pair = u32::from(le16(entry(n + n / 2, 2)?));
-                (if n % 2 == 0 { pair & 0xfff } else { pair >> 4 }, 0xff8)
+                (if n.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }, 0xff8)
             }
             Kind::Fat16 => (u32::from(le16(entry(n * 2, 2)?)), 0xfff8),
             Kind::Fat32 => (le32(entry(n * 4, 4)?) & 0x0fff_ffff, 0x0fff_fff8),
@@ -249,10 +249,8 @@ struct File {
 /// The plain files of a directory, with their long names.
 fn files(directory: &[u8]) -> impl Iterator<Item = File> + '_ {
     let mut long = LongName::default();
-    directory
-        .chunks_exact(ENTRY_SIZE)
-        .take_while(|entry| entry.first() != Some(&0))
-        .filter_map(move |entry| {
+    directory.chunks_exact(ENTRY_SIZE).take_while(|entry| entry.first() != Some(&0)).filter_map(
+        move |entry| {
             let attr = *entry.get(11)?;
             if entry.first() == Some(&0xe5) {
                 long = LongName::default();
@@ -269,7 +267,8 @@ fn files(directory: &[u8]) -> impl Iterator<Item = File> + '_ {
             let high = u32::from(le16(entry.get(20..22)?));
             let low = u32::from(le16(entry.get(26..28)?));
             Some(File { name, cluster: high << 16 | low, size: le32(entry.get(28..32)?) })
-        })
+        },
+    )
 }
 
 /// The parts of a long name, which precede its short entry, last part first.

@@ -1,4 +1,5 @@
 //! The first process of a guest: finds its disks, mounts its root, starts its entrypoint.
+mod boot;
 mod bytes;
 pub mod cidata;
 pub mod cmdline;
@@ -12,6 +13,9 @@ pub mod netlink;
 pub mod network;
 pub mod plan;
 pub mod startup;
+mod sys;
 pub mod template;
 pub mod yaml;
 pub mod zosrc;
+
+pub use boot::run;

@@ -154,7 +154,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 
-#[cfg(all(test, target_endian = "little"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::cidata::{Prefix, Route};
@@ -189,11 +189,8 @@ mod tests {
 
     #[test]
     fn a_default_route_has_no_destination() {
-        let route = Route {
-            to: prefix("0.0.0.0", 0),
-            via: Some("10.9.9.1".parse().unwrap()),
-            metric: 0,
-        };
+        let route =
+            Route { to: prefix("0.0.0.0", 0), via: Some("10.9.9.1".parse().unwrap()), metric: 0 };
         assert_eq!(
             hex(&Request::Route { index: 3, route, onlink: true }),
             "2c000000180005050700000000000000\

@@ -6,7 +6,7 @@
 //! address beforehand. Addresses come before routes on all interfaces, because a gateway must be
 //! reachable when its route is added. [`crate::netlink`] puts the requests into bytes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::cidata::{Interface, Prefix, Route};
 
@@ -98,11 +98,8 @@ fn sysctls(name: &str) -> [Request; 4] {
 
 /// A gateway outside of all the interface's networks; link-local ones are always on the link.
 fn needs_onlink(via: IpAddr, addresses: &[Prefix]) -> bool {
-    let link_local = match via {
-        IpAddr::V4(via) => via.is_link_local() && via != Ipv4Addr::UNSPECIFIED,
-        IpAddr::V6(via) => via.is_unicast_link_local() && via != Ipv6Addr::UNSPECIFIED,
-    };
-    !(link_local && via.is_ipv6()) && !addresses.iter().any(|prefix| prefix.contains(via))
+    let link_local = matches!(via, IpAddr::V6(via) if via.is_unicast_link_local());
+    !link_local && !addresses.iter().any(|prefix| prefix.contains(via))
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub enum Step {
     Network(Vec<Interface>),
     /// Add a user's ssh keys.
     AuthorizedKeys(User),
+    /// Enter the root: from here on `/` is the guest's.
+    SwitchRoot,
     /// Make ssh host keys if the image can and has none.
     HostKeys,
     /// Say something that went wrong without ending the boot.
@@ -111,10 +113,8 @@ pub enum Error {
 pub fn plan(line: &CommandLine, cidata: &CiData, disks: &[Disk]) -> Result<Vec<Step>, Error> {
     let mut uses = Uses::default();
     let upper = root_upper(line.upper, disks, &mut uses)?;
-    let mut steps = vec![
-        Step::MountRoot { tag: line.root_tag.clone(), upper },
-        Step::MountKernelFiles,
-    ];
+    let mut steps =
+        vec![Step::MountRoot { tag: line.root_tag.clone(), upper }, Step::MountKernelFiles];
     steps.extend(line.modules_tag.clone().map(|tag| Step::MountModules { tag }));
     for mount in &cidata.mounts {
         steps.push(mount_step(mount, disks, &mut uses)?);
@@ -124,16 +124,15 @@ pub fn plan(line: &CommandLine, cidata: &CiData, disks: &[Disk]) -> Result<Vec<S
     steps.push(Step::Network(cidata.interfaces.clone()));
     let with_keys = cidata.users.iter().filter(|user| !user.keys.is_empty());
     steps.extend(with_keys.cloned().map(Step::AuthorizedKeys));
-    steps.push(Step::HostKeys);
+    steps.extend([Step::SwitchRoot, Step::HostKeys]);
     Ok(steps)
 }
 
 /// Whether a disk is still to come: the boot waits for these, up to `rootdelay`.
 #[must_use]
 pub fn is_waiting(line: &CommandLine, cidata: &CiData, disks: &[Disk]) -> bool {
-    let late = |mount: &Mount| {
-        !mount.options.nofail && matches!(find(&mount.source, disks), Ok(None))
-    };
+    let late =
+        |mount: &Mount| !mount.options.nofail && matches!(find(&mount.source, disks), Ok(None));
     let upper_late = line.upper == Upper::Disk && !disks.iter().any(|d| d.serial == ROOT_SERIAL);
     upper_late || cidata.mounts.iter().any(late)
 }
@@ -276,17 +275,21 @@ mod tests {
         };
         let steps = plan(&line(Upper::Memory), &cidata, &[disk("vda", "x")]).unwrap();
         let options = Options::default();
-        assert_eq!(steps, [
-            Step::MountRoot { tag: "vroot".into(), upper: RootUpper::Memory },
-            Step::MountKernelFiles,
-            Step::MountShare { tag: "s".into(), target: "/s".into(), options },
-            Step::MountDisk { disk: disk("vda", "x"), target: "/d".into(), options },
-            Step::Hostname("vm".into()),
-            Step::Hosts(Some("vm".into())),
-            Step::Network(Vec::new()),
-            Step::AuthorizedKeys(cidata.users[0].clone()),
-            Step::HostKeys,
-        ]);
+        assert_eq!(
+            steps,
+            [
+                Step::MountRoot { tag: "vroot".into(), upper: RootUpper::Memory },
+                Step::MountKernelFiles,
+                Step::MountShare { tag: "s".into(), target: "/s".into(), options },
+                Step::MountDisk { disk: disk("vda", "x"), target: "/d".into(), options },
+                Step::Hostname("vm".into()),
+                Step::Hosts(Some("vm".into())),
+                Step::Network(Vec::new()),
+                Step::AuthorizedKeys(cidata.users[0].clone()),
+                Step::SwitchRoot,
+                Step::HostKeys,
+            ]
+        );
     }
 
     #[test]

@@ -130,6 +130,8 @@ pub fn choose(templates: &[Template], size: u64) -> Option<&Template> {
     fitting.max_by_key(|template| template.disk_size_min)
 }
 
+/// Folder of the templates in the initramfs.
+pub const DIR: &str = "/templates";
 const MAGIC: &[u8] = b"ext4tpl\x01";
 const BLOCK_SIZE: usize = 4096;
 const ENTRY_SIZE: usize = 8 + BLOCK_SIZE;

@@ -15,9 +15,9 @@ pub enum Node {
     /// Text as written, whatever type YAML would guess.
     Scalar(String),
     /// A list.
-    Sequence(Vec<Node>),
+    Sequence(Vec<Self>),
     /// Keys and values in the file's order; keys are unique.
-    Mapping(Vec<(String, Node)>),
+    Mapping(Vec<(String, Self)>),
 }
 
 /// Why a document was refused.
@@ -59,8 +59,8 @@ impl Node {
         }
         let mut builder = Builder::default();
         for event in Parser::new_from_str(text) {
-            let (event, span) =
-                event.map_err(|e| grammar(e.marker().line(), &format!("not YAML: {}", e.info())))?;
+            let (event, span) = event
+                .map_err(|e| grammar(e.marker().line(), &format!("not YAML: {}", e.info())))?;
             if matches!(event, Event::DocumentEnd) {
                 break;
             }

@@ -22,7 +22,10 @@ pub struct Zosrc {
 impl std::fmt::Debug for Zosrc {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
-        f.debug_struct("Zosrc").field("env", &names).field("init", &self.init).finish_non_exhaustive()
+        f.debug_struct("Zosrc")
+            .field("env", &names)
+            .field("init", &self.init)
+            .finish_non_exhaustive()
     }
 }
 
@@ -297,8 +300,10 @@ mod tests {
 
     #[test]
     fn what_a_node_writes_is_understood() {
-        let z = parsed("#cloud-config\nexport A='1'\nexport B='two words'\n\n\
-                        init='/sbin/zinit'\nset -- 'init' '-d' ''\n");
+        let z = parsed(
+            "#cloud-config\nexport A='1'\nexport B='two words'\n\n\
+                        init='/sbin/zinit'\nset -- 'init' '-d' ''\n",
+        );
         assert_eq!(z.env, [pair("A", "1"), pair("B", "two words")]);
         assert_eq!(z.init.as_deref(), Some("/sbin/zinit"));
         assert_eq!(z.args, ["init", "-d", ""]);
@@ -306,15 +311,18 @@ mod tests {
 
     #[test]
     fn quotes_and_newlines_in_values_survive() {
-        assert_eq!(env("export K='it'\\''s \"x\" $HOME `id`\nline 2\n'"), [pair(
-            "K",
-            "it's \"x\" $HOME `id`\nline 2\n"
-        )]);
+        assert_eq!(
+            env("export K='it'\\''s \"x\" $HOME `id`\nline 2\n'"),
+            [pair("K", "it's \"x\" $HOME `id`\nline 2\n")]
+        );
         assert_eq!(env(r#"export K='a'"'"'b'"#), [pair("K", "a'b")]);
         assert_eq!(env(r#"export K="a\"b\\c\$d\e""#), [pair("K", r#"a"b\c$d\e"#)]);
         assert_eq!(env("export K=a\\ b\\\nc"), [pair("K", "a bc")]);
         assert_eq!(env("export K=a=b"), [pair("K", "a=b")]);
-        assert_eq!(env("export A=1 B=2; export C=\n"), [pair("A", "1"), pair("B", "2"), pair("C", "")]);
+        assert_eq!(
+            env("export A=1 B=2; export C=\n"),
+            [pair("A", "1"), pair("B", "2"), pair("C", "")]
+        );
     }
 
     #[test]

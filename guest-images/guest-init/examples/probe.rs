@@ -1,0 +1,83 @@
+//! A guest's init for tests: says what it was given, and powers off.
+//!
+//! It is started by `guest-init` as `/sbin/init` or as an entrypoint, statically linked, in a root
+//! that holds nothing else. Every fact is one line, `probe: KEY VALUE`, the value quoted as Rust
+//! quotes it; the last line is `probe: end`. Environment variables ask for more:
+//!
+//! - `PROBE_READ=PATH:PATH…`: the content of files, with owner and mode
+//! - `PROBE_APPEND=PATH`: adds a line to a file first, so that the next boot can find it
+//! - `PROBE_SIZE=PATH:PATH…`: sizes of file systems
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+
+fn main() {
+    for (index, arg) in std::env::args().enumerate() {
+        say(&format!("arg{index}"), &arg);
+    }
+    let mut env: Vec<(String, String)> = std::env::vars().collect();
+    env.sort();
+    for (name, value) in &env {
+        say(&format!("env {name}"), value);
+    }
+    say("dir", &std::env::current_dir().unwrap_or_default().to_string_lossy());
+    say("pid", &std::process::id().to_string());
+    if let Ok(path) = std::env::var("PROBE_APPEND") {
+        append(&path);
+    }
+    for path in list("PROBE_READ").chain(KERNEL_FILES.iter().map(ToString::to_string)) {
+        read(&path);
+    }
+    for path in list("PROBE_SIZE") {
+        match rustix::fs::statvfs(path.as_str()) {
+            Ok(s) => say(&format!("size {path}"), &(s.f_blocks * s.f_frsize).to_string()),
+            Err(error) => say(&format!("size {path}"), &error.to_string()),
+        }
+    }
+    say("end", "");
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+}
+
+fn say(key: &str, value: &str) {
+    println!("probe: {key} {value:?}");
+}
+
+fn list(variable: &str) -> impl Iterator<Item = String> {
+    let paths = std::env::var(variable).unwrap_or_default();
+    paths
+        .split(':')
+        .filter(|path| !path.is_empty())
+        .map(str::to_owned)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+fn append(path: &str) {
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.append(true).create(true).open(path);
+    if let Err(error) = opened.and_then(|mut file| file.write_all(b"one boot\n")) {
+        say(&format!("append {path}"), &error.to_string());
+    }
+}
+
+fn read(path: &str) {
+    match std::fs::read(path) {
+        Ok(bytes) => say(&format!("file {path}"), &String::from_utf8_lossy(&bytes)),
+        Err(error) => say(&format!("file {path}"), &format!("error: {error}")),
+    }
+    if let Ok(meta) = std::fs::metadata(path) {
+        let access = format!("{:o} {} {}", meta.mode() & 0o7777, meta.uid(), meta.gid());
+        say(&format!("access {path}"), &access);
+    }
+}
+
+const KERNEL_FILES: [&str; 7] = [
+    "/proc/sys/kernel/hostname",
+    "/proc/self/mounts",
+    "/proc/modules",
+    "/proc/net/route",
+    "/proc/net/if_inet6",
+    "/proc/net/ipv6_route",
+    "/proc/net/fib_trie",
+];

@@ -1,0 +1,50 @@
+//! The console, and the end of a boot that failed: one line, then power-off.
+
+use std::io::Write;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::system::{RebootCommand, reboot};
+
+/// Makes `/dev/console` stdin, stdout and stderr. The kernel has done so if its console was ready
+/// when it started us; one whose driver is a module was not. Without any console this does nothing.
+pub(crate) fn take() {
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    if let Ok(console) = open("/dev/console", flags, Mode::empty()) {
+        let _ = dup2_stdin(&console);
+        let _ = dup2_stdout(&console);
+        let _ = dup2_stderr(&console);
+    }
+}
+
+/// Says one line, on the console or else in the kernel's log.
+pub(crate) fn say(message: &str) {
+    let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line = format!("guest-init: {line}\n");
+    if std::io::stderr().write_all(line.as_bytes()).is_err()
+        && let Ok(mut log) = std::fs::OpenOptions::new().write(true).open("/dev/kmsg")
+    {
+        // <2>: critical, so that `quiet` doesn't hide it.
+        let _ = log.write_all(format!("<2>{line}").as_bytes());
+    }
+}
+
+/// Says why the boot can't go on and powers the machine off. What was written is synced first, if
+/// that takes no longer than [`SYNC_LIMIT`].
+pub(crate) fn give_up(why: &str) -> ! {
+    say(&format!("{why}; powering off"));
+    let (done, synced) = mpsc::channel();
+    std::thread::spawn(move || {
+        rustix::fs::sync();
+        let _ = done.send(());
+    });
+    let _ = synced.recv_timeout(SYNC_LIMIT);
+    let _ = reboot(RebootCommand::PowerOff);
+    // Not allowed to, so this is no machine of ours to power off.
+    std::process::exit(1)
+}
+
+/// Longest wait for writes to reach their disks before the power goes.
+const SYNC_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,56 @@
+//! Loads kernel modules, each once, as [`crate::modules`] groups them.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+use rustix::system::finit_module;
+
+use crate::modules::{DIR, Groups, PATH, Trigger, virtio_id};
+
+/// The groups, and what of them is loaded.
+pub(crate) struct Loader {
+    groups: Groups,
+    loaded: BTreeSet<String>,
+}
+
+impl Loader {
+    /// Reads the list. No list means a kernel with everything built in.
+    pub(crate) fn open() -> Result<Self> {
+        let text = std::fs::read_to_string(PATH).unwrap_or_default();
+        Ok(Self { groups: Groups::parse(&text)?, loaded: BTreeSet::new() })
+    }
+
+    /// Loads the modules for `trigger`.
+    pub(crate) fn load(&mut self, trigger: &Trigger) -> Result<()> {
+        for name in self.groups.files(trigger) {
+            if !self.loaded.insert(name.to_owned()) {
+                continue;
+            }
+            let path = format!("{DIR}/{name}");
+            let file = File::open(&path).with_context(|| format!("opening module {path}"))?;
+            match finit_module(&file, c"", 0) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).with_context(|| format!("loading module {name}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the modules that a mount of `kind` needs.
+    pub(crate) fn load_fs(&mut self, kind: &str) -> Result<()> {
+        self.load(&Trigger::FileSystem(kind.to_owned()))
+    }
+}
+
+/// Ids of the virtio devices that there are, each once.
+pub(crate) fn virtio_ids() -> BTreeSet<u32> {
+    let Ok(devices) = std::fs::read_dir("/sys/bus/virtio/devices") else {
+        return BTreeSet::new();
+    };
+    let modalias = |entry: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(entry.ok()?.path().join("modalias")).ok()
+    };
+    devices.filter_map(modalias).filter_map(|text| virtio_id(&text)).collect()
+}
