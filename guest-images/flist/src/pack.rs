@@ -193,7 +193,6 @@ struct Packer<'a> {
 struct Worker {
     codec: Codec,
     plaintext: Vec<u8>,
-    stored: Vec<u8>,
 }
 
 impl Packer<'_> {
@@ -223,11 +222,11 @@ impl Packer<'_> {
     }
 
     fn pack_block(&self, worker: &mut Worker, span: &Span) -> Result<BlockRef, PackError> {
-        let block = worker.codec.encode(&worker.plaintext, &mut worker.stored);
+        let (block, stored) = worker.codec.encode(&worker.plaintext);
         let known = || self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         if !known().contains(&block.id) {
             self.stores
-                .put(store_name(&block.id, BlockCipher::Aes256Gcm), &worker.stored)
+                .put(store_name(&block.id, BlockCipher::Aes256Gcm), stored)
                 .map_err(|source| PackError::Store {
                     file: self.contents.name(span.file),
                     source,

@@ -30,7 +30,11 @@ const PLAINTEXT_SIZE_MAX: usize = BLOCK_SIZE as usize;
 pub struct Codec {
     encoder: snap::raw::Encoder,
     decoder: snap::raw::Decoder,
+    /// Of [`PLAINTEXT_SIZE_MAX`] once used, whatever the size of the last block: growing and
+    /// shrinking would clear it each time.
     plaintext: Vec<u8>,
+    /// Of [`STORED_SIZE_MAX`] once used.
+    stored: Vec<u8>,
 }
 
 /// Why stored bytes are not the block they should be.
@@ -64,6 +68,7 @@ impl Default for Codec {
             encoder: snap::raw::Encoder::new(),
             decoder: snap::raw::Decoder::new(),
             plaintext: Vec::new(),
+            stored: Vec::new(),
         }
     }
 }
@@ -75,23 +80,24 @@ impl Codec {
         Self::default()
     }
 
-    /// Encodes `plaintext` (1 to 512 KiB) for a current image: `stored` becomes what stores keep.
+    /// Encodes `plaintext` (at most 512 KiB) for a current image: its name and key, and what stores
+    /// keep.
     ///
     /// # Panics
     /// If `plaintext` is longer than a block: the caller cuts files.
-    pub fn encode(&mut self, plaintext: &[u8], stored: &mut Vec<u8>) -> BlockRef {
+    pub fn encode(&mut self, plaintext: &[u8]) -> (BlockRef, &[u8]) {
         assert!(plaintext.len() <= PLAINTEXT_SIZE_MAX, "the caller cuts files into blocks");
         let key = blake2b_256(plaintext);
-        stored.resize(snap::raw::max_compress_len(plaintext.len()), 0);
-        let size =
-            self.encoder.compress(plaintext, stored).expect("the buffer holds the worst case");
-        stored.truncate(size);
+        self.stored.resize(STORED_SIZE_MAX, 0);
+        let size = self.encoder.compress(plaintext, &mut self.stored);
+        let size = size.expect("the buffer holds the worst case");
         let (cipher, nonce) = aes_256_gcm(&key);
         let tag = cipher
-            .seal_in_place_separate_tag(nonce, Aad::empty(), stored)
+            .seal_in_place_separate_tag(nonce, Aad::empty(), &mut self.stored[..size])
             .expect("a block is far below the cipher's limit");
-        stored.extend_from_slice(tag.as_ref());
-        BlockRef { id: BlockId(blake2b_256(stored)), key: BlockKey(key) }
+        self.stored[size..size + TAG_SIZE].copy_from_slice(tag.as_ref());
+        let stored = &self.stored[..size + TAG_SIZE];
+        (BlockRef { id: BlockId(blake2b_256(stored)), key: BlockKey(key) }, stored)
     }
 
     /// Checks and decodes what a store returned for `block`. `stored` is scratch space afterwards.
@@ -116,14 +122,15 @@ impl Codec {
         if size > PLAINTEXT_SIZE_MAX {
             return Err(DecodeError::Decompress(block.id));
         }
-        self.plaintext.resize(size, 0);
+        self.plaintext.resize(PLAINTEXT_SIZE_MAX, 0);
+        let plaintext = &mut self.plaintext[..size];
         self.decoder
-            .decompress(compressed, &mut self.plaintext)
+            .decompress(compressed, plaintext)
             .map_err(|_| DecodeError::Decompress(block.id))?;
-        if !is_plaintext_of(cipher, &block.key, &self.plaintext) {
+        if !is_plaintext_of(cipher, &block.key, plaintext) {
             return Err(DecodeError::Key(block.id));
         }
-        Ok(&self.plaintext)
+        Ok(plaintext)
     }
 }
 
@@ -184,9 +191,9 @@ mod tests {
     use super::*;
 
     fn encoded(plaintext: &[u8]) -> (BlockRef, Vec<u8>) {
-        let mut stored = Vec::new();
-        let block = Codec::new().encode(plaintext, &mut stored);
-        (block, stored)
+        let mut codec = Codec::new();
+        let (block, stored) = codec.encode(plaintext);
+        (block, stored.to_vec())
     }
 
     #[test]

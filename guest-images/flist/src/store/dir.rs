@@ -5,11 +5,13 @@
 //! PATH/3f9c..e1       flat layout of older tools, read only
 //! ```
 //!
-//! A block appears whole or not at all: it is written under a temporary name in its folder and
-//! renamed. Nothing is synced block by block (26,000 small files must cost little); [`DirStore`]
-//! syncs the file system once, when `sync` is called. Until then a power cut may leave files short,
-//! which costs a fetch from another route but never a wrong byte, because readers verify; and a
-//! later `put` writes a file again whose size is wrong.
+//! 26,000 small files must cost little, so a new block is written under its own name at once, and
+//! nothing is synced block by block: [`DirStore`] syncs the file system once, when `sync` is called.
+//! A process or machine that dies before that may leave a file short. That costs readers a fetch
+//! from another route but never a wrong byte, because they verify; and since a name stands for one
+//! sequence of bytes, a later `put` knows a short file by its size and replaces it, by a temporary
+//! file and a rename. No image names a block before its `put` and `sync` have returned, so nobody
+//! looks for a file that is still growing.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -101,20 +103,34 @@ impl DirStore {
     fn write(&self, name: &[u8], stored: &[u8]) -> Result<(), Errno> {
         let folder = self.folder(name.first().copied().ok_or(Errno::INVAL)?)?;
         let target = hex(name);
-        if let Ok(stat) = fs::statat(folder, &target, AtFlags::empty())
-            && u64::try_from(stat.st_size) == Ok(stored.len() as u64)
-        {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = match fs::openat(folder, &target, flags, Mode::from_raw_mode(0o644)) {
+            Ok(file) => file,
+            Err(Errno::EXIST) => return self.replace_short(folder, &target, stored),
+            Err(errno) => return Err(errno),
+        };
+        self.has_unsynced.store(true, Ordering::Relaxed);
+        let written = write_all(&file, stored);
+        if written.is_err() {
+            remove(folder, &target);
+        }
+        written
+    }
+
+    /// Leaves a whole file alone; replaces a short one.
+    fn replace_short(&self, folder: &OwnedFd, target: &str, stored: &[u8]) -> Result<(), Errno> {
+        let stat = fs::statat(folder, target, AtFlags::empty())?;
+        if u64::try_from(stat.st_size) == Ok(stored.len() as u64) {
             return Ok(());
         }
         let (temporary, file) = self.create_temporary(folder)?;
+        self.has_unsynced.store(true, Ordering::Relaxed);
         let written = write_all(&file, stored);
         drop(file);
-        let renamed = written.and_then(|()| fs::renameat(folder, &temporary, folder, &target));
+        let renamed = written.and_then(|()| fs::renameat(folder, &temporary, folder, target));
         if renamed.is_err() {
-            // The temporary file is no one's any more; that it can't be removed is no news either.
-            let _ = fs::unlinkat(folder, &temporary, AtFlags::empty());
+            remove(folder, &temporary);
         }
-        self.has_unsynced.store(true, Ordering::Relaxed);
         renamed
     }
 
@@ -201,6 +217,11 @@ fn open_error(name: String, errno: Errno) -> StoreError {
             StoreError::Refused { store: name, reason }
         }
     }
+}
+
+/// Removes what was not finished. That it can't be removed is no news after the first error.
+fn remove(folder: &OwnedFd, name: &str) {
+    let _ = fs::unlinkat(folder, name, AtFlags::empty());
 }
 
 fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {

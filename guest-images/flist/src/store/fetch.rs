@@ -442,8 +442,9 @@ mod tests {
     }
 
     fn block() -> (BlockRef, Vec<u8>) {
-        let mut stored = Vec::new();
-        (Codec::new().encode(b"the contents", &mut stored), stored)
+        let mut codec = Codec::new();
+        let (block, stored) = codec.encode(b"the contents");
+        (block, stored.to_vec())
     }
 
     #[test]
