@@ -72,8 +72,13 @@ impl Crate {
 impl SourceFile {
     fn read(root: &Path, path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Self::parse(path.strip_prefix(root)?, text)
+    }
+
+    /// A file with this text; `path` is relative to the root.
+    pub(crate) fn parse(path: &Path, text: String) -> anyhow::Result<Self> {
         let syntax = syn::parse_file(&text).with_context(|| path.display().to_string())?;
-        Ok(Self { path: path.strip_prefix(root)?.to_owned(), text, syntax })
+        Ok(Self { path: path.to_owned(), text, syntax })
     }
 }
 
@@ -102,4 +107,28 @@ fn read_manifest(folder: &Path) -> anyhow::Result<toml::Table> {
     }
     let text = fs::read_to_string(&path)?;
     text.parse().with_context(|| path.display().to_string())
+}
+
+/// Small workspaces for the tests of the rules.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A crate in `folder` with these files (paths inside it, and texts) and dependencies.
+    pub(crate) fn member(folder: &str, files: &[(&str, &str)], dependencies: &[&str]) -> Crate {
+        let parse = |(path, text): &(&str, &str)| {
+            SourceFile::parse(&Path::new(folder).join(path), (*text).to_owned()).unwrap()
+        };
+        Crate {
+            name: folder.replace('/', "-"),
+            folder: folder.into(),
+            dependencies: dependencies.iter().map(|name| (*name).to_owned()).collect(),
+            files: files.iter().map(parse).collect(),
+        }
+    }
+
+    /// A workspace of these crates, without a root on the disk.
+    pub(crate) fn workspace(crates: Vec<Crate>) -> Workspace {
+        Workspace { root: PathBuf::new(), crates }
+    }
 }

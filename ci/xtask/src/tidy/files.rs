@@ -109,3 +109,32 @@ fn folders_with_manifest(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::testing::member;
+
+    #[test]
+    fn modules_are_followed_from_every_target() {
+        let files = [
+            ("src/lib.rs", "mod a; mod b;"),
+            ("src/a.rs", "mod inner;"),
+            ("src/a/inner.rs", ""),
+            ("src/b/mod.rs", "mod deep;"),
+            ("src/b/deep.rs", ""),
+            ("tests/one.rs", "mod common;"),
+            ("tests/common/mod.rs", ""),
+            ("tests/two/main.rs", "mod part;"),
+            ("tests/two/part.rs", ""),
+        ];
+        assert_eq!(dead_files(&member("x", &files, &[])), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_file_that_nothing_reaches_is_named() {
+        let files = [("src/lib.rs", "mod a;"), ("src/a.rs", ""), ("src/left.rs", "")];
+        let expected = ["x/src/left.rs: no target or module reaches it"];
+        assert_eq!(dead_files(&member("x", &files, &[])), expected);
+    }
+}

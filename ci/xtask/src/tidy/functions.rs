@@ -66,3 +66,22 @@ impl<'ast> Visit<'ast> for Visitor {
         visit::visit_impl_item_fn(self, function);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::testing::member;
+
+    #[test]
+    fn long_functions_are_found_wherever_they_stand() {
+        let body = "    let _ = 1;\n".repeat(LINE_COUNT_MAX);
+        let text = format!(
+            "fn long() {{\n{body}}}\nfn short() {{}}\nstruct S;\nimpl S {{\nfn method() {{\n{body}}}\n}}\n"
+        );
+        let member = member("x", &[("src/lib.rs", &text)], &[]);
+        let found = long_functions(&member.files[0]);
+        let expected =
+            [("x/src/lib.rs::long".to_owned(), 72), ("x/src/lib.rs::method".to_owned(), 72)];
+        assert_eq!(found, expected);
+    }
+}

@@ -78,3 +78,36 @@ fn only_door(member: &Crate) -> Option<String> {
 fn manifest(member: &Crate) -> String {
     member.folder.join("Cargo.toml").display().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::testing::{member, workspace};
+
+    fn broken(folder: &str, dependencies: &[&str]) -> Vec<String> {
+        let others = ["vmm/machine", "zdb/engine"].map(|folder| member(folder, &[], &[]));
+        let mut crates = Vec::from(others);
+        crates.push(member(folder, &[], dependencies));
+        check(&workspace(crates))
+    }
+
+    #[test]
+    fn what_the_vmm_links_opens_no_connection() {
+        assert_eq!(broken("vmm/virtio", &["vm-memory"]), Vec::<String>::new());
+        assert_eq!(broken("vmm/virtio", &["tokio"]).len(), 1);
+        assert_eq!(broken("guest-images/flist-view", &["rusqlite"]).len(), 1);
+    }
+
+    #[test]
+    fn houses_do_not_link_one_another() {
+        assert_eq!(broken("vmm/cli", &["vmm-machine"]), Vec::<String>::new());
+        assert_eq!(broken("hostd/daemon", &["vmm-machine", "zdb-engine"]).len(), 2);
+        assert_eq!(broken("hostd/daemon", &["vmm-spec"]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn subxt_has_one_door() {
+        assert_eq!(broken("hostd/chain", &["subxt"]), Vec::<String>::new());
+        assert_eq!(broken("hostd/daemon", &["subxt"]).len(), 1);
+    }
+}

@@ -21,3 +21,28 @@ fn size(file: &SourceFile) -> Option<String> {
     (lines > LINE_COUNT_MAX)
         .then(|| format!("{}: {lines} lines, at most {LINE_COUNT_MAX}", file.path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::testing::{member, workspace};
+
+    #[test]
+    fn a_file_without_a_story_is_named() {
+        let files = [
+            ("src/lib.rs", "//! A story.\n"),
+            ("src/a.rs", "use std::fs;\n"),
+            ("src/b.rs", "//!\n"),
+        ];
+        let broken = check(&workspace(vec![member("x", &files, &[])]));
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken[0].starts_with("x/src/a.rs:1: ") && broken[1].starts_with("x/src/b.rs:1: "));
+    }
+
+    #[test]
+    fn a_file_that_outgrew_a_reader_is_named() {
+        let long = "//! A story.\n".to_owned() + &"// More.\n".repeat(LINE_COUNT_MAX);
+        let broken = check(&workspace(vec![member("x", &[("src/lib.rs", &long)], &[])]));
+        assert_eq!(broken, ["x/src/lib.rs: 1001 lines, at most 1000"]);
+    }
+}
