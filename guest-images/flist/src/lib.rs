@@ -10,6 +10,7 @@
 //! | [`cache`] | verified blocks of all images of a node, on its disk |
 //! | [`format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
 //! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
+//! | [`hub`] | publishing images |
 //! | [`oci`] | OCI and Docker images, from files and registries, as a tree |
 //! | [`scan`], [`pack`] | a directory on this machine as a tree; a tree's files into blocks |
 //! | [`mount`] | a view of an image, mounted through `/dev/fuse` |
@@ -20,6 +21,7 @@
 pub mod block;
 pub mod cache;
 pub mod format;
+pub mod hub;
 pub mod index;
 pub mod mount;
 pub mod oci;

@@ -20,6 +20,7 @@ enum Command {
     FromOci(cli::from_oci::FromOciArguments),
     Mount(cli::mount::MountArguments),
     Pack(cli::pack::PackArguments),
+    Push(cli::push::PushArguments),
 }
 
 fn main() -> ExitCode {
@@ -36,5 +37,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::FromOci(arguments) => cli::from_oci::run(&arguments),
         Command::Mount(arguments) => cli::mount::run(&arguments),
         Command::Pack(arguments) => cli::pack::run(&arguments),
+        Command::Push(arguments) => cli::push::run(&arguments),
     }
 }

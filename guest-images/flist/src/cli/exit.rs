@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use flist::hub::HubError;
 use flist::oci::registry::RegistryError;
 use flist::store::StoreError;
+use flist::store::fetch::FetchError;
 
 /// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -37,6 +39,24 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                 }
                 RegistryError::Unreachable { .. } => (75, None),
             };
+        }
+        if let Some(fetch) = cause.downcast_ref::<FetchError>() {
+            return match fetch {
+                FetchError::NoRoute { .. } | FetchError::Missing { .. } => {
+                    (3, Some("name another store that has the image's blocks: --store URL"))
+                }
+                FetchError::Refused { .. } => {
+                    (4, Some("check the password or key in the store's URL"))
+                }
+                FetchError::Unreachable { .. } => (75, None),
+                FetchError::Bad { .. } => (1, None),
+            };
+        }
+        match cause.downcast_ref::<HubError>() {
+            Some(HubError::Refused { .. }) => return (4, Some("check FLIST_HUB_TOKEN")),
+            Some(HubError::Unreachable { .. }) => return (75, None),
+            Some(HubError::Name { .. } | HubError::Address { .. }) => return (2, None),
+            _ => {}
         }
         if let Some(io) = cause.downcast_ref::<std::io::Error>()
             && io.kind() == std::io::ErrorKind::NotFound

@@ -4,5 +4,6 @@ pub(crate) mod exit;
 pub(crate) mod from_oci;
 pub(crate) mod mount;
 pub(crate) mod pack;
+pub(crate) mod push;
 pub(crate) mod stores;
 pub(crate) mod terminal;
