@@ -4,6 +4,10 @@
 //! image, named by the image file's hash, so that an image is parsed once per machine and opened in
 //! microseconds ever after. `mount` and the cache daemon call [`open_image`].
 //!
+//! Beside each index stands the image's list of stores, so that the image itself need not be parsed
+//! again to know where its blocks are. Both hold secrets (keys, perhaps passwords), as the image does:
+//! they are readable by their owner only.
+//!
 //! Inodes are numbered breadth first, so that the children of a directory, and the blocks of its
 //! files, are neighbours on the same pages.
 
@@ -15,7 +19,8 @@ use std::path::{Path, PathBuf};
 use flist_view::filesystem::Ino;
 use flist_view::index::{Contents, Index, IndexError, IndexWriter, InodeRecord, WriteError};
 
-use crate::format::{FormatError, Image, image_hash};
+use crate::format::{FormatError, Image, Route, image_hash};
+use crate::store::url::RouteSpec;
 use crate::tree::{InodeId, Node, Tree, printable};
 
 /// Why there is no index of an image.
@@ -106,10 +111,21 @@ pub fn open(directory: &Path, image_hash: &[u8; 32]) -> Result<Option<Index>, Bu
 /// [`BuildError`].
 pub fn store(directory: &Path, image: &Image, image_hash: &[u8; 32]) -> Result<Index, BuildError> {
     let bytes = build(image, *image_hash)?;
+    let path = routes_path_in(directory, image_hash);
+    write_whole(directory, &path, encode_routes(&image.routes).as_bytes())
+        .map_err(|source| BuildError::Io { path, source })?;
     let path = path_in(directory, image_hash);
     let file = write_whole(directory, &path, &bytes)
         .map_err(|source| BuildError::Io { path: path.clone(), source })?;
     Index::open(&file).map_err(|source| BuildError::Index { path, source })
+}
+
+/// The routes of the image with this hash, as [`store`] kept them beside its index; `None` if they are
+/// not there or not whole, and the image must be asked.
+#[must_use]
+pub fn open_routes(directory: &Path, image_hash: &[u8; 32]) -> Option<Vec<Route>> {
+    let text = fs::read_to_string(routes_path_in(directory, image_hash)).ok()?;
+    decode_routes(&text)
 }
 
 /// The index of the image file `path`: the one in `directory`, or a new one.
@@ -230,9 +246,34 @@ fn path_of(tree: &Tree, id: InodeId) -> String {
     format!("/{}", printable(&entry.map(|entry| entry.path).unwrap_or_default()))
 }
 
-fn path_in(directory: &Path, image_hash: &[u8; 32]) -> PathBuf {
+/// Where `directory` keeps the index of the image with this hash.
+#[must_use]
+pub fn path_in(directory: &Path, image_hash: &[u8; 32]) -> PathBuf {
     let hex: String = image_hash.iter().map(|byte| format!("{byte:02x}")).collect();
     directory.join(format!("{hex}.idx"))
+}
+
+fn routes_path_in(directory: &Path, image_hash: &[u8; 32]) -> PathBuf {
+    path_in(directory, image_hash).with_extension("routes")
+}
+
+/// One line for each route, as on the command line, and a checksum of them all at the end.
+fn encode_routes(routes: &[Route]) -> String {
+    let line = |route: &Route| {
+        format!("{:02x}-{:02x}={}\n", route.start, route.end, route.url.to_stored(false))
+    };
+    let mut text: String = routes.iter().map(line).collect();
+    let checksum = crc32c::crc32c(text.as_bytes());
+    text.push_str(&format!("{checksum:08x}\n"));
+    text
+}
+
+fn decode_routes(text: &str) -> Option<Vec<Route>> {
+    let (lines, checksum) = text.split_at_checked(text.len().checked_sub(9)?)?;
+    if checksum != format!("{:08x}\n", crc32c::crc32c(lines.as_bytes())) {
+        return None;
+    }
+    lines.lines().map(|line| RouteSpec::parse(line).ok().map(Route::from)).collect()
 }
 
 /// Whether only we, or root, can have written the file and can still change it. A mapped file that
@@ -244,7 +285,7 @@ fn is_private(file: &File) -> bool {
     })
 }
 
-/// Returns the file open for reading. Its mode is 0600: it holds the blocks' keys.
+/// Writes a file that is seen whole or not at all. Returns it open for reading. Its mode is 0600: it holds the blocks' keys.
 fn write_whole(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut temporary = tempfile::Builder::new().prefix(".index-").tempfile_in(directory)?;
@@ -263,6 +304,7 @@ mod tests {
     use flist_view::filesystem::{ROOT, Timestamp};
 
     use super::*;
+    use crate::store::url::StoreUrl;
     use crate::tree::{DeviceNumber, Directory, FileContents, Inode, Metadata};
 
     const HASH: [u8; 32] = [5; 32];
@@ -350,6 +392,31 @@ mod tests {
         fs::write(&path, b"FLISTIDX but no more").unwrap();
         open().unwrap().verify().unwrap();
         assert_eq!(builds, 2);
+    }
+
+    #[test]
+    fn routes_are_kept_with_their_secrets_or_not_believed() {
+        let route = |start, end, url: &str| {
+            let url = StoreUrl::parse(url).unwrap();
+            Route { start, end, url }
+        };
+        let routes = vec![
+            route(0, 0x7f, "zdb://:secret@host:9900/ns"),
+            route(0x80, 0xff, "dir:///a%20b"),
+        ];
+        let text = encode_routes(&routes);
+        assert_eq!(decode_routes(&text).unwrap(), routes);
+        assert_eq!(decode_routes(&encode_routes(&[])).unwrap(), []);
+        for size in 0..text.len() {
+            assert!(decode_routes(&text[..size]).is_none(), "{size} bytes");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let image = Image { routes: routes.clone(), ..image() };
+        store(directory.path(), &image, &HASH).unwrap();
+        assert_eq!(open_routes(directory.path(), &HASH).unwrap(), routes);
+        assert!(open_routes(directory.path(), &[0; 32]).is_none());
+        let path = routes_path_in(directory.path(), &HASH);
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`tree`] | an image's tree in memory: what every reader makes and every writer takes |
 //! | [`block`] | one block: compress, encrypt, decrypt, verify |
 //! | [`cache`] | verified blocks of all images of a node, on its disk |
+//! | [`cached`] | the daemon that serves them to a node's VMMs |
 //! | [`format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
 //! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
 //! | [`hub`] | publishing images |
@@ -20,6 +21,7 @@
 
 pub mod block;
 pub mod cache;
+pub mod cached;
 pub mod format;
 pub mod hub;
 pub mod index;

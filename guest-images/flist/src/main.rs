@@ -17,6 +17,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Cached(cli::cached::CachedArguments),
     FromOci(cli::from_oci::FromOciArguments),
     Mount(cli::mount::MountArguments),
     Pack(cli::pack::PackArguments),
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Cached(arguments) => cli::cached::run(&arguments),
         Command::FromOci(arguments) => cli::from_oci::run(&arguments),
         Command::Mount(arguments) => cli::mount::run(&arguments),
         Command::Pack(arguments) => cli::pack::run(&arguments),

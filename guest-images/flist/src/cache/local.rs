@@ -96,11 +96,12 @@ impl Fetch for Fetcher {
     fn fetch(
         &self,
         codec: &mut Codec,
-        cipher: BlockCipher,
+        _cipher: BlockCipher,
         block: &BlockRef,
     ) -> Result<Verified<'static>, BlockError> {
         match Self::fetch(self, codec, block) {
-            Ok(plaintext) => Ok(Verified::fetched(cipher, *block, plaintext)),
+            // Its own cipher is the one that it verified with.
+            Ok(plaintext) => Ok(Verified::fetched(self.cipher(), *block, plaintext)),
             Err(error) => Err(BlockError::Unavailable { id: block.id, reason: error.to_string() }),
         }
     }

@@ -45,6 +45,7 @@ use flist_view::block::{BlockCipher, BlockData, BlockId, BlockRef};
 
 pub use self::flights::{Flights, Join};
 pub use self::local::{Fetch, LocalSource};
+pub(crate) use self::local::{cache_error, fetch_into};
 pub use self::statistics::Statistics;
 pub use self::verified::Verified;
 

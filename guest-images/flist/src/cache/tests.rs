@@ -26,7 +26,7 @@ fn sample(number: u32, size: usize) -> (BlockRef, Vec<u8>) {
             (state >> 56).try_into().unwrap()
         })
         .collect();
-    (Codec::new().encode(&plaintext, &mut Vec::new()), plaintext)
+    (Codec::new().encode(&plaintext).0, plaintext)
 }
 
 fn insert(cache: &Cache, number: u32, size: usize) -> Handout {

@@ -1,0 +1,192 @@
+//! An image that clients are bound to: its index, its stores, what is known of its first boot.
+//!
+//! Paths come from clients, who may hold the file open and change it while it is read. The index of
+//! a hash must describe the file of that hash and no other, or one client could give another a wrong
+//! tree: so an index is built from a private copy whose own bytes were hashed.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flist_view::block::{BlockCipher, BlockError, BlockId};
+use flist_view::index::Index;
+use rustix::fs::{Mode, OFlags};
+
+use super::trace::Recorder;
+use crate::format::{FormatError, Image, Route, image_hash};
+use crate::index::{self, BuildError};
+use crate::store::StoreError;
+use crate::store::fetch::{Fetcher, RetryOptions};
+use crate::store::route::{StoreOptions, Stores};
+use crate::store::url::RouteSpec;
+
+/// Largest image file, in bytes. An image of a million files has some 200 MB.
+const IMAGE_SIZE_MAX: u64 = 4 << 30;
+
+/// What a client asks to be bound to. Stores may hold secrets: no `Debug`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Binding {
+    pub(super) path: PathBuf,
+    pub(super) stores: Vec<Vec<u8>>,
+}
+
+/// An image with at least one client, or on its way to one.
+pub(super) struct BoundImage {
+    pub(super) binding: Binding,
+    pub(super) hash: [u8; 32],
+    pub(super) index: Index,
+    pub(super) index_file: File,
+    pub(super) index_directory: PathBuf,
+    pub(super) counters: Counters,
+    recorder: Mutex<Recorder>,
+    /// Routes given by the client, parsed; none for the image's own.
+    routes: Vec<Route>,
+    /// Made when a block is first missing: with a warm cache, nobody needs the image's routes.
+    fetcher: Mutex<Option<Arc<Fetcher>>>,
+}
+
+/// What happened to one image's blocks.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) requests: AtomicU64,
+    pub(super) hits: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) prefetched: AtomicU64,
+}
+
+/// Why an image can't be bound to.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ImageError {
+    #[error("{}: {source}", path.display())]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error("{}: {rule}", path.display())]
+    Rule { path: PathBuf, rule: &'static str },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a store's URL must be UTF-8")]
+    StoreText,
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
+impl BoundImage {
+    /// Opens an image and its index, which is built if there is none yet.
+    pub(super) fn open(binding: Binding, index_directory: &Path) -> Result<Self, ImageError> {
+        let routes = parse_routes(&binding.stores)?;
+        let mut file = open_image(&binding.path)?;
+        let (hash, index) = open_index(&mut file, &binding.path, index_directory)?;
+        let index_path = index::path_in(index_directory, &hash);
+        let index_file = File::open(&index_path)
+            .map_err(|source| ImageError::Open { path: index_path, source })?;
+        let recorder = Recorder::new(index.block_count());
+        Ok(Self {
+            binding,
+            hash,
+            index,
+            index_file,
+            index_directory: index_directory.to_path_buf(),
+            counters: Counters::default(),
+            recorder: Mutex::new(recorder),
+            routes,
+            fetcher: Mutex::default(),
+        })
+    }
+
+    pub(super) fn cipher(&self) -> BlockCipher {
+        self.index.cipher()
+    }
+
+    pub(super) fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever fetches this image's blocks. An error is not remembered: the file may come back.
+    pub(super) fn fetcher(&self, id: BlockId) -> Result<Arc<Fetcher>, BlockError> {
+        let mut fetcher = self.fetcher.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fetcher) = fetcher.as_ref() {
+            return Ok(Arc::clone(fetcher));
+        }
+        let routes = if self.routes.is_empty() {
+            let unavailable = |error: FormatError| BlockError::Unavailable {
+                id,
+                reason: format!("the image's routes can't be read: {error}"),
+            };
+            match index::open_routes(&self.index_directory, &self.hash) {
+                Some(routes) => routes,
+                None => Image::open(&self.binding.path).map_err(unavailable)?.routes,
+            }
+        } else {
+            self.routes.clone()
+        };
+        let stores = Stores::new(&routes, &StoreOptions::default());
+        let made = Arc::new(Fetcher::new(stores, self.cipher(), RetryOptions::default()));
+        *fetcher = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// The fetcher, if a block was ever missing.
+    pub(super) fn existing_fetcher(&self) -> Option<Arc<Fetcher>> {
+        self.fetcher.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn parse_routes(stores: &[Vec<u8>]) -> Result<Vec<Route>, ImageError> {
+    stores
+        .iter()
+        .map(|text| {
+            let text = std::str::from_utf8(text).map_err(|_| ImageError::StoreText)?;
+            Ok(Route::from(RouteSpec::parse(text)?))
+        })
+        .collect()
+}
+
+/// Opens without waiting for whatever a hostile path may name: a pipe, a terminal, a device.
+fn open_image(path: &Path) -> Result<File, ImageError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let error = |source: std::io::Error| ImageError::Open { path: path.to_path_buf(), source };
+    let file: File =
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| error(errno.into()))?.into();
+    let metadata = file.metadata().map_err(error)?;
+    let rule = |rule| Err(ImageError::Rule { path: path.to_path_buf(), rule });
+    if !metadata.is_file() {
+        return rule("an image must be a regular file");
+    }
+    if metadata.len() > IMAGE_SIZE_MAX {
+        return rule("an image must not be larger than 4 GiB");
+    }
+    Ok(file)
+}
+
+fn open_index(
+    file: &mut File,
+    path: &Path,
+    directory: &Path,
+) -> Result<([u8; 32], Index), ImageError> {
+    let hash = image_hash(path)?;
+    if let Some(index) = index::open(directory, &hash)? {
+        return Ok((hash, index));
+    }
+    let error = |source| ImageError::Open { path: path.to_path_buf(), source };
+    std::fs::create_dir_all(directory).map_err(error)?;
+    let mut copy =
+        tempfile::Builder::new().prefix(".image-").tempfile_in(directory).map_err(error)?;
+    file.seek(SeekFrom::Start(0)).map_err(error)?;
+    std::io::copy(&mut file.take(IMAGE_SIZE_MAX), copy.as_file_mut()).map_err(error)?;
+    let hash = image_hash(copy.path())?;
+    let index = index::open_or_build::<ImageError>(directory, &hash, || {
+        // Messages about the image must name the image, not its copy.
+        Image::open(copy.path()).map_err(|_| match Image::open(path) {
+            Err(error) => error.into(),
+            Ok(_) => ImageError::Rule {
+                path: path.to_path_buf(),
+                rule: "the image changed while it was read",
+            },
+        })
+    })?;
+    Ok((hash, index))
+}
