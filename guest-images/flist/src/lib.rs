@@ -14,6 +14,8 @@
 //! | [`hub`] | publishing images |
 //! | [`oci`] | OCI and Docker images, from files and registries, as a tree |
 //! | [`scan`], [`pack`] | a directory on this machine as a tree; a tree's files into blocks |
+//! | [`unpack`] | an image as a directory on this machine |
+//! | [`verify`], [`inspect`], [`clone`] | an image's blocks checked, its metadata shown, its blocks copied |
 //! | [`mount`] | a view of an image, mounted through `/dev/fuse` |
 //! | [`store`] | where blocks live: directories, ZDB, HTTP, S3; routes, sharding, retries |
 
@@ -22,9 +24,11 @@
 pub mod block;
 pub mod cache;
 pub mod cached;
+pub mod clone;
 pub mod format;
 pub mod hub;
 pub mod index;
+pub mod inspect;
 pub mod mount;
 pub mod oci;
 pub mod pack;
@@ -32,3 +36,6 @@ pub mod progress;
 pub mod scan;
 pub mod store;
 pub mod tree;
+pub mod unpack;
+pub mod verify;
+mod workers;

@@ -18,10 +18,14 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Cached(cli::cached::CachedArguments),
+    Clone(cli::clone::CloneArguments),
     FromOci(cli::from_oci::FromOciArguments),
+    Inspect(cli::inspect::InspectArguments),
     Mount(cli::mount::MountArguments),
     Pack(cli::pack::PackArguments),
     Push(cli::push::PushArguments),
+    Unpack(cli::unpack::UnpackArguments),
+    Verify(cli::verify::VerifyArguments),
 }
 
 fn main() -> ExitCode {
@@ -36,9 +40,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Cached(arguments) => cli::cached::run(&arguments),
+        Command::Clone(arguments) => cli::clone::run(&arguments),
         Command::FromOci(arguments) => cli::from_oci::run(&arguments),
+        Command::Inspect(arguments) => cli::inspect::run(&arguments),
         Command::Mount(arguments) => cli::mount::run(&arguments),
         Command::Pack(arguments) => cli::pack::run(&arguments),
         Command::Push(arguments) => cli::push::run(&arguments),
+        Command::Unpack(arguments) => cli::unpack::run(&arguments),
+        Command::Verify(arguments) => cli::verify::run(&arguments),
     }
 }

@@ -89,16 +89,16 @@ impl Dir {
 
 impl Item {
     fn decode(inode: &Struct<'_, '_>) -> Result<Self, EntryError> {
-        let attributes = inode.structure(1)?;
+        let (name, attributes) = (inode.text(0)?, inode.structure(1)?);
         let kind = match inode.u16(8) {
             0 => Kind::Dir(attributes.text(0)?.to_vec()),
             1 => file(inode.u64(0), &attributes)?,
             2 => Kind::Link(attributes.text(0)?.to_vec()),
-            3 => special(&attributes)?,
+            3 => special(&attributes, name)?,
             _ => return Err(EntryError::Rule("an inode of unknown kind")),
         };
         Ok(Self {
-            name: inode.text(0)?.to_vec(),
+            name: name.to_vec(),
             access: inode.text(2)?.to_vec(),
             mtime: inode.u32(12),
             ctime: inode.u32(16),
@@ -127,20 +127,41 @@ fn file(size: u64, file: &Struct<'_, '_>) -> Result<Kind, EntryError> {
     Ok(Kind::File { size, blocks: blocks.collect::<Result<_, _>>()? })
 }
 
-fn special(special: &Struct<'_, '_>) -> Result<Kind, EntryError> {
+/// The writer that we know (libflist 2.1.0) leaves the type at 0, a socket, whatever it packs. Where
+/// a "socket" has device numbers it is a device, and `name` tells which kind; a pipe can't be told
+/// from a socket any more.
+fn special(special: &Struct<'_, '_>, name: &[u8]) -> Result<Kind, EntryError> {
+    let data = special.data(0)?;
     let device = || {
-        let text = std::str::from_utf8(special.data(0).ok()?).ok()?;
+        let text = std::str::from_utf8(data).ok()?;
         let (major, minor) = text.trim_end_matches('\0').split_once(',')?;
         Some((major.trim().parse().ok()?, minor.trim().parse().ok()?))
     };
-    let device = || device().ok_or(EntryError::Rule("a device must have \"major,minor\""));
+    let needed = || device().ok_or(EntryError::Rule("a device must have \"major,minor\""));
     match special.u16(0) {
-        0 => Ok(Kind::Socket),
-        1 => device().map(|(major, minor)| Kind::BlockDevice(major, minor)),
-        2 => device().map(|(major, minor)| Kind::CharacterDevice(major, minor)),
+        0 => Ok(match device() {
+            None => Kind::Socket,
+            Some((major, minor)) if is_block_device_name(name) => Kind::BlockDevice(major, minor),
+            Some((major, minor)) => Kind::CharacterDevice(major, minor),
+        }),
+        1 => needed().map(|(major, minor)| Kind::BlockDevice(major, minor)),
+        2 => needed().map(|(major, minor)| Kind::CharacterDevice(major, minor)),
         3 => Ok(Kind::Fifo),
         _ => Err(EntryError::Rule("a special file of unknown kind")),
     }
+}
+
+/// Whether Linux names block devices like that: `loop7`, `sda1`, `nvme0n1`, but not `loop-control`.
+fn is_block_device_name(name: &[u8]) -> bool {
+    let follows = |prefix: &&str, next: fn(&u8) -> bool| {
+        name.strip_prefix(prefix.as_bytes()).is_some_and(|rest| rest.first().is_some_and(next))
+    };
+    let numbered = ["loop", "ram", "sr", "fd", "md", "nbd", "dm-", "mmcblk", "zd"];
+    let lettered = ["sd", "hd", "vd", "xvd"];
+    numbered.iter().any(|prefix| follows(prefix, u8::is_ascii_digit))
+        || lettered.iter().any(|prefix| follows(prefix, u8::is_ascii_lowercase))
+        || (follows(&"nvme", u8::is_ascii_digit)
+            && name.get(5..).is_some_and(|n| n.contains(&b'n')))
 }
 
 impl Access {
@@ -177,6 +198,16 @@ fn owner(number: i64, name: &[u8]) -> Result<u32, EntryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_block_devices() {
+        for name in ["loop7", "sda", "sda1", "sr0", "dm-3", "nvme0n1", "vdb"] {
+            assert!(is_block_device_name(name.as_bytes()), "{name}");
+        }
+        for name in ["loop-control", "null", "nvme0", "sd", "bigminor", "tty0", ""] {
+            assert!(!is_block_device_name(name.as_bytes()), "{name}");
+        }
+    }
 
     #[test]
     fn owners_without_a_number() {

@@ -485,7 +485,7 @@ mod tests {
         let message = Message::new(&bytes).unwrap();
         match message.root() {
             Err(error) => error,
-            Ok(root) => root.text(0).err().or(root.list(0).err()).unwrap(),
+            Ok(root) => root.text(0).err().or_else(|| root.list(0).err()).unwrap(),
         }
     }
 

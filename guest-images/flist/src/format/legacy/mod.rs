@@ -71,13 +71,14 @@ struct Archive {
 
 fn read_archive(path: &Path) -> Result<Archive, Fault> {
     let file = BufReader::new(File::open(path).map_err(Fault::Read)?);
-    // One byte more than allowed tells "too large" from "ends here".
-    let unpacked = GzDecoder::new(file).take(UNPACKED_SIZE_MAX + 1);
+    // Sizes are checked member by member; this is for what stands between members.
+    let unpacked = GzDecoder::new(file).take(2 * UNPACKED_SIZE_MAX);
     let damaged = |error: io::Error| {
         Fault::File(format!("damaged gzip or tar: {}", error.to_string().escape_debug()))
     };
     let mut tar = tar::Archive::new(unpacked);
     let mut archive = Archive::default();
+    let mut total = 0u64;
     // Raw: long-name records are members like any other, and are skipped, not remembered.
     for (count, member) in tar.entries().map_err(damaged)?.raw(true).enumerate() {
         let mut member = member.map_err(damaged)?;
@@ -85,16 +86,14 @@ fn read_archive(path: &Path) -> Result<Archive, Fault> {
             return Err(Fault::File(format!("more than {MEMBER_COUNT_MAX} members in its tar")));
         }
         let size = member.header().entry_size().map_err(damaged)?;
-        if !member.header().entry_type().is_file() {
-            continue;
-        }
+        let is_file = member.header().entry_type().is_file();
         let name = member.header().path_bytes().into_owned();
         match name.strip_prefix(b"./").unwrap_or(&name) {
-            b"flistdb.sqlite3" => {
+            b"flistdb.sqlite3" if is_file => {
                 check_size("flistdb.sqlite3", size, DATABASE_SIZE_MAX)?;
                 archive.database = Some(Database::from_reader(&mut member, size)?);
             }
-            b"router.yaml" => {
+            b"router.yaml" if is_file => {
                 check_size("router.yaml", size, router::ROUTER_SIZE_MAX)?;
                 let mut text = Vec::new();
                 member.read_to_end(&mut text).map_err(damaged)?;
@@ -102,9 +101,11 @@ fn read_archive(path: &Path) -> Result<Archive, Fault> {
             }
             _ => {}
         }
-    }
-    if tar.into_inner().limit() == 0 {
-        return Err(Fault::File(format!("unpacks to more than {UNPACKED_SIZE_MAX} bytes")));
+        // What was not read is skipped when the next member is asked for.
+        total = total.saturating_add(size);
+        if total > UNPACKED_SIZE_MAX {
+            return Err(Fault::File(format!("unpacks to more than {UNPACKED_SIZE_MAX} bytes")));
+        }
     }
     Ok(archive)
 }
