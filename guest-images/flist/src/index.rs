@@ -400,10 +400,8 @@ mod tests {
             let url = StoreUrl::parse(url).unwrap();
             Route { start, end, url }
         };
-        let routes = vec![
-            route(0, 0x7f, "zdb://:secret@host:9900/ns"),
-            route(0x80, 0xff, "dir:///a%20b"),
-        ];
+        let routes =
+            vec![route(0, 0x7f, "zdb://:secret@host:9900/ns"), route(0x80, 0xff, "dir:///a%20b")];
         let text = encode_routes(&routes);
         assert_eq!(decode_routes(&text).unwrap(), routes);
         assert_eq!(decode_routes(&encode_routes(&[])).unwrap(), []);

@@ -23,8 +23,8 @@ const BACKGROUND_MAX: u16 = 64;
 const CONGESTION_THRESHOLD: u16 = 48;
 /// Least that the protocol allows; nothing is ever written.
 const WRITE_SIZE_MAX: u32 = 4096;
-/// Most pages in one reply: [`super::REPLY_BODY_SIZE_MAX`] in the kernel's unit.
-const PAGES_MAX: u16 = 256;
+/// Unit in which the kernel is told how much one request may ask for.
+const PAGE_SIZE: usize = 4096;
 
 const INIT_FLAGS: u32 = init_flag::ASYNC_READ
     | init_flag::EXPORT_SUPPORT
@@ -41,6 +41,7 @@ const INIT_FLAGS: u32 = init_flag::ASYNC_READ
 #[derive(Debug)]
 pub struct Server<F> {
     file_system: F,
+    body_size_max: usize,
 }
 
 /// What became of a request.
@@ -60,9 +61,11 @@ pub enum Outcome {
 type Answer = Result<(), Errno>;
 
 impl<F: FileSystem> Server<F> {
-    /// A server of `file_system`.
-    pub const fn new(file_system: F) -> Self {
-        Self { file_system }
+    /// A server of `file_system`. The client is told to ask for no more than `body_size_max` bytes
+    /// at once, which is cut to whole pages and to [`REPLY_BODY_SIZE_MAX`].
+    pub fn new(file_system: F, body_size_max: usize) -> Self {
+        let body_size_max = body_size_max.clamp(PAGE_SIZE, REPLY_BODY_SIZE_MAX);
+        Self { file_system, body_size_max }
     }
 
     /// The file system served.
@@ -98,7 +101,7 @@ impl<F: FileSystem> Server<F> {
     fn dispatch(&self, header: &RequestHeader, arguments: &[u8], reply: &mut dyn Reply) -> Answer {
         let node = header.node;
         match header.opcode {
-            opcode::INIT => init(arguments, reply),
+            opcode::INIT => self.init(arguments, reply),
             opcode::LOOKUP => self.lookup(node, arguments, reply),
             opcode::GETATTR => {
                 let attributes = self.file_system.attributes(node)?;
@@ -137,6 +140,30 @@ impl<F: FileSystem> Server<F> {
         }
     }
 
+    /// Agrees on version and flags.
+    fn init(&self, arguments: &[u8], reply: &mut dyn Reply) -> Answer {
+        let request = InitRequest::decode(&mut Reader::new(arguments)).ok_or(Errno::INVAL)?;
+        let mut init = InitReply {
+            minor: MINOR,
+            readahead_size_max: 0,
+            flags: 0,
+            background_max: BACKGROUND_MAX,
+            congestion_threshold: CONGESTION_THRESHOLD,
+            write_size_max: WRITE_SIZE_MAX,
+            pages_max: u16::try_from(self.body_size_max / PAGE_SIZE).unwrap_or(u16::MAX),
+        };
+        if request.major < 7 || (request.major == 7 && request.minor < MINOR_MIN) {
+            return Err(Errno::PROTO);
+        }
+        // A newer major version learns ours from the reply and asks again in it.
+        if request.major == 7 {
+            init.minor = MINOR.min(request.minor);
+            init.readahead_size_max = request.readahead_size_max;
+            init.flags = request.flags & INIT_FLAGS;
+        }
+        put(reply, &wire::init_reply(&init))
+    }
+
     fn lookup(&self, parent: u64, arguments: &[u8], reply: &mut dyn Reply) -> Answer {
         match self.file_system.lookup(parent, name(arguments)?) {
             Ok(attributes) => put(reply, &wire::entry(&attributes)),
@@ -151,7 +178,7 @@ impl<F: FileSystem> Server<F> {
 
     fn read(&self, node: u64, arguments: &[u8], reply: &mut dyn Reply) -> Answer {
         let read = ReadRequest::decode(&mut Reader::new(arguments)).ok_or(Errno::INVAL)?;
-        let room = reply.room().min(REPLY_BODY_SIZE_MAX);
+        let room = reply.room().min(self.body_size_max);
         let size = u32::try_from(room).unwrap_or(u32::MAX).min(read.size);
         self.file_system.read(node, read.offset, size, reply)
     }
@@ -165,7 +192,7 @@ impl<F: FileSystem> Server<F> {
     ) -> Answer {
         let read = ReadRequest::decode(&mut Reader::new(arguments)).ok_or(Errno::INVAL)?;
         let size = usize::try_from(read.size).unwrap_or(usize::MAX);
-        let mut room = size.min(reply.room()).min(REPLY_BODY_SIZE_MAX);
+        let mut room = size.min(reply.room()).min(self.body_size_max);
         let mut result = Ok(());
         self.file_system.read_directory(node, read.offset, &mut |entry| match put_entry(
             reply, room, &entry, is_plus,
@@ -201,30 +228,6 @@ impl<F: FileSystem> Server<F> {
         let size = Reader::new(arguments).u32().ok_or(Errno::INVAL)?;
         put_sized(reply, size, &self.file_system.extended_attribute_names(node)?)
     }
-}
-
-/// Agrees on version and flags.
-fn init(arguments: &[u8], reply: &mut dyn Reply) -> Answer {
-    let request = InitRequest::decode(&mut Reader::new(arguments)).ok_or(Errno::INVAL)?;
-    let mut init = InitReply {
-        minor: MINOR,
-        readahead_size_max: 0,
-        flags: 0,
-        background_max: BACKGROUND_MAX,
-        congestion_threshold: CONGESTION_THRESHOLD,
-        write_size_max: WRITE_SIZE_MAX,
-        pages_max: PAGES_MAX,
-    };
-    if request.major < 7 || (request.major == 7 && request.minor < MINOR_MIN) {
-        return Err(Errno::PROTO);
-    }
-    // A newer major version learns ours from the reply and asks again in it.
-    if request.major == 7 {
-        init.minor = MINOR.min(request.minor);
-        init.readahead_size_max = request.readahead_size_max;
-        init.flags = request.flags & INIT_FLAGS;
-    }
-    put(reply, &wire::init_reply(&init))
 }
 
 /// Refuses to open for writing; else "no need to ask".

@@ -14,6 +14,10 @@ use crate::view::FlistView;
 const UNIQUE: u64 = 0x0102_0304_0506_0708;
 const YEAR_S: u64 = 365 * 24 * 3600;
 
+fn server() -> Server<FlistView> {
+    Server::new(view(), REPLY_BODY_SIZE_MAX)
+}
+
 fn request(opcode: u32, node: u64, arguments: &[u8]) -> Vec<u8> {
     let size = u32::try_from(40 + arguments.len()).unwrap();
     let mut bytes = Vec::new();
@@ -59,7 +63,7 @@ fn call_with(server: &Server<FlistView>, request: &[u8], room: usize) -> Result<
 }
 
 fn call(opcode: u32, node: u64, arguments: &[u8]) -> Result<Vec<u8>, i32> {
-    call_with(&Server::new(view()), &request(opcode, node, arguments), 1 << 20)
+    call_with(&server(), &request(opcode, node, arguments), 1 << 20)
 }
 
 fn init(major: u32, minor: u32, flags: u32) -> Result<Vec<u8>, i32> {
@@ -85,6 +89,16 @@ fn init_agrees_on_the_older_version_and_on_common_flags() {
     assert_eq!(u32_at(&body, 28) & 0xffff, 256);
     let body = init(7, 31, 1).unwrap();
     assert_eq!((u32_at(&body, 4), u32_at(&body, 12)), (31, 1));
+}
+
+#[test]
+fn clients_are_told_what_fits_a_reply() {
+    for (size, pages) in [(0, 1), (10_000, 2), (128 << 10, 32), (1 << 20, 256), (9 << 20, 256)] {
+        let server = Server::new(view(), size);
+        let arguments = [7u32, 38, 0, u32::MAX].map(u32::to_le_bytes).concat();
+        let body = call_with(&server, &request(opcode::INIT, 0, &arguments), 100).unwrap();
+        assert_eq!(u32_at(&body, 28) & 0xffff, pages, "{size} bytes");
+    }
 }
 
 #[test]
@@ -154,7 +168,7 @@ fn read_crosses_blocks_and_ends_with_the_file() {
 
 #[test]
 fn read_gives_no_more_than_the_reply_holds() {
-    let server = Server::new(view());
+    let server = server();
     let request = request(opcode::READ, FILE, &read_arguments(3, u32::MAX));
     assert_eq!(call_with(&server, &request, 100).unwrap(), contents()[3..103]);
 }
@@ -244,7 +258,7 @@ fn getxattr_and_listxattr_answer_in_two_steps() {
 
 #[test]
 fn an_image_without_extended_attributes_says_never_ask_again() {
-    let server = Server::new(FlistView::new(Arc::new(index(false)), source()));
+    let server = Server::new(FlistView::new(Arc::new(index(false)), source()), 1 << 20);
     let get = request(opcode::GETXATTR, FILE, b"\x05\0\0\0\0\0\0\0user.a\0");
     assert_eq!(call_with(&server, &get, 100), Err(38));
     assert_eq!(call_with(&server, &request(opcode::LISTXATTR, FILE, &[0; 8]), 100), Err(38));
@@ -277,7 +291,7 @@ fn what_the_server_does_not_know_the_kernel_does_without() {
 
 #[test]
 fn forgetting_wants_no_reply_and_destroying_does() {
-    let server = Server::new(view());
+    let server = server();
     let mut reply = BufferReply::new(100);
     for opcode in [opcode::FORGET, opcode::BATCH_FORGET] {
         let forget = request(opcode, FILE, &[0; 16]);
@@ -292,7 +306,7 @@ fn forgetting_wants_no_reply_and_destroying_does() {
 
 #[test]
 fn a_request_whose_header_lies_about_its_size_is_refused() {
-    let server = Server::new(view());
+    let server = server();
     for size in [0u32, 39, 57, u32::MAX] {
         let mut lying = request(opcode::GETATTR, FILE, &[0; 16]);
         lying[..4].copy_from_slice(&size.to_le_bytes());
@@ -312,7 +326,7 @@ proptest! {
         size in prop_oneof![Just(None), any::<u32>().prop_map(Some)],
         room in 0usize..5000,
     ) {
-        let server = Server::new(view());
+        let server = server();
         let mut bytes = request(opcode, node, &arguments);
         if let Some(size) = size {
             bytes[..4].copy_from_slice(&size.to_le_bytes());
@@ -328,6 +342,6 @@ proptest! {
     #[test]
     fn random_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut reply = BufferReply::new(1000);
-        Server::new(view()).handle(&bytes, &mut reply).unwrap();
+        server().handle(&bytes, &mut reply).unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! `flist mount`: look into an image as into any directory.
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -42,8 +42,9 @@ pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
         Some(cache) => cache.clone(),
         None => default_cache()?,
     };
-    let routes = routes(arguments)?;
-    let index = Arc::new(flist::index::open_image(&cache.join("indexes"), &arguments.image)?);
+    let indexes = cache.join("indexes");
+    let index = Arc::new(flist::index::open_image(&indexes, &arguments.image)?);
+    let routes = routes(arguments, &indexes, index.image_hash())?;
     let cipher = index.cipher();
     let blocks = Arc::new(Cache::open(&cache.join("blocks"), Config::default())?);
     let stores = Stores::new(&routes, &StoreOptions::default());
@@ -61,11 +62,18 @@ pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
 }
 
 /// `--store`, or what the image says.
-fn routes(arguments: &MountArguments) -> anyhow::Result<Vec<Route>> {
+fn routes(
+    arguments: &MountArguments,
+    indexes: &Path,
+    image_hash: &[u8; 32],
+) -> anyhow::Result<Vec<Route>> {
     if !arguments.stores.is_empty() {
         return stores::routes(&arguments.stores);
     }
-    let routes = Image::open(&arguments.image)?.routes;
+    let routes = match flist::index::open_routes(indexes, image_hash) {
+        Some(routes) => routes,
+        None => Image::open(&arguments.image)?.routes,
+    };
     if routes.is_empty() {
         bail!("{}: names no store; name one with --store URL", arguments.image.display());
     }

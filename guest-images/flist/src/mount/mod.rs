@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Each worker reads a request, has it answered in its own buffer and writes the reply. A worker that
-//! waits for a block holds up nobody but its own caller: there are [`WORKER_COUNT`], and idle ones
-//! cost nothing. The mount ends when [`Mount::unmount`] is called, when the [`Mount`] is dropped, or
-//! when somebody else unmounts it; the kernel then answers `ENODEV` and the workers leave.
+//! waits for a block holds up nobody but its own caller: whenever the last idle worker takes a request,
+//! another one is started, up to [`WORKER_COUNT_MAX`]; those beyond [`IDLE_COUNT_MAX`] leave when they
+//! have nothing to do. The mount ends when [`Mount::unmount`] is called, when the [`Mount`] is dropped,
+//! or when somebody else unmounts it; the kernel then answers `ENODEV` and the workers leave.
 //!
 //! For people and tests. VMs get the same server over virtio-fs, without a mount.
 
@@ -19,15 +20,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use flist_view::filesystem::FileSystem;
-use flist_view::fuse::{BufferReply, Outcome, REPLY_BODY_SIZE_MAX, REQUEST_SIZE_MAX, Server};
+use flist_view::fuse::{BufferReply, Outcome, Server};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-/// Threads that serve one mount: as many reads can wait for stores before metadata has to wait too.
-pub const WORKER_COUNT: usize = 8;
+/// Most threads that serve one mount: as many reads can wait for stores before metadata has to wait
+/// too.
+pub const WORKER_COUNT_MAX: usize = 16;
+/// Threads that stay when there is nothing to do.
+const IDLE_COUNT_MAX: usize = 4;
+/// Most bytes of contents in one reply. More would spare few system calls, and each worker has a
+/// buffer of this size.
+const BODY_SIZE_MAX: usize = 256 << 10;
+/// The read-only server's requests are short; the kernel wants this much room at least.
+const REQUEST_SIZE_MAX: usize = 8 << 10;
 /// How far the kernel may read ahead in a file, if we are allowed to say: two blocks.
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -85,19 +95,26 @@ impl Mount {
         if !fs::metadata(&mount_point).map_err(unusable)?.is_dir() {
             return Err(unusable(io::ErrorKind::NotADirectory.into()));
         }
-        let device = Arc::new(attach::mount(source, &mount_point)?);
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let ended = Arc::new(ended.map_err(|error| MountError::Device(error.into()))?);
-        let mut mount = Self { mount_point, ended, device_number: 0, is_mounted: true };
-        let server = Arc::new(Server::new(file_system));
+        let device = attach::mount(source, &mount_point)?;
+        let mut mount =
+            Self { mount_point, ended: Arc::clone(&ended), device_number: 0, is_mounted: true };
+        let service = Arc::new(Service {
+            server: Server::new(file_system, BODY_SIZE_MAX),
+            device,
+            ended,
+            worker_count: AtomicUsize::new(0),
+            idle_count: AtomicUsize::new(0),
+        });
         // The first request is INIT; with that answered, the mount works.
-        let mut worker = Worker::new(Arc::clone(&server), Arc::clone(&device));
-        worker.serve_one().map_err(|error| MountError::Handshake(error.into()))?;
-        mount.start(0, worker).map_err(MountError::Device)?;
-        for number in 1..WORKER_COUNT {
-            let worker = Worker::new(Arc::clone(&server), Arc::clone(&device));
-            mount.start(number, worker).map_err(MountError::Device)?;
-        }
+        let mut buffers = Buffers::new();
+        buffers
+            .receive(&service.device)
+            .and_then(|size| service.answer(&mut buffers, size))
+            .map_err(|error| MountError::Handshake(error.into()))?;
+        drop(buffers);
+        service.start_worker().map_err(MountError::Device)?;
         mount.device_number = fs::metadata(&mount.mount_point).map_or(0, |m| m.dev());
         mount.set_read_ahead();
         Ok(mount)
@@ -121,21 +138,6 @@ impl Mount {
     /// [`MountError::Mount`].
     pub fn unmount(mut self) -> Result<(), MountError> {
         self.detach()
-    }
-
-    /// The thread ends with the mount; nobody waits for it.
-    fn start<F: FileSystem + 'static>(
-        &self,
-        number: usize,
-        mut worker: Worker<F>,
-    ) -> io::Result<()> {
-        let ended = Arc::clone(&self.ended);
-        thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
-            worker.serve();
-            // A counter that is full is as readable as any other.
-            let _ = rustix::io::write(&*ended, &1u64.to_le_bytes());
-        })?;
-        Ok(())
     }
 
     /// The kernel's default of 128 KiB is a quarter of a block; only root may change it.
@@ -179,57 +181,80 @@ impl Drop for Mount {
     }
 }
 
-/// One thread's share of the service.
-struct Worker<F> {
-    server: Arc<Server<F>>,
-    device: Arc<OwnedFd>,
+/// What the workers of one mount share.
+struct Service<F> {
+    server: Server<F>,
+    device: OwnedFd,
+    ended: Arc<OwnedFd>,
+    worker_count: AtomicUsize,
+    /// Workers that wait for a request.
+    idle_count: AtomicUsize,
+}
+
+/// What each worker has for itself.
+struct Buffers {
     request: Box<[u8]>,
     reply: BufferReply,
 }
 
-impl<F: FileSystem> Worker<F> {
-    fn new(server: Arc<Server<F>>, device: Arc<OwnedFd>) -> Self {
-        Self {
-            server,
-            device,
-            request: vec![0; REQUEST_SIZE_MAX].into_boxed_slice(),
-            reply: BufferReply::new(REPLY_BODY_SIZE_MAX),
+impl<F: FileSystem + 'static> Service<F> {
+    fn start_worker(self: &Arc<Self>) -> io::Result<()> {
+        self.worker_count.fetch_add(1, Ordering::Relaxed);
+        let service = Arc::clone(self);
+        let result = thread::Builder::new().name("fuse".to_owned()).spawn(move || {
+            service.work();
+            service.worker_count.fetch_sub(1, Ordering::Relaxed);
+        });
+        if result.is_err() {
+            self.worker_count.fetch_sub(1, Ordering::Relaxed);
         }
+        result.map(drop)
     }
 
-    /// Serves until the mount ends.
-    fn serve(&mut self) {
-        loop {
-            match self.serve_one() {
-                Ok(()) => {}
-                Err(Errno::NODEV | Errno::CONNABORTED) => return,
-                Err(error) => {
-                    tracing::error!(%error, "/dev/fuse broke off");
-                    return;
+    /// Serves until the mount ends, or others are idle enough.
+    fn work(self: &Arc<Self>) {
+        let mut buffers = Buffers::new();
+        while self.idle_count.load(Ordering::Relaxed) < IDLE_COUNT_MAX {
+            self.idle_count.fetch_add(1, Ordering::Relaxed);
+            let received = buffers.receive(&self.device);
+            let was_last = self.idle_count.fetch_sub(1, Ordering::Relaxed) == 1;
+            let result = received.and_then(|size| {
+                if was_last {
+                    self.start_another_worker();
                 }
+                self.answer(&mut buffers, size)
+            });
+            if let Err(error) = result {
+                if !matches!(error, Errno::NODEV | Errno::CONNABORTED) {
+                    tracing::error!(%error, "/dev/fuse broke off");
+                }
+                // A counter that is full is as readable as any other.
+                let _ = rustix::io::write(&*self.ended, &1u64.to_le_bytes());
+                return;
             }
         }
     }
 
-    /// Waits for one request and answers it.
-    fn serve_one(&mut self) -> Result<(), Errno> {
-        let size = loop {
-            match rustix::io::read(&*self.device, &mut *self.request) {
-                Ok(size) => break size,
-                // ENOENT: the request was withdrawn while we read it.
-                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
-                Err(error) => return Err(error),
-            }
-        };
-        let request = self.request.get(..size).unwrap_or_default();
-        self.reply.reset();
-        match self.server.handle(request, &mut self.reply) {
+    /// Without another one, requests wait a little longer.
+    fn start_another_worker(self: &Arc<Self>) {
+        if self.worker_count.load(Ordering::Relaxed) < WORKER_COUNT_MAX
+            && let Err(error) = self.start_worker()
+        {
+            tracing::warn!(%error, "cannot start another worker");
+        }
+    }
+
+    /// Answers the request of `size` bytes in `buffers`.
+    fn answer(&self, buffers: &mut Buffers, size: usize) -> Result<(), Errno> {
+        let Buffers { request, reply } = buffers;
+        reply.reset();
+        match self.server.handle(request.get(..size).unwrap_or_default(), reply) {
             Ok(Outcome::Malformed) => tracing::warn!(size, "the kernel sent half a request"),
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "no reply"),
         }
-        let Some(reply) = self.reply.as_bytes() else { return Ok(()) };
-        match rustix::io::write(&*self.device, reply) {
+        let Some(reply) = reply.as_bytes() else { return Ok(()) };
+        match rustix::io::write(&self.device, reply) {
             // ENOENT: whoever asked was interrupted and no longer waits.
             Ok(_) | Err(Errno::NOENT) => Ok(()),
             Err(Errno::INVAL) => {
@@ -237,6 +262,26 @@ impl<F: FileSystem> Worker<F> {
                 Ok(())
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl Buffers {
+    fn new() -> Self {
+        Self {
+            request: vec![0; REQUEST_SIZE_MAX].into_boxed_slice(),
+            reply: BufferReply::new(BODY_SIZE_MAX),
+        }
+    }
+
+    /// Waits for a request; returns its size.
+    fn receive(&mut self, device: &OwnedFd) -> Result<usize, Errno> {
+        loop {
+            match rustix::io::read(device, &mut *self.request) {
+                // ENOENT: the request was withdrawn while we read it.
+                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => {}
+                result => return result,
+            }
         }
     }
 }
