@@ -423,3 +423,116 @@ pub fn is_valid_name(name: &[u8]) -> bool {
 pub fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inode(node: Node) -> Inode {
+        Inode::new(Metadata::default(), node)
+    }
+
+    fn directory(tree: &mut Tree, parent: InodeId, name: &[u8]) -> InodeId {
+        tree.add(parent, name, inode(Node::Directory(Directory::default()))).unwrap()
+    }
+
+    fn file(tree: &mut Tree, parent: InodeId, name: &[u8]) -> InodeId {
+        tree.add(parent, name, inode(Node::File(FileContents::default()))).unwrap()
+    }
+
+    fn paths(tree: &Tree) -> Vec<String> {
+        tree.walk().into_iter().map(|entry| printable(&entry.path)).collect()
+    }
+
+    #[test]
+    fn only_names_that_a_directory_can_hold() {
+        let mut tree = Tree::new(Metadata::default());
+        let long = [b'x'; NAME_SIZE_MAX + 1];
+        for name in [&b""[..], b".", b"..", b"a/b", b"/", b"a\0", &long] {
+            let error = tree.add(InodeId::ROOT, name, inode(Node::Fifo)).unwrap_err();
+            assert!(matches!(error, TreeError::Name(_)), "{error}");
+        }
+        for name in [&b"..."[..], b"\xff", b" ", &long[1..]] {
+            tree.add(InodeId::ROOT, name, inode(Node::Fifo)).unwrap();
+        }
+        assert_eq!(tree.inodes().len(), 5, "what is refused leaves nothing behind");
+    }
+
+    #[test]
+    fn what_would_not_be_a_tree_is_refused() {
+        let mut tree = Tree::new(Metadata::default());
+        let folder = directory(&mut tree, InodeId::ROOT, b"folder");
+        let leaf = file(&mut tree, folder, b"leaf");
+        let fifo = || inode(Node::Fifo);
+        assert!(matches!(tree.add(folder, b"leaf", fifo()), Err(TreeError::Duplicate(_))));
+        assert!(matches!(tree.link(folder, b"leaf", leaf), Err(TreeError::Duplicate(_))));
+        assert!(matches!(tree.add(leaf, b"x", fifo()), Err(TreeError::NotADirectory(_))));
+        assert!(matches!(tree.link(leaf, b"x", leaf), Err(TreeError::NotADirectory(_))));
+        for target in [InodeId::ROOT, folder] {
+            assert!(matches!(tree.link(folder, b"x", target), Err(TreeError::DirectoryLink(_))));
+        }
+        for target in [vec![], vec![b'x'; TARGET_SIZE_MAX + 1], b"a\0b".to_vec()] {
+            let link = inode(Node::Symlink(target));
+            assert!(matches!(tree.add(folder, b"link", link), Err(TreeError::Target(_))));
+        }
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let mut tree = Tree::new(Metadata::default());
+        let mut deepest = InodeId::ROOT;
+        for _ in 0..DEPTH_MAX {
+            deepest = directory(&mut tree, deepest, b"d");
+        }
+        let error = tree.add(deepest, b"d", inode(Node::Fifo)).unwrap_err();
+        assert!(matches!(error, TreeError::Depth(_)));
+        assert_eq!(tree.walk().len(), DEPTH_MAX as usize + 1);
+    }
+
+    #[test]
+    fn a_new_directory_brings_no_entries_with_it() {
+        let mut tree = Tree::new(Metadata::default());
+        let full = directory(&mut tree, InodeId::ROOT, b"full");
+        file(&mut tree, full, b"leaf");
+        let copy = tree.inode(full).clone();
+        let copied = tree.add(full, b"copy", copy).unwrap();
+        let entries = tree.directory(copied).unwrap().entries().count();
+        assert_eq!(entries, 0);
+        assert_eq!(tree.directory(copied).unwrap().parent(), Some(full));
+    }
+
+    #[test]
+    fn paths_are_walked_in_byte_order_and_found_again() {
+        let mut tree = Tree::new(Metadata::default());
+        let b = directory(&mut tree, InodeId::ROOT, b"b");
+        let leaf = file(&mut tree, b, b"leaf");
+        file(&mut tree, InodeId::ROOT, b"b.txt");
+        tree.link(InodeId::ROOT, b"a", leaf).unwrap();
+        assert_eq!(paths(&tree), ["", "a", "b", "b/leaf", "b.txt"]);
+        assert_eq!(tree.find(b"b/leaf"), Some(leaf));
+        assert_eq!(tree.find(b"//b/./leaf/"), Some(leaf));
+        assert_eq!(tree.find(b""), Some(InodeId::ROOT));
+        for path in [&b"b/../a"[..], b"a/x", b"c", b"b/leaf/.."] {
+            assert_eq!(tree.find(path), None);
+        }
+        assert_eq!(tree.link_counts()[..3], [3, 2, 2]);
+    }
+
+    #[test]
+    fn what_was_removed_is_gone_after_compaction() {
+        let mut tree = Tree::new(Metadata::default());
+        let gone = directory(&mut tree, InodeId::ROOT, b"gone");
+        let kept = file(&mut tree, gone, b"leaf");
+        file(&mut tree, gone, b"lost");
+        let folder = directory(&mut tree, InodeId::ROOT, b"z");
+        tree.link(folder, b"kept", kept).unwrap();
+        assert_eq!(tree.remove(InodeId::ROOT, b"gone"), Some(gone));
+        assert_eq!(tree.remove(InodeId::ROOT, b"gone"), None);
+        assert_eq!(tree.compact(), [InodeId::ROOT, folder, kept]);
+        assert_eq!(paths(&tree), ["", "z", "z/kept"]);
+        assert_eq!(tree.inodes().len(), 3);
+        let folder = tree.find(b"z").unwrap();
+        assert_eq!(tree.directory(folder).unwrap().parent(), Some(InodeId::ROOT));
+        assert_eq!(tree.link_counts(), [3, 2, 1]);
+    }
+}

@@ -33,8 +33,7 @@ pub struct VerifyReport {
     pub block_count: u64,
     /// Blocks that are there and right.
     pub good_count: u64,
-    /// Stored (compressed, encrypted) bytes of the good blocks are not known to callers of stores;
-    /// this is their plaintext, in bytes.
+    /// Their plaintext, in bytes.
     pub good_bytes: u64,
     /// Bad and missing blocks, in the order of their ids.
     pub problems: Vec<Problem>,
@@ -67,9 +66,9 @@ pub enum VerifyError {
 /// Where a distinct block is used.
 #[derive(Default)]
 struct Usage {
-    /// Size in bytes of its first place; `None` in `odd_size` if all agree.
+    /// Bytes that its first place asks for.
     size: u32,
-    /// A place of another size, which only one of both can be right.
+    /// Bytes that another place asks for, if not the same.
     odd_size: Option<u32>,
     files: Vec<String>,
     file_count: u64,
@@ -113,9 +112,10 @@ pub fn verify(
             }
             Err(error) => error.to_string(),
         };
+        let id = block.id.to_string();
+        let reason = reason.trim_start_matches(&format!("block {id}: ")).to_owned();
         let (files, file_count) = (usage.files.clone(), usage.file_count);
-        let problem = Problem { block: block.id.to_string(), reason, files, file_count };
-        progress.note(&format!("{} (needed by {})", problem.reason, problem.files.join(", ")));
+        let problem = Problem { block: id, reason, files, file_count };
         problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);
         Ok(())
     };

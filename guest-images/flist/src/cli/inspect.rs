@@ -1,6 +1,5 @@
 //! `flist inspect`: what an image holds, without its blocks.
 
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,6 +7,8 @@ use comfy_table::{Table, presets};
 use flist::format::Image;
 use flist::inspect::{Listing, Summary, listing, summary};
 use serde::Serialize;
+
+use super::terminal::print;
 
 /// Show what an image holds, without fetching any of its blocks
 ///
@@ -42,20 +43,17 @@ struct Document {
 /// Runs the command.
 pub(crate) fn run(arguments: &InspectArguments) -> anyhow::Result<()> {
     let image = Image::open(&arguments.image)?;
-    let mut out = BufWriter::new(std::io::stdout().lock());
-    if arguments.json {
+    let text = if arguments.json {
         let entries = arguments.list.then(|| listing(&image));
         let document = Document { summary: summary(&image, &arguments.image)?, entries };
-        serde_json::to_writer_pretty(&mut out, &document)?;
-        writeln!(out)?;
+        serde_json::to_string_pretty(&document)?
     } else if arguments.list {
-        for entry in listing(&image) {
-            writeln!(out, "{}", line(&entry))?;
-        }
+        let lines: Vec<_> = listing(&image).iter().map(line).collect();
+        lines.join("\n")
     } else {
-        writeln!(out, "{}", table(&summary(&image, &arguments.image)?))?;
-    }
-    Ok(out.flush()?)
+        table(&summary(&image, &arguments.image)?).trim_fmt()
+    };
+    Ok(print(&(text + "\n"))?)
 }
 
 fn table(summary: &Summary) -> Table {

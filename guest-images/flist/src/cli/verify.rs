@@ -8,7 +8,7 @@ use flist::format::Image;
 use flist::verify::{VerifyReport, verify};
 
 use super::stores::SourceArguments;
-use super::terminal::Terminal;
+use super::terminal::{Terminal, print};
 
 /// Fetch and check every block of an image
 ///
@@ -46,9 +46,9 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<()> {
     let report = verify(&image, &fetcher, arguments.source.workers, &progress)?;
     progress.finish();
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print(&(serde_json::to_string_pretty(&report)? + "\n"))?;
     } else {
-        print(&report);
+        print(&text(&report))?;
     }
     if !report.problems.is_empty() {
         bail!(
@@ -60,19 +60,17 @@ pub(crate) fn run(arguments: &VerifyArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(report: &VerifyReport) {
+fn text(report: &VerifyReport) -> String {
+    let mut lines = Vec::new();
     for problem in &report.problems {
-        println!("{}: {}", problem.block, problem.reason);
-        for file in &problem.files {
-            println!("    {file}");
-        }
+        lines.push(format!("{}: {}", problem.block, problem.reason));
+        lines.extend(problem.files.iter().map(|file| format!("    {file}")));
         let unnamed = problem.file_count.saturating_sub(problem.files.len() as u64);
         if unnamed > 0 {
-            println!("    and {unnamed} more");
+            lines.push(format!("    and {unnamed} more"));
         }
     }
-    println!(
-        "{} of {} blocks are good ({} bytes)",
-        report.good_count, report.block_count, report.good_bytes
-    );
+    let VerifyReport { good_count, block_count, good_bytes, .. } = report;
+    lines.push(format!("{good_count} of {block_count} blocks are good ({good_bytes} bytes)\n"));
+    lines.join("\n")
 }
