@@ -126,6 +126,27 @@ fn without_a_root_disk_the_root_is_in_memory_and_the_image_names_the_entrypoint(
 }
 
 #[test]
+fn shares_are_mounted_and_the_root_may_be_one() {
+    let mut guest = Guest::new();
+    let shared = guest.folder.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "from the host").unwrap();
+    guest.share = Some(shared.clone());
+    guest.user_data =
+        "mounts: [[shared, /mnt/deep, virtiofs, ro], [none, /x, virtiofs, nofail]]".to_owned();
+    guest.words += " guest.upper=none guest.modules=shared";
+    guest.zosrc = "export PROBE_APPEND='/log'\nexport PROBE_READ='/mnt/deep/file'\n".to_owned();
+    let console = guest.run();
+    assert_eq!(console.get("file /mnt/deep/file"), "from the host");
+    let mounts = console.get("file /proc/self/mounts");
+    let modules = mounts.lines().find(|line| line.contains(" /lib/modules/")).unwrap();
+    assert!(modules.starts_with("shared ") && modules.contains(" virtiofs ro,"), "{modules}");
+    assert!(mounts.contains("vroot / virtiofs rw"), "{mounts}");
+    assert!(console.text.contains("warning: mounting share none on /x"), "{}", console.text);
+    assert_eq!(fs::read_to_string(guest.root().join("log")).unwrap(), "one boot\n");
+}
+
+#[test]
 fn a_disk_with_foreign_data_is_left_alone() {
     let mut guest = Guest::new();
     guest.user_data = "mounts: [[/dev/vda, /data]]".to_owned();
@@ -207,6 +228,8 @@ struct Guest {
     zosrc: String,
     cidata: Cidata,
     words: String,
+    /// A folder shared under the tag `shared`.
+    share: Option<PathBuf>,
 }
 
 #[derive(PartialEq)]
@@ -227,6 +250,7 @@ impl Guest {
             zosrc: String::new(),
             cidata: Cidata::ReadOnly,
             words: "rootdelay=1".to_owned(),
+            share: None,
         };
         guest.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n");
         fs::create_dir_all(guest.root().join("sbin")).unwrap();
@@ -301,16 +325,15 @@ impl Guest {
     }
 
     fn run(&self) -> Console {
-        let socket = self.folder.path().join("fs.sock");
-        let _ = fs::remove_file(&socket);
-        let _daemon = self.serve(&socket);
+        let _root_daemon = self.serve("vroot", &self.root());
+        let _share_daemon = self.share.as_deref().map(|folder| self.serve("shared", folder));
         if self.cidata != Cidata::Absent {
             self.make_cidata();
         }
         let console = self.folder.path().join("console");
         let mut qemu = Running(
             dying_with_us("qemu-system-x86_64")
-                .args(self.arguments(&socket, &console))
+                .args(self.arguments(&console))
                 .stdin(Stdio::null())
                 .stderr(File::create(self.folder.path().join("qemu.log")).unwrap())
                 .spawn()
@@ -326,13 +349,19 @@ impl Guest {
         Console { text }
     }
 
-    fn serve(&self, socket: &Path) -> Running {
+    fn socket(&self, tag: &str) -> PathBuf {
+        self.folder.path().join(format!("{tag}.sock"))
+    }
+
+    fn serve(&self, tag: &str, folder: &Path) -> Running {
+        let socket = self.socket(tag);
+        let _ = fs::remove_file(&socket);
         let daemon = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
         let daemon = daemon.into_iter().find(|path| Path::new(path).exists());
-        let log = File::create(self.folder.path().join("virtiofsd.log")).unwrap();
+        let log = File::create(self.folder.path().join(format!("{tag}.log"))).unwrap();
         let child = dying_with_us(daemon.expect("no virtiofsd on this host"))
             .arg(format!("--socket-path={}", socket.display()))
-            .args(["-o", &format!("source={}", self.root().display())])
+            .args(["-o", &format!("source={}", folder.display())])
             .args(["-o", "sandbox=chroot", "-o", "xattr", "-o", "cache=auto"])
             .stderr(log)
             .spawn()
@@ -364,7 +393,7 @@ impl Guest {
         }
     }
 
-    fn arguments(&self, socket: &Path, console: &Path) -> Vec<String> {
+    fn arguments(&self, console: &Path) -> Vec<String> {
         let built = built();
         let accel = match Accelerator::probe() {
             Accelerator::Kvm => "kvm",
@@ -382,8 +411,10 @@ impl Guest {
         add("-initrd", built.initramfs.display().to_string());
         add("-append", format!("{COMMAND_LINE} {}", self.words));
         add("-serial", format!("file:{}", console.display()));
-        add("-chardev", format!("socket,id=fs0,path={}", socket.display()));
-        add("-device", "vhost-user-fs-pci,chardev=fs0,tag=vroot".to_owned());
+        for tag in std::iter::once("vroot").chain(self.share.as_ref().map(|_| "shared")) {
+            add("-chardev", format!("socket,id={tag},path={}", self.socket(tag).display()));
+            add("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag}"));
+        }
         for serial in &self.disks {
             let path = self.disk_path(serial);
             add("-drive", format!("file={},if=none,id={serial},format=raw", path.display()));

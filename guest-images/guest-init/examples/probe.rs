@@ -22,6 +22,8 @@ fn main() {
     }
     say("dir", &std::env::current_dir().unwrap_or_default().to_string_lossy());
     say("pid", &std::process::id().to_string());
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    say("uptime_us", &(up.tv_sec * 1_000_000 + up.tv_nsec / 1000).to_string());
     if let Ok(path) = std::env::var("PROBE_APPEND") {
         append(&path);
     }

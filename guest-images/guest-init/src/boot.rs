@@ -49,7 +49,7 @@ fn boot() -> Result<Entry> {
     console::take();
     let line = std::fs::read_to_string("/proc/cmdline").context("no kernel command line")?;
     let line = CommandLine::parse(&line)?;
-    watchdog::start(line.boot_limit);
+    watchdog::start(line.boot_limit, line.trace);
     watchdog::note("loading modules");
     let mut loader = Loader::open()?;
     load_for_devices(&mut loader)?;
@@ -237,7 +237,7 @@ impl Boot {
 
     fn mount_kernel_files(&self) -> Result<()> {
         let root = self.root()?;
-        for (path, kind, params) in KERNEL_FILES {
+        for KernelFiles { path, kind, params } in KERNEL_FILES {
             let params = [&[("source", kind)], params].concat();
             let options = Options {
                 nosuid: true,
@@ -423,15 +423,30 @@ fn name(step: &Step) -> String {
     }
 }
 
-/// The kernel's file systems in the root, in this order: path, kind, parameters.
-const KERNEL_FILES: [(&str, &str, &[(&str, &str)]); 7] = [
-    ("/proc", "proc", &[]),
-    ("/sys", "sysfs", &[]),
-    ("/sys/fs/cgroup", "cgroup2", &[]),
-    ("/dev", "devtmpfs", &[]),
-    ("/dev/pts", "devpts", &[("mode", "620"), ("gid", "5"), ("ptmxmode", "666")]),
-    ("/dev/shm", "tmpfs", &[("mode", "1777")]),
-    ("/run", "tmpfs", &[("mode", "0755")]),
+/// One of the kernel's own file systems.
+struct KernelFiles {
+    path: &'static str,
+    kind: &'static str,
+    params: &'static [(&'static str, &'static str)],
+}
+
+const fn kernel_files(
+    path: &'static str,
+    kind: &'static str,
+    params: &'static [(&'static str, &'static str)],
+) -> KernelFiles {
+    KernelFiles { path, kind, params }
+}
+
+/// What every root gets, in this order.
+const KERNEL_FILES: [KernelFiles; 7] = [
+    kernel_files("/proc", "proc", &[]),
+    kernel_files("/sys", "sysfs", &[]),
+    kernel_files("/sys/fs/cgroup", "cgroup2", &[]),
+    kernel_files("/dev", "devtmpfs", &[]),
+    kernel_files("/dev/pts", "devpts", &[("mode", "620"), ("gid", "5"), ("ptmxmode", "666")]),
+    kernel_files("/dev/shm", "tmpfs", &[("mode", "1777")]),
+    kernel_files("/run", "tmpfs", &[("mode", "0755")]),
 ];
 const PUBLIC: Access = Access { mode: 0o644, uid: 0, gid: 0 };
 /// Where the root is mounted until it becomes `/`.

@@ -13,6 +13,7 @@
 //! | `guest.upper=` | `auto`, `disk`, `memory`, `none`: see [`Upper`] | `auto` |
 //! | `guest.limit=S` | seconds until a boot that has not ended is given up | 120 |
 //! | `guest.modules=TAG` | virtio-fs share to see as `/lib/modules/RELEASE` | none |
+//! | `guest.trace` | say each step with its time | silent |
 
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct CommandLine {
     pub boot_limit: Duration,
     /// Tag of a virtio-fs share with kernel modules for the root.
     pub modules_tag: Option<String>,
+    /// Say each step with its time.
+    pub trace: bool,
 }
 
 /// Where the root keeps what is written to it.
@@ -75,7 +78,7 @@ impl CommandLine {
             if word == "--" {
                 break;
             }
-            let Some((key, value)) = word.split_once('=') else { continue };
+            let (key, value) = word.split_once('=').unwrap_or((&word, ""));
             match key {
                 "root" => line.root_tag = tag("root", value)?,
                 "rootfstype" if value != "virtiofs" => {
@@ -85,6 +88,7 @@ impl CommandLine {
                 "init" if !value.is_empty() => init = Some(value.to_owned()),
                 "guest.upper" => line.upper = upper(value)?,
                 "guest.limit" => line.boot_limit = seconds("guest.limit", value)?,
+                "guest.trace" => line.trace = true,
                 "guest.modules" => line.modules_tag = Some(tag("guest.modules", value)?),
                 _ => {}
             }
@@ -103,6 +107,7 @@ impl Default for CommandLine {
             upper: Upper::Auto,
             boot_limit: Duration::from_secs(120),
             modules_tag: None,
+            trace: false,
         }
     }
 }
@@ -178,13 +183,15 @@ mod tests {
 
     #[test]
     fn our_own_words_are_read() {
-        let text = "root=other rootdelay=5 guest.upper=memory guest.limit=9 guest.modules=kmod";
+        let text = "root=other rootdelay=5 guest.upper=memory guest.limit=9 guest.modules=kmod \
+                    guest.trace";
         let line = CommandLine::parse(text).unwrap();
         assert_eq!(line.root_tag, "other");
         assert_eq!(line.root_delay, Duration::from_secs(5));
         assert_eq!(line.upper, Upper::Memory);
         assert_eq!(line.boot_limit, Duration::from_secs(9));
         assert_eq!(line.modules_tag.as_deref(), Some("kmod"));
+        assert!(line.trace);
     }
 
     #[test]

@@ -85,6 +85,7 @@ pub(crate) fn flags(options: Options) -> MountAttrFlags {
 }
 
 /// Grows the mounted ext4 to `blocks` of its own blocks.
+#[expect(unsafe_code, reason = "rustix has no safe form of this ioctl")]
 pub(crate) fn grow(mount: &OwnedFd, blocks: u64) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = openat(mount, ".", flags, Mode::empty())?;
