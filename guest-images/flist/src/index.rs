@@ -15,6 +15,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use flist_view::filesystem::Ino;
 use flist_view::index::{Contents, Index, IndexError, IndexWriter, InodeRecord, WriteError};
@@ -149,15 +150,19 @@ pub fn open_image(directory: &Path, path: &Path) -> Result<Index, BuildError> {
 ///
 /// # Errors
 /// [`BuildError`], or the error of `read`.
-pub fn open_or_build<E: From<BuildError>>(
+pub fn open_or_build<E: From<BuildError> + Send>(
     directory: &Path,
     image_hash: &[u8; 32],
-    read: impl FnOnce() -> Result<Image, E>,
+    read: impl FnOnce() -> Result<Image, E> + Send,
 ) -> Result<Index, E> {
     if let Some(index) = open(directory, image_hash)? {
         return Ok(index);
     }
-    Ok(store(directory, &read()?, image_hash)?)
+    // The allocator gives a thread's memory back when all of it is free, as a tree's is by the end;
+    // what was allocated among other things it keeps, and mounts and caches live long.
+    let build = || Ok(store(directory, &read()?, image_hash)?);
+    thread::scope(|scope| scope.spawn(build).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Which inode gets which number, and how often each is named.
