@@ -211,8 +211,7 @@ impl MachineBuilder {
         for disk in &self.disks {
             disk.prepare()?;
         }
-        let cards = self.cards();
-        let description = self.describe(&work, kernel, initramfs, cards.clone(), serial);
+        let description = self.describe(&work, kernel, initramfs, serial);
         let has_agent = description.agent.is_some();
         let process = Process::start(Birth {
             name: self.name.clone(),
@@ -225,9 +224,9 @@ impl MachineBuilder {
         let machine = Machine { process: Arc::new(process) };
         if has_agent {
             machine.wait_ready(self.boot_timeout)?;
-            for ((_, address), card) in self.networks.iter().zip(&cards) {
+            for (index, (_, address)) in self.networks.iter().enumerate() {
                 if let Some(address) = address {
-                    machine.run(&["/init", "address", &card.mac, address])?.success()?;
+                    machine.add_address(index, address)?;
                 }
             }
         }
@@ -315,7 +314,6 @@ impl MachineBuilder {
         work: &Path,
         kernel: PathBuf,
         initramfs: PathBuf,
-        cards: Vec<Card>,
         serial: u32,
     ) -> Description {
         // A panic restarts at once, which ends a machine that may not reboot; the timer check
@@ -334,7 +332,7 @@ impl MachineBuilder {
             initramfs,
             cmdline: words.join(" "),
             disks: self.disks.clone(),
-            cards,
+            cards: self.cards(),
             console: work.join("console"),
             monitor: work.join("monitor"),
             agent: self.own_image.is_none().then(|| work.join("agent")),

@@ -110,6 +110,22 @@ impl Machine {
         self.process.boot_tsc.load(Ordering::Relaxed)
     }
 
+    /// Gives a network card one more address, like `10.0.0.1/24` or `fd00::1/64`.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Description`] for a card that isn't there, [`LabError::Command`] when the
+    /// machine's kernel refuses the address.
+    pub fn add_address(&self, card_index: usize, address: &str) -> Result<(), LabError> {
+        let Some(mac) = self.process.macs.get(card_index) else {
+            return Err(LabError::Description {
+                machine: self.process.name.clone(),
+                reason: format!("no network card {card_index}"),
+            });
+        };
+        self.run(&["/init", "address", mac, address])?.success().map(drop)
+    }
+
     /// Plugs a network card's cable in or out.
     ///
     /// # Errors

@@ -58,6 +58,8 @@ pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) qmp: Qmp,
     pub(crate) console: Console,
+    /// Its network cards' addresses.
+    pub(crate) macs: Vec<String>,
     /// The time stamp counter when the agent started.
     pub(crate) boot_tsc: AtomicU64,
     /// How many slots for disks have been used.
@@ -87,18 +89,18 @@ impl Process {
         };
         let (epoch, qemu_log, console_log) = (Instant::now(), log("qemu"), log("console"));
         let description = &birth.description;
-        let console = listen(&description.console)?;
         let monitor = listen(&description.monitor)?;
         let agent = description.agent.as_deref().map(listen).transpose()?;
         let child = start_qemu(description, &qemu_log)?;
         let mut starting = Starting { child: Some(child), birth: &birth, qemu_log: &qemu_log };
-        let console = starting.accept(&console)?;
         let monitor = starting.accept(&monitor)?;
         let agent = agent.map(|listener| starting.accept(&listener)).transpose()?;
         let connect = || -> io::Result<_> {
+            let console = File::open(&description.console)?;
+            let console = Console::start(console, File::create(&console_log)?, epoch)?;
             let link = agent.map(Link::start).transpose()?;
-            let qmp = start_qmp(monitor, link.as_ref())?;
-            Ok((link, qmp, Console::start(console, File::create(&console_log)?, epoch)?))
+            let qmp = start_qmp(monitor, link.as_ref(), console.clone())?;
+            Ok((link, qmp, console))
         };
         let (link, qmp, console) =
             connect().map_err(LabError::io("talk to", Path::new(qemu::PROGRAM)))?;
@@ -107,6 +109,7 @@ impl Process {
             name: birth.name,
             qmp,
             console,
+            macs: birth.description.cards.iter().map(|card| card.mac.clone()).collect(),
             boot_tsc: AtomicU64::new(0),
             hot_slots: AtomicUsize::new(0),
             link,
@@ -258,10 +261,11 @@ fn start_qemu(description: &Description, qemu_log: &Path) -> Result<Child, LabEr
         .map_err(LabError::io("start", Path::new("setpriv")))
 }
 
-/// The monitor, which tells the agent's port when the machine is reset.
-fn start_qmp(monitor: UnixStream, link: Option<&Link>) -> io::Result<Qmp> {
+/// The monitor, which tells the agent's port of resets, and the console of the end.
+fn start_qmp(monitor: UnixStream, link: Option<&Link>, console: Console) -> io::Result<Qmp> {
     let resetter = link.map(Link::resetter);
     Qmp::start(monitor, move |event| {
+        let Some(event) = event else { return console.complete() };
         let is_reset = event.get("event").is_some_and(|name| name == "RESET");
         if let (true, Some(reset)) = (is_reset, &resetter) {
             reset();

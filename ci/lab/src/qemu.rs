@@ -53,7 +53,7 @@ impl Description {
         line.option("-kernel", &self.kernel);
         line.option("-initrd", &self.initramfs);
         line.option("-append", &self.cmdline);
-        line.option("-chardev", socket("console", &self.console));
+        line.option("-chardev", format!("file,id=console,{}", path_option(&self.console)));
         line.option("-serial", "chardev:console");
         line.option("-chardev", socket("monitor", &self.monitor));
         line.option("-mon", "chardev=monitor,mode=control");
@@ -103,6 +103,10 @@ impl Description {
         line.option("-m", format!("{}M", self.memory_mib));
         if self.counts_instructions {
             line.option("-icount", "shift=0,sleep=off");
+            // The clock and the random numbers decide how long loops run, and where the kernel
+            // puts itself.
+            line.option("-rtc", "base=2026-01-01T00:00:00,clock=vm");
+            line.option("-seed", "1");
         }
         if !self.may_reboot {
             line.flag("-no-reboot");
@@ -123,9 +127,12 @@ fn netdev(card: &Card) -> Value {
 }
 
 fn socket(id: &str, path: &Path) -> String {
+    format!("socket,id={id},{}", path_option(path))
+}
+
+fn path_option(path: &Path) -> String {
     // In QEMU's option lists a comma within a value is doubled.
-    let path = path.to_string_lossy().replace(',', ",,");
-    format!("socket,id={id},path={path}")
+    format!("path={}", path.to_string_lossy().replace(',', ",,"))
 }
 
 #[derive(Default)]
@@ -187,7 +194,7 @@ mod tests {
             "-accel tcg,thread=multi,tb-size=256 -cpu max -smp 2 -m 512M",
             "-no-reboot",
             "-kernel /k -initrd /i -append console=ttyS0",
-            "socket,id=console,path=/tmp/a,,b/console",
+            "file,id=console,path=/tmp/a,,b/console",
             "virtserialport,chardev=agent,name=zero-os.lab",
             "\"serial\":\"data\"",
             "\"mac\":\"52:54:00:0:0:1\"",

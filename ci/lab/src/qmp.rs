@@ -42,11 +42,11 @@ struct State {
 }
 
 impl Qmp {
-    /// Takes over the connection; `on_event` sees each event as it comes, in the reader's
-    /// thread.
+    /// Takes over the connection. In the reader's thread, `on_event` sees each event as it
+    /// comes, and at last `None`, when QEMU has ended.
     pub(crate) fn start(
         stream: UnixStream,
-        on_event: impl Fn(&Value) + Send + 'static,
+        on_event: impl Fn(Option<&Value>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let reader = BufReader::new(stream.try_clone()?);
@@ -55,10 +55,11 @@ impl Qmp {
             for line in reader.lines().map_while(Result::ok) {
                 let Ok(message) = serde_json::from_str::<Value>(&line) else { break };
                 if message.get("event").is_some() {
-                    on_event(&message);
+                    on_event(Some(&message));
                 }
                 seen.take(message);
             }
+            on_event(None);
             seen.lock().is_closed = true;
             seen.changed.notify_all();
         })?;

@@ -131,9 +131,9 @@ fn three_machines_talk_until_a_cable_is_cut() {
     };
     let first = boot("n1", "10.0.0.1/24");
     let second = boot("n2", "10.0.0.2/24");
-    let third = boot("n3", "fd00::3/64");
-    let ping = |from: &lab::Machine, transport: &str, to: &str, count: &str| {
-        from.run(&["/init", "ping", transport, to, count, "3000"]).unwrap()
+    let third = boot("n3", "10.0.0.3/24");
+    let ping = |from: &lab::Machine, transport: &str, to: &str| {
+        from.run(&["/init", "ping", transport, to, "3", "2000"]).unwrap()
     };
     let listen = |on: &lab::Machine, transport: &str, address: &str| {
         let listener = on.command(&["/init", "listen", transport, address]).spawn().unwrap();
@@ -142,23 +142,29 @@ fn three_machines_talk_until_a_cable_is_cut() {
     };
     let _udp = listen(&first, "udp", "10.0.0.1:7");
     let _tcp = listen(&first, "tcp", "10.0.0.1:7");
-    ping(&second, "udp", "10.0.0.1:7", "5").success().unwrap();
-    ping(&second, "tcp", "10.0.0.1:7", "5").success().unwrap();
+    let _other = listen(&second, "udp", "10.0.0.2:7");
+    ping(&second, "udp", "10.0.0.1:7").success().unwrap();
+    ping(&second, "tcp", "10.0.0.1:7").success().unwrap();
+    ping(&third, "udp", "10.0.0.1:7").success().unwrap();
+    assert!(lan.frame_count() > 10, "{} frames", lan.frame_count());
 
-    // The third joins, over IPv6: all see all.
-    let frames = lan.frame_count();
-    assert!(frames > 10, "{frames} frames");
-    let _udp6 = listen(&third, "udp", "[fd00::3]:7");
-    third.run(&["/init", "ping", "udp", "[fd00::3]:7", "1", "3000"]).unwrap().success().unwrap();
+    // One more address, of the newer kind.
+    first.add_address(0, "fd00::1/64").unwrap();
+    third.add_address(0, "fd00::3/64").unwrap();
+    let _udp6 = listen(&first, "udp", "[fd00::1]:7");
+    ping(&third, "udp", "[fd00::1]:7").success().unwrap();
+    assert!(matches!(first.add_address(1, "10.1.0.1/24"), Err(LabError::Description { .. })));
 
-    // A cable is cut: nothing gets through; it is plugged in again: all is well.
+    // A cable is cut: nothing gets through, but the others don't mind. It is plugged in again:
+    // all is well.
     first.set_link(0, false).unwrap();
     let lost = second.run(&["/init", "ping", "udp", "10.0.0.1:7", "2", "500"]).unwrap();
     assert_eq!(lost.outcome, Outcome::Exited(1));
     assert!(lost.text().contains("0 of 2"), "{}", lost.text());
+    ping(&third, "udp", "10.0.0.2:7").success().unwrap();
     first.set_link(0, true).unwrap();
     let deadline = Instant::now() + 30 * SECOND;
-    while ping(&second, "udp", "10.0.0.1:7", "1").outcome != Outcome::Exited(0) {
+    while ping(&second, "udp", "10.0.0.1:7").outcome != Outcome::Exited(0) {
         assert!(Instant::now() < deadline, "the link did not come back");
     }
 }
@@ -235,11 +241,32 @@ fn everything_ends_in_time() {
     }
     assert!(start.elapsed() < 90 * SECOND);
 
-    // An init that isn't ours and ends: the panic ends the machine, and is on the console.
-    if let Some(error) = lab.machine("no-init").cmdline("rdinit=/no/such").boot().err() {
-        assert!(error.to_string().contains("panic"), "{error}");
-    }
+    // Without an init, the kernel's panic ends the machine, and is in the error.
+    let lost = lab.machine("no-init").cmdline("rdinit=/no/such").boot().unwrap_err().to_string();
+    assert!(lost.contains("Kernel panic") && lost.contains("is off: exit status"), "{lost}");
     lab.forget_failures();
+}
+
+#[test]
+fn an_image_of_the_callers_boots_without_an_agent() {
+    let lab = Lab::new("own-image").unwrap();
+    let cache = boot_image::Cache::from_env().unwrap();
+    let kernel = boot_image::KernelPackage::fetch(Flavour::Cloud, &cache).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = folder.path().join("empty.cpio");
+    std::fs::write(&initramfs, boot_image::Initramfs::new().build().unwrap()).unwrap();
+    let machine = lab
+        .machine("n1")
+        .cpus(1)
+        .memory_mib(256)
+        .own_image(&kernel.vmlinuz(), &initramfs)
+        .cmdline("lab.word=seen")
+        .boot()
+        .unwrap();
+    machine.wait_console("Kernel panic - not syncing: VFS", 120 * SECOND).unwrap();
+    machine.wait_off(30 * SECOND).unwrap();
+    assert!(machine.console().contains("lab.word=seen"));
+    assert!(matches!(machine.run(&["/init"]), Err(LabError::Description { .. })));
 }
 
 #[test]
