@@ -69,7 +69,8 @@ impl Console {
         let text = self.text();
         let lines: Vec<&str> = text.lines().collect();
         let panic = lines.iter().position(|line| line.contains("Kernel panic"));
-        let from = panic.unwrap_or(lines.len().saturating_sub(TAIL_LINE_COUNT));
+        let last = lines.len().saturating_sub(TAIL_LINE_COUNT);
+        let from = panic.unwrap_or(last);
         let tail: Vec<&str> = lines.into_iter().skip(from).take(TAIL_LINE_COUNT).collect();
         if tail.is_empty() { String::new() } else { format!("\nconsole:\n{}", tail.join("\n")) }
     }
