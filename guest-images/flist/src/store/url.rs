@@ -291,7 +291,7 @@ fn parse_zdb(url: &Url) -> Result<Target, Rule> {
     }
     let path = decoded(url.path())?;
     if !url.has_host() || url.host_str() == Some("") {
-        if path.len() < 2 || !url.username().is_empty() {
+        if path.ends_with('/') || !path.starts_with('/') || !url.username().is_empty() {
             return Err(RULE_ZDB);
         }
         let endpoint = ZdbEndpoint::Unix(PathBuf::from(path));
@@ -552,6 +552,9 @@ mod tests {
             "zdb://h:0",
             "zdb://h:99999",
             "zdb://h/a/b",
+            "zdb:///",
+            "zdb:////",
+            "zdb:///socket/",
             "zdb://h?x=y",
             "zdb://h#f",
             "http://",
