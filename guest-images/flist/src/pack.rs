@@ -27,6 +27,9 @@ pub const SPAN_SIZE: u64 = 32 * BLOCK_SIZE as u64;
 /// Most worker threads: beyond that, stores on a network are busy enough.
 pub const WORKER_COUNT_MAX: usize = 64;
 
+/// Blocks that a worker reads before it encodes and stores them together.
+const BATCH_COUNT: usize = 8;
+
 /// Where a packer finds the bytes of a tree's files.
 pub trait Contents: Sync {
     /// Opens file `id` at `offset` bytes from its beginning.
@@ -108,9 +111,9 @@ pub fn pack(
     if !options.skip_sync {
         stores.sync().map_err(PackError::Sync)?;
     }
-    for (position, blocks) in packed {
+    for (position, block) in packed {
         if let Node::File(file) = &mut tree.inode_mut(spans[position].file).node {
-            file.blocks.extend(blocks);
+            file.blocks.push(block);
         }
     }
     Ok(Image { tree, cipher: BlockCipher::Aes256Gcm, routes: stores.routes(), tags: [].into() })
@@ -148,34 +151,27 @@ fn worker_count(options: &PackOptions) -> usize {
     options.workers.map_or_else(cores, NonZeroUsize::get).min(WORKER_COUNT_MAX)
 }
 
-/// Blocks by position of their span, in that order.
-type Packed = Vec<(usize, Vec<BlockRef>)>;
+/// Blocks by position of their span, in that order; a span's blocks in theirs.
+type Packed = Vec<(usize, BlockRef)>;
 
 /// Lets `count` workers take spans until none is left or one has failed.
 fn run_workers(packer: &Packer<'_>, spans: &[Span], count: usize) -> Result<Packed, PackError> {
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut worker = Worker::default();
-        let mut packed = Vec::new();
-        loop {
-            let position = next.fetch_add(1, Ordering::Relaxed);
-            let Some(span) = spans.get(position) else { return Ok(packed) };
-            match packer.pack_span(&mut worker, span) {
-                Ok(blocks) => packed.push((position, blocks)),
-                Err(error) => {
-                    // The others find nothing more to do.
-                    next.store(spans.len(), Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
+        let packed = Worker::new(packer, spans).work(&next);
+        if packed.is_err() {
+            // The others find nothing more to do.
+            next.store(spans.len(), Ordering::Relaxed);
         }
+        packed
     };
     let results: Vec<Result<Packed, PackError>> = thread::scope(|scope| {
         let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
         workers.into_iter().map(|worker| worker.join().expect("a worker does not panic")).collect()
     });
     let mut packed = results.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
-    packed.sort_unstable_by_key(|(position, _)| *position);
+    // Stable: a span is one worker's, which packed its blocks in order.
+    packed.sort_by_key(|(position, _)| *position);
     Ok(packed)
 }
 
@@ -188,56 +184,97 @@ struct Packer<'a> {
     stored: Mutex<HashSet<BlockId>>,
 }
 
-/// What each worker has for itself.
-#[derive(Default)]
-struct Worker {
+/// One thread's part: reads blocks into a batch, and stores the batch when it is full.
+struct Worker<'a> {
+    packer: &'a Packer<'a>,
+    spans: &'a [Span],
     codec: Codec,
-    plaintext: Vec<u8>,
+    /// Buffers of a full batch; the first `batch.len()` are in use.
+    plaintexts: Vec<Vec<u8>>,
+    /// For each block of the batch, the position of its span.
+    batch: Vec<usize>,
+    packed: Packed,
 }
 
-impl Packer<'_> {
-    fn pack_span(&self, worker: &mut Worker, span: &Span) -> Result<Vec<BlockRef>, PackError> {
-        self.progress.check()?;
-        let failed = |source| PackError::Source { file: self.contents.name(span.file), source };
-        let mut reader = self.contents.open(span.file, span.offset).map_err(failed)?;
-        let mut blocks = Vec::new();
+impl<'a> Worker<'a> {
+    fn new(packer: &'a Packer<'a>, spans: &'a [Span]) -> Self {
+        Self {
+            packer,
+            spans,
+            codec: Codec::new(),
+            plaintexts: vec![Vec::new(); BATCH_COUNT],
+            batch: Vec::with_capacity(BATCH_COUNT),
+            packed: Vec::new(),
+        }
+    }
+
+    fn work(mut self, next: &AtomicUsize) -> Result<Packed, PackError> {
+        loop {
+            let position = next.fetch_add(1, Ordering::Relaxed);
+            let Some(span) = self.spans.get(position) else { break };
+            self.packer.progress.check()?;
+            self.read_span(position, span)?;
+        }
+        self.store_batch()?;
+        Ok(self.packed)
+    }
+
+    fn read_span(&mut self, position: usize, span: &Span) -> Result<(), PackError> {
+        let contents = self.packer.contents;
+        let failed = |source| PackError::Source { file: contents.name(span.file), source };
+        let mut reader = contents.open(span.file, span.offset).map_err(failed)?;
         let mut left = span.size;
         while left > 0 {
             let wanted = left.min(u64::from(BLOCK_SIZE));
-            worker.plaintext.clear();
-            reader.by_ref().take(wanted).read_to_end(&mut worker.plaintext).map_err(failed)?;
-            if worker.plaintext.len() as u64 != wanted {
-                let found = span.offset + (span.size - left) + worker.plaintext.len() as u64;
-                return Err(self.changed(span, found));
+            let plaintext = &mut self.plaintexts[self.batch.len()];
+            plaintext.clear();
+            let size = reader.by_ref().take(wanted).read_to_end(plaintext).map_err(failed)? as u64;
+            if size != wanted {
+                return Err(self.changed(span, span.offset + (span.size - left) + size));
             }
-            blocks.push(self.pack_block(worker, span)?);
+            self.batch.push(position);
+            if self.batch.len() == BATCH_COUNT {
+                self.store_batch()?;
+            }
             left -= wanted;
-            self.progress.advance(wanted);
+            self.packer.progress.advance(wanted);
         }
         let is_last = span.offset + span.size == span.file_size;
         if is_last && reader.read(&mut [0]).map_err(failed)? != 0 {
             return Err(self.changed(span, span.file_size + 1));
         }
-        Ok(blocks)
+        Ok(())
     }
 
-    fn pack_block(&self, worker: &mut Worker, span: &Span) -> Result<BlockRef, PackError> {
-        let (block, stored) = worker.codec.encode(&worker.plaintext);
-        let known = || self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        if !known().contains(&block.id) {
-            self.stores
-                .put(store_name(&block.id, BlockCipher::Aes256Gcm), stored)
-                .map_err(|source| PackError::Store {
-                    file: self.contents.name(span.file),
-                    source,
-                })?;
-            known().insert(block.id);
+    fn store_batch(&mut self) -> Result<(), PackError> {
+        let plaintexts: Vec<&[u8]> =
+            self.plaintexts.iter().take(self.batch.len()).map(Vec::as_slice).collect();
+        for (position, (block, stored)) in
+            self.batch.drain(..).zip(self.codec.encode_batch(&plaintexts))
+        {
+            self.packer.store(&block, stored, &self.spans[position])?;
+            self.packed.push((position, block));
         }
-        Ok(block)
+        Ok(())
     }
 
     fn changed(&self, span: &Span, found: u64) -> PackError {
-        PackError::Changed { file: self.contents.name(span.file), expected: span.file_size, found }
+        let file = self.packer.contents.name(span.file);
+        PackError::Changed { file, expected: span.file_size, found }
+    }
+}
+
+impl Packer<'_> {
+    fn store(&self, block: &BlockRef, stored: &[u8], span: &Span) -> Result<(), PackError> {
+        let known = || self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(&block.id) {
+            return Ok(());
+        }
+        self.stores
+            .put(store_name(&block.id, BlockCipher::Aes256Gcm), stored)
+            .map_err(|source| PackError::Store { file: self.contents.name(span.file), source })?;
+        known().insert(block.id);
+        Ok(())
     }
 }
 

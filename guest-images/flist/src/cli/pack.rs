@@ -62,7 +62,9 @@ pub(crate) fn run(arguments: &PackArguments) -> anyhow::Result<()> {
     arguments.check_outside(&options)?;
     let stores = arguments.output.open_stores()?;
     let (tree, contents) = scan(&arguments.directory, &options, &progress)?;
+    tracing::debug!(inodes = tree.inodes().len(), "listed");
     let image = pack(tree, &contents, &stores, &arguments.output.pack_options(), &progress)?;
+    tracing::debug!("stored");
     arguments.output.write(image, &progress)
 }
 
