@@ -2,6 +2,7 @@
 //! so and passes where they are missing.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -30,13 +31,21 @@ struct Mounted {
 
 impl Mounted {
     fn new(image: &Path, stores: &[String]) -> Self {
+        Self::with(image, stores, &[])
+    }
+
+    /// With further arguments; these replace the cache in a directory of its own.
+    fn with(image: &Path, stores: &[String], arguments: &[&OsStr]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mount_point = directory.path().join("mount");
         fs::create_dir(&mount_point).unwrap();
         let log = File::create(directory.path().join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_flist"));
         command.arg("mount").arg(image).arg(&mount_point);
-        command.arg("--cache").arg(directory.path().join("cache"));
+        if arguments.is_empty() {
+            command.arg("--cache").arg(directory.path().join("cache"));
+        }
+        command.args(arguments);
         command.args(stores.iter().flat_map(|store| ["--store", store]));
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
@@ -219,6 +228,66 @@ fn the_sample_image_shows_what_was_packed() {
 }
 
 #[test]
+fn the_cache_process_serves_a_mount() {
+    if !can_mount() {
+        return;
+    }
+    let vectors = vectors();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_flist"))
+        .arg("cached")
+        .arg("--socket")
+        .arg(&socket)
+        .arg("--cache")
+        .arg(directory.path().join("cache"))
+        .spawn()
+        .unwrap();
+    let _watchdog = watch(pid(&daemon));
+    let start = Instant::now();
+    while !socket.exists() && start.elapsed() < WAIT_MAX {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let stores = [store("", &vectors.join("sample-store"))];
+    let arguments = ["--cached".as_ref(), socket.as_os_str()];
+    let mounted = Mounted::with(&vectors.join("sample.fl"), &stores, &arguments);
+    let manifest = vectors.join("sample.manifest.json");
+    let differences = differences(&mounted.path(), &manifest, false);
+    drop(mounted);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert_eq!(differences, [""; 0]);
+}
+
+#[test]
+fn a_daemon_returns_when_mounted_and_ends_when_unmounted() {
+    if !can_mount() {
+        return;
+    }
+    let vectors = vectors();
+    let directory = tempfile::tempdir().unwrap();
+    let mount_point = directory.path().join("mount");
+    let run = || {
+        Command::new(env!("CARGO_BIN_EXE_flist"))
+            .args(["mount", "--daemon"])
+            .arg(vectors.join("sample.fl"))
+            .arg(&mount_point)
+            .arg("--cache")
+            .arg(directory.path().join("cache"))
+            .args(["--store", &store("", &vectors.join("sample-store"))])
+            .stderr(Stdio::null())
+            .status()
+            .unwrap()
+    };
+    assert_eq!(run().code(), Some(3), "no such mount point");
+    fs::create_dir(&mount_point).unwrap();
+    assert!(run().success());
+    let read = fs::read(mount_point.join("small.txt"));
+    rustix::mount::unmount(&mount_point, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(!read.unwrap().is_empty());
+}
+
+#[test]
 fn the_sharded_image_shows_what_was_packed() {
     if !can_mount() {
         return;
@@ -387,7 +456,7 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let names = names[..size].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let value = |name: &[u8]| {
         let mut value = vec![0; 4096];
-        let name = std::ffi::OsStr::from_bytes(name);
+        let name = OsStr::from_bytes(name);
         let size = rustix::fs::lgetxattr(path, name, &mut value).unwrap();
         value.truncate(size);
         value

@@ -1,7 +1,10 @@
 //! `flist mount`: look into an image as into any directory.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -11,10 +14,16 @@ use flist::format::{Image, Route};
 use flist::mount::Mount;
 use flist::store::fetch::{Fetcher, RetryOptions};
 use flist::store::route::{StoreOptions, Stores};
+use flist_view::block::BlockSource;
+use flist_view::cache_client::CacheClient;
+use flist_view::index::Index;
 use flist_view::view::FlistView;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::stores;
+
+/// How the line begins that says that the image is mounted.
+const MOUNTED: &str = "mounted ";
 
 /// Mount an image read-only, until Ctrl-C or `umount`
 ///
@@ -34,31 +43,82 @@ pub(crate) struct MountArguments {
     /// ~/.cache/flist for others]
     #[arg(long, value_name = "DIRECTORY")]
     cache: Option<PathBuf>,
+    /// Have the blocks from the `flist cached` that listens here, instead of fetching them
+    #[arg(long, value_name = "SOCKET", conflicts_with = "cache")]
+    cached: Option<PathBuf>,
+    /// Return once the image is mounted, and serve it in the background until it is unmounted
+    #[arg(long)]
+    daemon: bool,
 }
 
-/// Runs the command: returns when the mount has ended.
+/// Runs the command: returns when the mount has ended, or with `--daemon` when it has begun.
 pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
+    if arguments.daemon {
+        return start_daemon();
+    }
+    let (index, source) = match &arguments.cached {
+        Some(socket) => connect(arguments, socket)?,
+        None => open(arguments)?,
+    };
+    // A signal from here on finds somebody to undo the mount.
+    let signals = signals()?;
+    let name = arguments.image.display().to_string();
+    let mount = Mount::new(FlistView::new(index, source), &name, &arguments.mount_point)?;
+    println!("{MOUNTED}{name} on {}", mount.mount_point().display());
+    wait(&mount, &signals)?;
+    mount.unmount()?;
+    Ok(())
+}
+
+/// Blocks from the node's cache process.
+fn connect(
+    arguments: &MountArguments,
+    socket: &Path,
+) -> anyhow::Result<(Arc<Index>, Arc<dyn BlockSource>)> {
+    // The daemon's working directory is another one.
+    let image =
+        arguments.image.canonicalize().with_context(|| arguments.image.display().to_string())?;
+    let (client, index) = CacheClient::connect(socket, &image, &arguments.stores)
+        .with_context(|| socket.display().to_string())?;
+    Ok((Arc::new(index), Arc::new(client)))
+}
+
+/// Blocks from a cache of our own.
+fn open(arguments: &MountArguments) -> anyhow::Result<(Arc<Index>, Arc<dyn BlockSource>)> {
     let cache = match &arguments.cache {
         Some(cache) => cache.clone(),
         None => default_cache()?,
     };
     let indexes = cache.join("indexes");
-    let index = Arc::new(flist::index::open_image(&indexes, &arguments.image)?);
+    let index = flist::index::open_image(&indexes, &arguments.image)?;
     let routes = routes(arguments, &indexes, index.image_hash())?;
     let cipher = index.cipher();
     let blocks = Arc::new(Cache::open(&cache.join("blocks"), Config::default())?);
     let stores = Stores::new(&routes, &StoreOptions::default());
     let fetcher = Arc::new(Fetcher::new(stores, cipher, RetryOptions::default()));
-    let source = Arc::new(LocalSource::new(blocks, fetcher, cipher));
-    // A signal from here on finds somebody to undo the mount.
-    let signals = signals()?;
-    let view = FlistView::new(index, source);
-    let name = arguments.image.display().to_string();
-    let mount = Mount::new(view, &name, &arguments.mount_point)?;
-    println!("mounted {name} on {}", mount.mount_point().display());
-    wait(&mount, &signals)?;
-    mount.unmount()?;
-    Ok(())
+    Ok((Arc::new(index), Arc::new(LocalSource::new(blocks, fetcher, cipher))))
+}
+
+/// Begins again as a process of its own that survives this one, and waits until that has mounted or
+/// given up.
+fn start_daemon() -> anyhow::Result<()> {
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--daemon");
+    let mut child = Command::new(std::env::current_exe().context("our own program")?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    if line.starts_with(MOUNTED) {
+        print!("{line}");
+        return Ok(());
+    }
+    // It has said on standard error what went wrong; its exit code is ours.
+    std::process::exit(child.wait()?.code().unwrap_or(1))
 }
 
 /// `--store`, or what the image says.
