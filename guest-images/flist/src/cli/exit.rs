@@ -28,6 +28,7 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                     (4, Some("check the password or key in the store's URL"))
                 }
                 StoreError::Unreachable { .. } => (75, None),
+                StoreError::Failed { .. } => (1, None),
                 StoreError::ReadOnly { .. } | StoreError::Url { .. } => (2, None),
             };
         }
@@ -49,7 +50,7 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                     (4, Some("check the password or key in the store's URL"))
                 }
                 FetchError::Unreachable { .. } => (75, None),
-                FetchError::Bad { .. } => (1, None),
+                FetchError::Bad { .. } | FetchError::Failed { .. } => (1, None),
             };
         }
         match cause.downcast_ref::<HubError>() {

@@ -47,7 +47,7 @@ impl DirStore {
     /// Opens a folder for reading and writing.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] if there is no such folder, [`StoreError::Refused`] if it can't be
+    /// [`StoreError::Missing`] if there is no such folder, [`StoreError::Failed`] if it can't be
     /// opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let name = format!("dir://{}", path.display());
@@ -69,17 +69,17 @@ impl DirStore {
     /// Opens a folder, which is created with its parents if it does not exist.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if it can't be created or opened.
+    /// [`StoreError::Failed`] if it can't be created or opened.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(path).map_err(|error| StoreError::Refused {
+        std::fs::create_dir_all(path).map_err(|error| StoreError::Failed {
             store: format!("dir://{}", path.display()),
             reason: format!("can't create the folder: {error}"),
         })?;
         Self::open(path)
     }
 
-    fn refused(&self, what: &str, name: &[u8], error: impl std::fmt::Display) -> StoreError {
-        StoreError::Refused {
+    fn failed(&self, what: &str, name: &[u8], error: impl std::fmt::Display) -> StoreError {
+        StoreError::Failed {
             store: self.name.clone(),
             reason: format!("can't {what} block {}: {error}", hex(name)),
         }
@@ -170,11 +170,11 @@ impl Store for DirStore {
             Err(Errno::NOENT) => {
                 return Err(StoreError::Missing { store: self.name.clone(), block: hex(name) });
             }
-            Err(errno) => return Err(self.refused("open", name, errno)),
+            Err(errno) => return Err(self.failed("open", name, errno)),
         };
-        let stat = fs::fstat(&file).map_err(|errno| self.refused("read", name, errno))?;
+        let stat = fs::fstat(&file).map_err(|errno| self.failed("read", name, errno))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(self.refused("read", name, "not a regular file"));
+            return Err(self.failed("read", name, "not a regular file"));
         }
         let limit = STORED_SIZE_MAX + 1;
         let size = usize::try_from(stat.st_size).unwrap_or(limit).min(limit);
@@ -182,12 +182,12 @@ impl Store for DirStore {
         std::fs::File::from(file)
             .take(limit as u64)
             .read_to_end(&mut stored)
-            .map_err(|error| self.refused("read", name, error))?;
+            .map_err(|error| self.failed("read", name, error))?;
         Ok(stored)
     }
 
     fn put(&self, name: &[u8], stored: &[u8]) -> Result<(), StoreError> {
-        self.write(name, stored).map_err(|errno| self.refused("write", name, errno))
+        self.write(name, stored).map_err(|errno| self.failed("write", name, errno))
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -201,7 +201,7 @@ impl Store for DirStore {
         sync().map_err(|errno| {
             self.has_unsynced.store(true, Ordering::Relaxed);
             let reason = format!("can't sync the file system: {errno}");
-            StoreError::Refused { store: self.name.clone(), reason }
+            StoreError::Failed { store: self.name.clone(), reason }
         })
     }
 }
@@ -214,7 +214,7 @@ fn open_error(name: String, errno: Errno) -> StoreError {
         },
         errno => {
             let reason = format!("can't open the folder: {}", io::Error::from(errno));
-            StoreError::Refused { store: name, reason }
+            StoreError::Failed { store: name, reason }
         }
     }
 }
@@ -305,7 +305,7 @@ mod tests {
         std::fs::create_dir(root.join(hex(&[2; 32]))).unwrap();
         for name in [NAME, [2; 32]] {
             let error = store.get(&name).unwrap_err();
-            assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+            assert!(matches!(error, StoreError::Failed { .. }), "{error}");
         }
     }
 

@@ -6,7 +6,7 @@
 //!        ▼
 //!   get ──ok──► both hashes fit? ──yes──► the block
 //!    │               │ no: count, warn, never ask this store for this block again
-//!    ├─ missing, refused: never ask this store for this block again
+//!    ├─ missing, refused, failed: never ask this store for this block again
 //!    └─ unreachable: ask again in the next round, after a pause
 //! ```
 //!
@@ -116,6 +116,14 @@ pub enum FetchError {
     /// At least one store refused to answer, and no other has it.
     #[error("block {block}: {reasons}")]
     Refused {
+        /// The block.
+        block: BlockId,
+        /// What each store said.
+        reasons: String,
+    },
+    /// At least one store failed in a way that will not pass, and no other has it.
+    #[error("block {block}: {reasons}")]
+    Failed {
         /// The block.
         block: BlockId,
         /// What each store said.
@@ -346,8 +354,10 @@ impl Fetcher {
             FetchError::Unreachable { block, reasons }
         } else if any(|outcome| matches!(outcome, Outcome::Bad(_))) {
             FetchError::Bad { block, reasons }
-        } else if any(|outcome| !matches!(outcome, Outcome::Store(StoreError::Missing { .. }))) {
+        } else if any(|outcome| matches!(outcome, Outcome::Store(StoreError::Refused { .. }))) {
             FetchError::Refused { block, reasons }
+        } else if any(|outcome| !matches!(outcome, Outcome::Store(StoreError::Missing { .. }))) {
+            FetchError::Failed { block, reasons }
         } else {
             FetchError::Missing { block, reasons }
         }
@@ -394,6 +404,7 @@ mod tests {
         Missing,
         Unreachable,
         Refused,
+        Failed,
     }
 
     struct Fake {
@@ -415,6 +426,7 @@ mod tests {
                     Err(StoreError::Unreachable { store, reason: "timeout".to_owned() })
                 }
                 Answer::Refused => Err(StoreError::Refused { store, reason: "no".to_owned() }),
+                Answer::Failed => Err(StoreError::Failed { store, reason: "full".to_owned() }),
             }
         }
 
@@ -505,6 +517,16 @@ mod tests {
         let error = fetcher.fetch(&mut Codec::new(), &block).unwrap_err();
         assert!(matches!(error, FetchError::Missing { .. }), "{error}");
         assert!(error.to_string().contains(&block.id.to_string()));
+    }
+
+    #[test]
+    fn what_will_not_pass_is_not_tried_again() {
+        let (block, _) = block();
+        let [broken, empty] = [fake(&[Answer::Failed]), fake(&[Answer::Missing])];
+        let fetcher = fetcher(&[&broken, &empty]);
+        let error = fetcher.fetch(&mut Codec::new(), &block).unwrap_err();
+        assert!(matches!(error, FetchError::Failed { .. }), "{error}");
+        assert_eq!(broken.asked.load(Ordering::Relaxed), 1);
     }
 
     #[test]

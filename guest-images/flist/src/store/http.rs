@@ -3,7 +3,7 @@
 //! Tries `BASE/<hex2>/<hex>` and then the flat `BASE/<hex>`, or the other way round once the flat
 //! layout was found (`reference: flist 1.1`). User info becomes basic authentication.
 //!
-//! [`WebClient`] is what this and [`s3`](super::s3) share: connections that are kept, limits on time,
+//! `WebClient` is what this and [`s3`](super::s3) share: connections that are kept, limits on time,
 //! size and redirects, and what each status means. TLS is rustls with Mozilla's roots built in: a
 //! node has no certificate store of its own. `https` never follows a redirect to `http`. A proxy from
 //! the environment (`HTTPS_PROXY` and its kin) is used, except for this machine itself.
@@ -169,8 +169,10 @@ impl WebClient {
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
         if may_pass {
             Err(StoreError::Unreachable { store, reason })
-        } else {
+        } else if status.is_client_error() {
             Err(StoreError::Refused { store, reason })
+        } else {
+            Err(StoreError::Failed { store, reason })
         }
     }
 
@@ -202,7 +204,7 @@ impl WebClient {
         if may_pass {
             StoreError::Unreachable { store, reason }
         } else {
-            StoreError::Refused { store, reason }
+            StoreError::Failed { store, reason }
         }
     }
 }
@@ -272,7 +274,7 @@ mod tests {
 
     #[test]
     fn statuses_say_whether_trying_again_may_help() {
-        for (status, is_retryable) in [(403, false), (401, false), (500, true), (503, true)] {
+        for (status, is_retryable) in [(403, false), (304, false), (500, true), (503, true)] {
             let server = FakeWeb::start(move |_| Response::status(status));
             let error = store(&server).get(&NAME).unwrap_err();
             assert_eq!(matches!(error, StoreError::Unreachable { .. }), is_retryable, "{error}");
@@ -341,7 +343,7 @@ mod tests {
         let server = FakeWeb::start(|_| Response::ok(b"clear text"));
         let url = format!("https://127.0.0.1:{}", server.port());
         let error = open(&url, &options).get(&NAME).unwrap_err();
-        assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+        assert!(matches!(error, StoreError::Failed { .. }), "{error}");
         assert!(error.to_string().contains("TLS"), "{error}");
     }
 }

@@ -79,6 +79,15 @@ pub enum StoreError {
         /// What it said.
         reason: String,
     },
+    /// It failed, and would fail again: disk full, not permitted by the system, damaged, no valid
+    /// certificate.
+    #[error("{store}: {reason}")]
+    Failed {
+        /// The store.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
     /// It could not be reached, or broke off. Trying again may help.
     #[error("{store}: {reason}")]
     Unreachable {

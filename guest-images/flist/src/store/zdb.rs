@@ -46,9 +46,8 @@ impl ZdbStore {
     fn error(&self, error: &ClientError) -> StoreError {
         let (store, reason) = (self.name.clone(), reason(error));
         match error {
-            ClientError::Refused { .. } | ClientError::Unexpected { .. } => {
-                StoreError::Refused { store, reason }
-            }
+            ClientError::Refused { .. } => StoreError::Refused { store, reason },
+            ClientError::Unexpected { .. } => StoreError::Failed { store, reason },
             _ => StoreError::Unreachable { store, reason },
         }
     }
@@ -57,7 +56,7 @@ impl ZdbStore {
 impl Store for ZdbStore {
     fn get(&self, name: &[u8]) -> Result<Vec<u8>, StoreError> {
         match self.pool.with(|client| client.get(name)) {
-            Ok(Some(stored)) if stored.is_empty() => Err(StoreError::Refused {
+            Ok(Some(stored)) if stored.is_empty() => Err(StoreError::Failed {
                 store: self.name.clone(),
                 reason: format!("block {} is an empty value", hex(name)),
             }),
