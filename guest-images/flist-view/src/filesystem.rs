@@ -113,10 +113,11 @@ pub trait FileSystem: Send + Sync {
     /// Target of a symbolic link; `EINVAL` for anything else.
     fn read_link(&self, ino: Ino) -> Result<Cow<'_, [u8]>, Errno>;
 
-    /// Value of an extended attribute; `ENODATA` if it is not set.
+    /// Value of an extended attribute; `ENODATA` if it is not set, `ENOSYS` if this file system has no
+    /// extended attributes at all (a FUSE client then stops asking).
     fn extended_attribute(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, Errno>;
 
-    /// Names of all extended attributes, each ended by NUL.
+    /// Names of all extended attributes, each ended by NUL; `ENOSYS` as above.
     fn extended_attribute_names(&self, ino: Ino) -> Result<Vec<u8>, Errno>;
 
     /// Size and use of the whole file system.

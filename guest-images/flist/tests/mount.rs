@@ -319,6 +319,23 @@ fn the_legacy_image_shows_what_was_packed_but_the_roots_mtime() {
 }
 
 #[test]
+fn many_readers_at_once_see_the_same() {
+    if !can_mount() {
+        return;
+    }
+    let vectors = vectors();
+    let stores = [store("", &vectors.join("sample-store"))];
+    let mounted = Mounted::new(&vectors.join("sample.fl"), &stores);
+    let (root, manifest) = (mounted.path(), vectors.join("sample.manifest.json"));
+    let differences: Vec<String> = thread::scope(|scope| {
+        let readers: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| differences(&root, &manifest, false))).collect();
+        readers.into_iter().flat_map(|reader| reader.join().unwrap()).collect()
+    });
+    assert_eq!(differences, [""; 0]);
+}
+
+#[test]
 fn a_store_that_is_away_gives_errors_and_serves_again_when_it_is_back() {
     if !can_mount() {
         return;

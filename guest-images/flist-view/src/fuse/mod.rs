@@ -30,9 +30,10 @@ pub use server::{Outcome, Server};
 /// Most bytes of contents or entries in one reply: 256 pages.
 pub const REPLY_BODY_SIZE_MAX: usize = 1 << 20;
 
-/// Most bytes of one request that this server understands: a read-only server takes no contents, so
-/// names are the longest thing in it. `/dev/fuse` wants at least 8 KiB of room.
-pub const REQUEST_SIZE_MAX: usize = 64 << 10;
+/// Most bytes of one request that this server looks at: it takes no contents, so names are the longest
+/// thing in a request that it can serve. A transport need not keep more; `/dev/fuse` wants to see room
+/// for this much.
+pub const REQUEST_SIZE_MAX: usize = 8 << 10;
 
 /// Bytes in front of every reply.
 pub const REPLY_HEADER_SIZE: usize = 16;

@@ -9,7 +9,7 @@ use super::wire::{
     self, DIRENT_SIZE, ENTRY_SIZE, InitReply, InitRequest, REQUEST_HEADER_SIZE, ReadRequest,
     RequestHeader, init_flag, opcode,
 };
-use super::{REPLY_BODY_SIZE_MAX, Reply};
+use super::{REPLY_BODY_SIZE_MAX, REQUEST_SIZE_MAX, Reply};
 
 /// Protocol version that the server speaks; older kernels get theirs.
 const MINOR: u32 = 38;
@@ -73,7 +73,8 @@ impl<F: FileSystem> Server<F> {
         &self.file_system
     }
 
-    /// Handles one request; at most one reply goes to `reply`, which must be empty.
+    /// Handles one request; at most one reply goes to `reply`, which must be empty. A longer request
+    /// than [`REQUEST_SIZE_MAX`] may be given cut to that size.
     ///
     /// # Errors
     /// Only what [`Reply::send`] returns; bad requests and failed calls are replies.
@@ -85,11 +86,8 @@ impl<F: FileSystem> Server<F> {
         if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) {
             return Ok(Outcome::Silent);
         }
-        let arguments = usize::try_from(header.size)
-            .ok()
-            .and_then(|size| request.get(REQUEST_HEADER_SIZE..size))
-            .ok_or(Errno::INVAL);
-        let answer = arguments.and_then(|arguments| self.dispatch(&header, arguments, reply));
+        let answer = arguments(&header, request)
+            .and_then(|arguments| self.dispatch(&header, arguments, reply));
         let error = answer.err().map_or(0, Errno::raw_os_error);
         if error != 0 {
             reply.clear();
@@ -228,6 +226,13 @@ impl<F: FileSystem> Server<F> {
         let size = Reader::new(arguments).u32().ok_or(Errno::INVAL)?;
         put_sized(reply, size, &self.file_system.extended_attribute_names(node)?)
     }
+}
+
+/// What follows the header, as long as the header says and the transport kept.
+fn arguments<'a>(header: &RequestHeader, request: &'a [u8]) -> Result<&'a [u8], Errno> {
+    let size = usize::try_from(header.size).unwrap_or(usize::MAX);
+    let end = if request.len() >= REQUEST_SIZE_MAX { size.min(request.len()) } else { size };
+    request.get(REQUEST_HEADER_SIZE..end).ok_or(Errno::INVAL)
 }
 
 /// Refuses to open for writing; else "no need to ask".

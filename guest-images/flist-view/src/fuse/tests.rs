@@ -305,6 +305,20 @@ fn forgetting_wants_no_reply_and_destroying_does() {
 }
 
 #[test]
+fn a_long_request_may_be_cut() {
+    const WRITE_SIZE: usize = 1 << 20;
+    let server = server();
+    let mut write = request(opcode::WRITE, FILE, &vec![0; WRITE_SIZE]);
+    write.truncate(REQUEST_SIZE_MAX);
+    assert_eq!(call_with(&server, &write, 1000), Err(30));
+    write.truncate(REQUEST_SIZE_MAX - 1);
+    assert_eq!(call_with(&server, &write, 1000), Err(22));
+    let mut lookup = request(opcode::LOOKUP, 1, &vec![b'a'; WRITE_SIZE]);
+    lookup.truncate(REQUEST_SIZE_MAX);
+    assert_eq!(call_with(&server, &lookup, 1000), Err(22));
+}
+
+#[test]
 fn a_request_whose_header_lies_about_its_size_is_refused() {
     let server = server();
     for size in [0u32, 39, 57, u32::MAX] {

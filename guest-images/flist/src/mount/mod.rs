@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use flist_view::filesystem::FileSystem;
-use flist_view::fuse::{BufferReply, Outcome, Server};
+use flist_view::fuse::{BufferReply, Outcome, REQUEST_SIZE_MAX, Server};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
@@ -36,8 +36,6 @@ const IDLE_COUNT_MAX: usize = 4;
 /// Most bytes of contents in one reply. More would spare few system calls, and each worker has a
 /// buffer of this size.
 const BODY_SIZE_MAX: usize = 256 << 10;
-/// The read-only server's requests are short; the kernel wants this much room at least.
-const REQUEST_SIZE_MAX: usize = 8 << 10;
 /// How far the kernel may read ahead in a file, if we are allowed to say: two blocks.
 const READ_AHEAD_KIB: u32 = 1024;
 
