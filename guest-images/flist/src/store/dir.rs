@@ -101,6 +101,8 @@ impl DirStore {
     }
 
     fn write(&self, name: &[u8], stored: &[u8]) -> Result<(), Errno> {
+        // Also for a file that is there already: who wrote it may have died before syncing it.
+        self.has_unsynced.store(true, Ordering::Relaxed);
         let folder = self.folder(name.first().copied().ok_or(Errno::INVAL)?)?;
         let target = hex(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -109,7 +111,6 @@ impl DirStore {
             Err(Errno::EXIST) => return self.replace_short(folder, &target, stored),
             Err(errno) => return Err(errno),
         };
-        self.has_unsynced.store(true, Ordering::Relaxed);
         let written = write_all(&file, stored);
         if written.is_err() {
             remove(folder, &target);
@@ -124,7 +125,6 @@ impl DirStore {
             return Ok(());
         }
         let (temporary, file) = self.create_temporary(folder)?;
-        self.has_unsynced.store(true, Ordering::Relaxed);
         let written = write_all(&file, stored);
         drop(file);
         let renamed = written.and_then(|()| fs::renameat(folder, &temporary, folder, target));
@@ -278,6 +278,17 @@ mod tests {
         std::fs::write(&path, b"fir").unwrap();
         store.put(&NAME, b"first!").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"first!");
+    }
+
+    #[test]
+    fn what_another_process_wrote_and_did_not_sync_is_synced() {
+        let (folder, store) = store();
+        store.put(&NAME, b"stored").unwrap();
+        let later = DirStore::open(&folder.path().join("new/blocks")).unwrap();
+        later.put(&NAME, b"stored").unwrap();
+        assert!(later.has_unsynced.load(Ordering::Relaxed));
+        later.sync().unwrap();
+        assert!(!later.has_unsynced.load(Ordering::Relaxed));
     }
 
     #[test]
