@@ -1,5 +1,7 @@
 //! `flist cached` as its clients meet it: the real binary, a real socket, hostile and dying peers.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};

@@ -67,8 +67,10 @@ fn only_file(directory: &TempDir, kind: &str) -> PathBuf {
     files.pop().unwrap()
 }
 
+/// Files may go while they are counted.
 fn disk_bytes(directory: &TempDir) -> u64 {
-    fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum()
+    let size = |entry: fs::DirEntry| entry.metadata().map_or(0, |metadata| metadata.len());
+    fs::read_dir(directory.path()).unwrap().map(|entry| size(entry.unwrap())).sum()
 }
 
 #[test]
@@ -300,7 +302,8 @@ fn child_process() {
 }
 
 fn spawn_child(directory: &TempDir) -> std::process::Child {
-    Command::new(std::env::current_exe().unwrap())
+    // Not by name: the file may have been replaced by a newer build.
+    Command::new("/proc/self/exe")
         .args(["--exact", "cache::tests::child_process"])
         .env(CHILD_DIRECTORY, directory.path())
         .stdout(Stdio::null())
@@ -313,8 +316,13 @@ fn writers_killed_at_any_moment_leave_a_sound_cache() {
     let directory = tempfile::tempdir().unwrap();
     let mut most_found = 0;
     for round in 0..12 {
+        let before = disk_bytes(&directory);
         let mut children = [spawn_child(&directory), spawn_child(&directory)];
-        thread::sleep(Duration::from_millis(10 + round * 13));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while disk_bytes(&directory) == before && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(round * 9));
         for child in &mut children {
             child.kill().unwrap();
             child.wait().unwrap();

@@ -4,18 +4,23 @@
 //! a hash must describe the file of that hash and no other, or one client could give another a wrong
 //! tree: so an index is built from a private copy whose own bytes were hashed.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use flist_view::block::{BlockCipher, BlockError, BlockId};
 use flist_view::index::Index;
 use rustix::fs::{Mode, OFlags};
+use tempfile::NamedTempFile;
 
+use super::shelf;
 use super::trace::Recorder;
-use crate::format::{FormatError, Image, Route, image_hash};
+use crate::format::{Image, Route, image_hash};
 use crate::index::{self, BuildError};
 use crate::store::StoreError;
 use crate::store::fetch::{Fetcher, RetryOptions};
@@ -61,15 +66,15 @@ pub(super) struct Counters {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ImageError {
     #[error("{}: {source}", path.display())]
-    Open { path: PathBuf, source: std::io::Error },
+    Open { path: PathBuf, source: io::Error },
     #[error("{}: {rule}", path.display())]
     Rule { path: PathBuf, rule: &'static str },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("a store's URL must be UTF-8")]
     StoreText,
-    #[error(transparent)]
-    Format(#[from] FormatError),
+    #[error("{0}")]
+    Format(String),
     #[error(transparent)]
     Build(#[from] BuildError),
 }
@@ -83,6 +88,8 @@ impl BoundImage {
         let index_path = index::path_in(index_directory, &hash);
         let index_file = File::open(&index_path)
             .map_err(|source| ImageError::Open { path: index_path, source })?;
+        // Used now, for whoever looks for the longest unused.
+        let _ = index_file.set_modified(SystemTime::now());
         let recorder = Recorder::new(index.block_count());
         Ok(Self {
             binding,
@@ -112,14 +119,10 @@ impl BoundImage {
             return Ok(Arc::clone(fetcher));
         }
         let routes = if self.routes.is_empty() {
-            let unavailable = |error: FormatError| BlockError::Unavailable {
+            self.own_routes().map_err(|error| BlockError::Unavailable {
                 id,
                 reason: format!("the image's routes can't be read: {error}"),
-            };
-            match index::open_routes(&self.index_directory, &self.hash) {
-                Some(routes) => routes,
-                None => Image::open(&self.binding.path).map_err(unavailable)?.routes,
-            }
+            })?
         } else {
             self.routes.clone()
         };
@@ -127,6 +130,16 @@ impl BoundImage {
         let made = Arc::new(Fetcher::new(stores, self.cipher(), RetryOptions::default()));
         *fetcher = Some(Arc::clone(&made));
         Ok(made)
+    }
+
+    /// What the image says of its stores: kept beside its index, or in the image itself.
+    fn own_routes(&self) -> Result<Vec<Route>, ImageError> {
+        if let Some(routes) = index::open_routes(&self.index_directory, &self.hash) {
+            return Ok(routes);
+        }
+        let mut file = open_image(&self.binding.path)?;
+        let copy = private_copy(&mut file, &self.binding.path, &self.index_directory)?;
+        Ok(parse(copy.path(), &self.binding.path)?.routes)
     }
 
     /// The fetcher, if a block was ever missing.
@@ -148,7 +161,7 @@ fn parse_routes(stores: &[Vec<u8>]) -> Result<Vec<Route>, ImageError> {
 /// Opens without waiting for whatever a hostile path may name: a pipe, a terminal, a device.
 fn open_image(path: &Path) -> Result<File, ImageError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let error = |source: std::io::Error| ImageError::Open { path: path.to_path_buf(), source };
+    let error = |source: io::Error| ImageError::Open { path: path.to_path_buf(), source };
     let file: File =
         rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| error(errno.into()))?.into();
     let metadata = file.metadata().map_err(error)?;
@@ -162,31 +175,46 @@ fn open_image(path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
+/// The index of what the file holds now. The path is not opened again: by now it may name something
+/// that never answers.
 fn open_index(
     file: &mut File,
     path: &Path,
     directory: &Path,
 ) -> Result<([u8; 32], Index), ImageError> {
-    let hash = image_hash(path)?;
+    let error = |source| ImageError::Open { path: path.to_path_buf(), source };
+    let hash = image_hash(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
+        .map_err(|error| ImageError::Format(error.to_string()))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(error)?;
     if let Some(index) = index::open(directory, &hash)? {
         return Ok((hash, index));
     }
-    let error = |source| ImageError::Open { path: path.to_path_buf(), source };
-    std::fs::create_dir_all(directory).map_err(error)?;
-    let mut copy =
-        tempfile::Builder::new().prefix(".image-").tempfile_in(directory).map_err(error)?;
-    file.seek(SeekFrom::Start(0)).map_err(error)?;
-    std::io::copy(&mut file.take(IMAGE_SIZE_MAX), copy.as_file_mut()).map_err(error)?;
-    let hash = image_hash(copy.path())?;
-    let index = index::open_or_build::<ImageError>(directory, &hash, || {
-        // Messages about the image must name the image, not its copy.
-        Image::open(copy.path()).map_err(|_| match Image::open(path) {
-            Err(error) => error.into(),
-            Ok(_) => ImageError::Rule {
-                path: path.to_path_buf(),
-                rule: "the image changed while it was read",
-            },
-        })
-    })?;
+    let copy = private_copy(file, path, directory)?;
+    let hash = image_hash(copy.path()).map_err(|error| ImageError::Format(error.to_string()))?;
+    let index = index::open_or_build(directory, &hash, || parse(copy.path(), path))?;
+    if let Err(error) = shelf::sweep(directory) {
+        tracing::warn!(%error, "indexes are not swept up");
+    }
     Ok((hash, index))
+}
+
+fn private_copy(
+    file: &mut File,
+    path: &Path,
+    directory: &Path,
+) -> Result<NamedTempFile, ImageError> {
+    let error = |source| ImageError::Open { path: path.to_path_buf(), source };
+    let builder = tempfile::Builder::new().prefix(".image-").tempfile_in(directory);
+    let mut copy = builder.map_err(error)?;
+    file.seek(SeekFrom::Start(0)).map_err(error)?;
+    io::copy(&mut file.take(IMAGE_SIZE_MAX), copy.as_file_mut()).map_err(error)?;
+    Ok(copy)
+}
+
+/// Reads the copy of an image; messages name the image itself.
+fn parse(copy: &Path, path: &Path) -> Result<Image, ImageError> {
+    Image::open(copy).map_err(|error| {
+        let name = |path: &Path| path.display().to_string();
+        ImageError::Format(error.to_string().replace(&name(copy), &name(path)))
+    })
 }

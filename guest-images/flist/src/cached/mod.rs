@@ -22,6 +22,7 @@ mod image;
 mod pool;
 mod prefetch;
 mod server;
+mod shelf;
 mod status;
 mod trace;
 

@@ -142,6 +142,14 @@ impl Pool {
         self.shared.work.notify_all();
     }
 
+    /// Nobody will want them any more.
+    pub(super) fn cancel_prefetch(&self, image: &Arc<BoundImage>) {
+        let mut queue = self.shared.queue();
+        if let Some(queue) = queue.images.iter_mut().find(|q| Arc::ptr_eq(&q.image, image)) {
+            queue.prefetch.clear();
+        }
+    }
+
     /// What workers have finished since the last call.
     pub(super) fn take_done(&self) -> Vec<Done> {
         let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
@@ -242,8 +250,9 @@ impl Shared {
         if ahead && fetched {
             image.counters.prefetched.fetch_add(1, Ordering::Relaxed);
         }
-        let size = result.as_ref().map_or(0, |handout| u64::from(handout.data.size));
-        self.queue().finished(&image, &block, ahead, if fetched { size } else { 0 });
+        let bytes = result.as_ref().ok().map(|handout| u64::from(handout.data.size));
+        let bytes_fetched = if fetched { bytes } else { bytes.and(Some(0)) };
+        self.queue().finished(&image, &block, ahead, bytes_fetched);
         // Room for one more of this image's blocks, which an idle worker may have passed over.
         self.work.notify_one();
         self.report(Done::Block { image, block, result });
@@ -331,7 +340,14 @@ impl Queue {
         None
     }
 
-    fn finished(&mut self, image: &Arc<BoundImage>, block: &BlockRef, ahead: bool, fetched: u64) {
+    /// `bytes_fetched` is none if the block can't be had.
+    fn finished(
+        &mut self,
+        image: &Arc<BoundImage>,
+        block: &BlockRef,
+        ahead: bool,
+        bytes_fetched: Option<u64>,
+    ) {
         self.running.remove(&(image.cipher(), *block));
         self.prefetching -= usize::from(ahead);
         let Some(place) = self.images.iter().position(|q| Arc::ptr_eq(&q.image, image)) else {
@@ -339,8 +355,13 @@ impl Queue {
         };
         let queue = &mut self.images[place];
         queue.running -= 1;
-        if ahead {
-            queue.prefetch_budget = queue.prefetch_budget.saturating_sub(fetched);
+        match bytes_fetched {
+            Some(bytes) if ahead => {
+                queue.prefetch_budget = queue.prefetch_budget.saturating_sub(bytes);
+            }
+            Some(_) => {}
+            // Stores that fail are left to those who need a block now.
+            None => queue.prefetch.clear(),
         }
         if queue.running == 0 && queue.is_empty() {
             self.images.remove(place);

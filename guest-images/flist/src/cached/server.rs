@@ -66,6 +66,8 @@ pub struct Server {
     flights: Flights<Waiter>,
     requests: u64,
     begun: Instant,
+    /// Where requests are received.
+    buffer: Vec<u8>,
     /// Whether new connections are let in; not for a moment after descriptors ran out.
     listening: bool,
 }
@@ -118,6 +120,7 @@ impl Server {
             flights: Flights::default(),
             requests: 0,
             begun: Instant::now(),
+            buffer: vec![0; REQUEST_SIZE_MAX],
             listening: true,
         })
     }
@@ -133,7 +136,10 @@ impl Server {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let left = next_tick.saturating_duration_since(Instant::now());
-            let timeout = Timespec { tv_sec: 0, tv_nsec: left.min(TICK).subsec_nanos().into() };
+            let timeout = Timespec {
+                tv_sec: i64::from(left >= TICK) * TICK.as_secs().cast_signed(),
+                tv_nsec: if left >= TICK { 0 } else { left.subsec_nanos().into() },
+            };
             events.clear();
             match epoll::wait(
                 &self.epoll,
@@ -215,7 +221,6 @@ impl Server {
         if flags.contains(EventFlags::OUT) {
             connection.flush()?;
         }
-        let mut buffer = vec![0; REQUEST_SIZE_MAX];
         for _ in 0..REQUESTS_PER_TURN {
             let Some(connection) = self.connections.get_mut(&number) else { return Ok(()) };
             if !connection.reads() {
@@ -226,12 +231,12 @@ impl Server {
                     Ok(())
                 };
             }
-            match socket::receive(connection.socket.as_fd(), &mut buffer)? {
+            match socket::receive(connection.socket.as_fd(), &mut self.buffer)? {
                 Received::Nothing => return Ok(()),
                 Received::Closed => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Received::TooLong => self.break_off(number, "a message too long")?,
                 Received::Message(size, _descriptor) => {
-                    match buffer.get(..size).and_then(Request::decode) {
+                    match self.buffer.get(..size).and_then(Request::decode) {
                         Some(request) => self.answer(number, request)?,
                         None => self.break_off(number, "a message that does not parse")?,
                     }
@@ -258,8 +263,11 @@ impl Server {
     fn close(&mut self, number: u64) {
         let Some(connection) = self.connections.remove(&number) else { return };
         // Closing the descriptor takes it out of the poll set.
-        if let Stage::Bound(image) = &connection.stage {
+        if let Stage::Bound(image) = &connection.stage
+            && self.client_count(image) == 0
+        {
             self.save_trace(image, true);
+            self.pool.cancel_prefetch(image);
         }
     }
 
@@ -431,11 +439,9 @@ impl Server {
         match result {
             Ok(handout) => {
                 // It may have moved or left since the worker saw it.
-                let now = self.cache.find(waiter.image.cipher(), block);
-                if let Ok(Found::Ready(current)) = now {
-                    connection.hand_out(waiter.tag, &current, false)
-                } else {
-                    connection.hand_out(waiter.tag, handout, true)
+                match self.cache.current(waiter.image.cipher(), block) {
+                    Some(current) => connection.hand_out(waiter.tag, &current, false),
+                    None => connection.hand_out(waiter.tag, handout, true),
                 }
             }
             Err(error) => {
@@ -521,19 +527,22 @@ impl Server {
 
     fn status(&self) -> Status {
         let images: Vec<_> = self.images.values().filter_map(Weak::upgrade).collect();
-        let clients = |image: &Arc<BoundImage>| {
-            let is_bound =
-                |c: &&Connection| matches!(&c.stage, Stage::Bound(i) if Arc::ptr_eq(i, image));
-            self.connections.values().filter(is_bound).count()
-        };
         Status {
             uptime_s: self.begun.elapsed().as_secs(),
             connections: self.connections.len(),
             requests: self.requests,
             cache: self.cache.statistics(),
             pool: self.pool.status(),
-            images: images.iter().map(|image| ImageStatus::new(image, clients(image))).collect(),
+            images: images
+                .iter()
+                .map(|image| ImageStatus::new(image, self.client_count(image)))
+                .collect(),
         }
+    }
+
+    fn client_count(&self, image: &Arc<BoundImage>) -> usize {
+        let is_bound = |connection: &&Connection| matches!(&connection.stage, Stage::Bound(bound) if Arc::ptr_eq(bound, image));
+        self.connections.values().filter(is_bound).count()
     }
 
     fn numbers(&self) -> Vec<u64> {

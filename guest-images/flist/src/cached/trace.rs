@@ -23,6 +23,7 @@ const HEADER_SIZE: usize = 48;
 /// Notes the order in which positions are first asked for.
 pub(super) struct Recorder {
     begun: Instant,
+    block_count: u32,
     seen: Vec<u64>,
     positions: Vec<u32>,
     done: bool,
@@ -32,14 +33,18 @@ impl Recorder {
     /// Begins recording for an image with this many blocks.
     pub(super) fn new(block_count: u32) -> Self {
         let seen = vec![0; (block_count as usize).div_ceil(64)];
-        Self { begun: Instant::now(), seen, positions: Vec::new(), done: false }
+        Self { begun: Instant::now(), block_count, seen, positions: Vec::new(), done: false }
     }
 
     /// A client asked for the block at a position.
     pub(super) fn note(&mut self, position: u32) {
+        if position >= self.block_count || self.positions.len() >= COUNT_MAX {
+            return;
+        }
+        // Empty once recording has ended.
         let Some(word) = self.seen.get_mut(position as usize / 64) else { return };
         let bit = 1 << (position % 64);
-        if *word & bit == 0 && !self.done && self.positions.len() < COUNT_MAX {
+        if *word & bit == 0 {
             *word |= bit;
             self.positions.push(position);
         }

@@ -27,7 +27,7 @@ pub(crate) struct CachedArguments {
     #[arg(long, value_name = "DIR", required_unless_present = "status")]
     cache: Option<PathBuf>,
 
-    /// Directory of indexes and boot traces of images [default: images in the cache's directory]
+    /// Directory of indexes and boot traces of images [default: indexes in the cache's directory]
     #[arg(long, value_name = "DIR", conflicts_with = "status")]
     index: Option<PathBuf>,
 
@@ -65,8 +65,8 @@ fn serve(arguments: &CachedArguments, cache: &Path) -> anyhow::Result<()> {
     }
     let server = Server::new(Config {
         socket: arguments.socket.clone(),
-        cache: cache.to_path_buf(),
-        index: arguments.index.clone().unwrap_or_else(|| cache.join("images")),
+        cache: cache.join("blocks"),
+        index: arguments.index.clone().unwrap_or_else(|| cache.join("indexes")),
         bounds: cache::Config { size_max: arguments.size_max, free_min: arguments.free_min },
     })?;
     tracing::info!(socket = %arguments.socket.display(), "listening");
