@@ -289,6 +289,10 @@ fn what_is_no_image_is_refused() {
     fs::write(&path, [0x1f, 0x8b]).unwrap();
     refusal(&path);
     assert!(refusal(folder.path()).contains("not a regular file"));
+    let pipe = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    assert!(refusal(&pipe).contains("not a regular file"));
     assert!(refusal(&folder.path().join("absent")).contains("cannot be read"));
 }
 

@@ -303,6 +303,29 @@ fn what_we_write_is_read_back_identical() {
     }
 }
 
+/// Columns (name, type, primary key) and indexes (name, column) of the tables that all readers share.
+fn schema(path: &Path) -> Vec<(String, String, String)> {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let sql = "SELECT m.name, c.name, upper(c.type) || c.pk FROM sqlite_master m, \
+               pragma_table_xinfo(m.name) c WHERE m.type = 'table' AND m.name IN \
+               ('inode', 'extra', 'block', 'tag', 'route', 'sqlite_sequence') \
+               UNION ALL SELECT m.name, m.tbl_name, c.name FROM sqlite_master m, \
+               pragma_index_info(m.name) c WHERE m.type = 'index' ORDER BY 1, 2, 3";
+    let mut statement = connection.prepare(sql).unwrap();
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    statement.query_map([], row).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn the_common_tables_that_we_write_are_exactly_upstreams() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("sample.fl");
+    fl::write(&VECTORS[0].open(), &path).unwrap();
+    let upstream = schema(&VECTORS[0].path());
+    assert_eq!(schema(&path), upstream);
+    assert_eq!(upstream.len(), 26, "columns and indexes were found");
+}
+
 #[test]
 fn what_we_write_is_read_by_an_independent_reader() {
     let python = Command::new("python3").args(["-c", "import cryptography"]).output();

@@ -74,10 +74,11 @@ impl Image {
     }
 
     fn read(path: &Path) -> Result<Self, Fault> {
-        let mut file = File::open(path).map_err(Fault::Read)?;
-        if !file.metadata().map_err(Fault::Read)?.is_file() {
+        // Asked before it is opened: opening a pipe would wait for a writer.
+        if !std::fs::metadata(path).map_err(Fault::Read)?.is_file() {
             return Err(Fault::File("not a regular file".to_owned()));
         }
+        let mut file = File::open(path).map_err(Fault::Read)?;
         let mut head = Vec::with_capacity(SQLITE_MAGIC.len());
         let size = SQLITE_MAGIC.len() as u64;
         file.by_ref().take(size).read_to_end(&mut head).map_err(Fault::Read)?;

@@ -60,12 +60,12 @@ impl Unpacker<'_> {
     /// For what can be opened.
     fn apply(&self, entry: &Entry, inode: &Inode, file: &OwnedFd) -> Result<(), UnpackError> {
         let (uid, gid) = owners(inode);
-        self.owned(entry, rustix::fs::fchown(file, uid, gid))?;
+        let is_owned = self.owned(entry, rustix::fs::fchown(file, uid, gid))?;
         for (name, value) in &inode.xattrs {
             let set = rustix::fs::fsetxattr(file, name.as_slice(), value, XattrFlags::empty());
             self.attributed(entry, name, set)?;
         }
-        rustix::fs::fchmod(file, mode(inode))
+        rustix::fs::fchmod(file, mode(inode, is_owned))
             .map_err(|error| failed(&entry.path, "set the mode", error))?;
         rustix::fs::futimens(file, &times(inode))
             .map_err(|error| failed(&entry.path, "set the times", error))
@@ -85,7 +85,7 @@ impl Unpacker<'_> {
         if owned == Err(Errno::NOENT) && self.is_device(entry.id) {
             return Ok(()); // The system refused to make it.
         }
-        self.owned(entry, owned)?;
+        let is_owned = self.owned(entry, owned)?;
         for (attribute, value) in &inode.xattrs {
             // There is no call relative to a descriptor; this path leads through ours.
             let mut path = format!("/proc/self/fd/{}/", folder.as_raw_fd()).into_bytes();
@@ -96,21 +96,23 @@ impl Unpacker<'_> {
         }
         if !matches!(inode.node, Node::Symlink(_)) {
             // Nobody but us can have put a link in its place: the tree's top is closed to others.
-            rustix::fs::chmodat(folder, name, mode(inode), AtFlags::empty())
+            rustix::fs::chmodat(folder, name, mode(inode, is_owned), AtFlags::empty())
                 .map_err(|error| failed(&entry.path, "set the mode", error))?;
         }
         rustix::fs::utimensat(folder, name, &times(inode), no_follow)
             .map_err(|error| failed(&entry.path, "set the times", error))
     }
 
-    fn owned(&self, entry: &Entry, done: rustix::io::Result<()>) -> Result<(), UnpackError> {
+    /// Whether the owner was set.
+    fn owned(&self, entry: &Entry, done: rustix::io::Result<()>) -> Result<bool, UnpackError> {
         match done {
+            Ok(()) => Ok(true),
             Err(Errno::PERM | Errno::INVAL) => {
-                let text = "owners are not set: only root can give files away";
+                let text = "owners are not set, and set-id bits are left away: the system refuses";
                 self.note("owner", &entry.path, text);
-                Ok(())
+                Ok(false)
             }
-            done => done.map_err(|error| failed(&entry.path, "set the owner", error)),
+            Err(error) => Err(failed(&entry.path, "set the owner", error)),
         }
     }
 
@@ -137,8 +139,10 @@ fn owners(inode: &Inode) -> (Option<Uid>, Option<Gid>) {
     ((uid != NO_ID).then(|| Uid::from_raw(uid)), (gid != NO_ID).then(|| Gid::from_raw(gid)))
 }
 
-fn mode(inode: &Inode) -> Mode {
-    Mode::from_raw_mode(inode.metadata.permissions & 0o7777)
+/// Set-id bits lend the rights of the owner that the packer meant, and of nobody else.
+fn mode(inode: &Inode, is_owned: bool) -> Mode {
+    let mask = if is_owned { 0o7777 } else { 0o1777 };
+    Mode::from_raw_mode(inode.metadata.permissions & mask)
 }
 
 /// Both times that can be set become the time of the last change.
