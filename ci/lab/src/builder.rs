@@ -18,8 +18,11 @@ use crate::host::Accelerator;
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::process::{Birth, Process};
-use crate::qemu::{Card, Description};
+use crate::qemu::{Cable, Card, Description};
 use crate::{agent, programs};
+
+/// The address of a machine's card that leads to this host; QEMU's choice.
+pub(crate) const HOST_NETWORK_ADDRESS: &str = "10.0.2.15";
 
 /// A machine to be booted. A clone describes an equal machine.
 #[derive(Debug, Clone)]
@@ -34,7 +37,7 @@ pub struct MachineBuilder {
     modules: Vec<String>,
     cmdline: Vec<String>,
     disks: Vec<Disk>,
-    networks: Vec<(Network, Option<String>)>,
+    cables: Vec<(Plug, Option<String>)>,
     files: Vec<(String, u32, Source)>,
     programs: Vec<PathBuf>,
     own_image: Option<(PathBuf, PathBuf)>,
@@ -50,6 +53,12 @@ enum Source {
     File(PathBuf),
 }
 
+#[derive(Debug, Clone)]
+enum Plug {
+    Network(Network),
+    Host,
+}
+
 impl MachineBuilder {
     pub(crate) fn new(folder: Arc<Folder>, name: &str) -> Self {
         Self {
@@ -63,7 +72,7 @@ impl MachineBuilder {
             modules: Vec::new(),
             cmdline: Vec::new(),
             disks: Vec::new(),
-            networks: Vec::new(),
+            cables: Vec::new(),
             files: Vec::new(),
             programs: Vec::new(),
             own_image: None,
@@ -139,14 +148,23 @@ impl MachineBuilder {
     /// A network card without address, in the order of calls: the first is card 0.
     #[must_use]
     pub fn network(mut self, network: &Network) -> Self {
-        self.networks.push((network.clone(), None));
+        self.cables.push((Plug::Network(network.clone()), None));
         self
     }
 
     /// A network card with an address, like `10.0.0.1/24`, set when the machine is up.
     #[must_use]
     pub fn network_address(mut self, network: &Network, address: &str) -> Self {
-        self.networks.push((network.clone(), Some(address.to_owned())));
+        self.cables.push((Plug::Network(network.clone()), Some(address.to_owned())));
+        self
+    }
+
+    /// A network card, in the order of calls, that leads to this host: what listens on this
+    /// host's 127.0.0.1 the machine reaches at 10.0.2.2, and [`Machine::forward_tcp`] leads
+    /// the other way. The machine gets no route to anywhere else.
+    #[must_use]
+    pub fn host_network(mut self) -> Self {
+        self.cables.push((Plug::Host, Some(format!("{HOST_NETWORK_ADDRESS}/24"))));
         self
     }
 
@@ -218,17 +236,12 @@ impl MachineBuilder {
             serial,
             folder: Arc::clone(&self.folder),
             life: self.life,
-            networks: self.networks.iter().map(|(network, _)| network.clone()).collect(),
+            networks: self.cables.iter().filter_map(|(plug, _)| plug.network().cloned()).collect(),
             description,
         })?;
         let machine = Machine { process: Arc::new(process) };
         if has_agent {
             machine.wait_ready(self.boot_timeout)?;
-            for (index, (_, address)) in self.networks.iter().enumerate() {
-                if let Some(address) = address {
-                    machine.add_address(index, address)?;
-                }
-            }
         }
         Ok(machine)
     }
@@ -298,15 +311,18 @@ impl MachineBuilder {
     }
 
     fn cards(&self) -> Vec<Card> {
-        let card = |(index, (network, _)): (usize, &(Network, Option<String>))| {
+        let card = |(index, (plug, address)): (usize, &(Plug, Option<String>))| {
             let [_, a, b, c] = self.folder.next_serial().to_be_bytes();
             Card {
                 id: format!("nic{index}"),
                 mac: format!("52:54:00:{a:02x}:{b:02x}:{c:02x}"),
-                network: network.path().to_path_buf(),
+                cable: plug
+                    .network()
+                    .map_or(Cable::Host, |network| Cable::Network(network.path().to_path_buf())),
+                address: address.clone(),
             }
         };
-        self.networks.iter().enumerate().map(card).collect()
+        self.cables.iter().enumerate().map(card).collect()
     }
 
     fn describe(
@@ -338,6 +354,15 @@ impl MachineBuilder {
             agent: self.own_image.is_none().then(|| work.join("agent")),
             may_reboot: self.may_reboot,
             extra: self.qemu_arguments.clone(),
+        }
+    }
+}
+
+impl Plug {
+    fn network(&self) -> Option<&Network> {
+        match self {
+            Self::Network(network) => Some(network),
+            Self::Host => None,
         }
     }
 }

@@ -6,6 +6,8 @@
 //!                               └──┘ reset, reboot
 //! ```
 
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,11 +15,15 @@ use std::time::Duration;
 use lab_agent::wire::{DATA_SIZE_MAX, Power, Reply, Request};
 use serde_json::{Value, json};
 
+use crate::builder::HOST_NETWORK_ADDRESS;
 use crate::command::{Command, Output};
 use crate::disk::Disk;
 use crate::error::LabError;
 use crate::process::{Process, QEMU_TIMEOUT};
-use crate::qemu::{self, HOT_SLOT_COUNT};
+use crate::qemu::{self, Cable, Card, HOT_SLOT_COUNT};
+
+/// How many ports of this host are tried: another program may take one before QEMU does.
+const FORWARD_TRY_COUNT: u32 = 5;
 
 /// A running machine. Dropping it ends it.
 #[derive(Debug)]
@@ -117,13 +123,42 @@ impl Machine {
     /// [`LabError::Description`] for a card that isn't there, [`LabError::Command`] when the
     /// machine's kernel refuses the address.
     pub fn add_address(&self, card_index: usize, address: &str) -> Result<(), LabError> {
-        let Some(mac) = self.process.macs.get(card_index) else {
+        let Some(card) = self.process.cards.get(card_index) else {
             return Err(LabError::Description {
                 machine: self.process.name.clone(),
                 reason: format!("no network card {card_index}"),
             });
         };
-        self.run(&["/init", "address", mac, address])?.success().map(drop)
+        self.run(&["/init", "address", &card.mac, address])?.success().map(drop)
+    }
+
+    /// Leads a TCP port of this host's 127.0.0.1 to `port` of the machine, which needs
+    /// [`crate::MachineBuilder::host_network`]; returns the address to connect to.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Description`] without such a card, [`LabError::Qmp`] when QEMU refuses.
+    pub fn forward_tcp(&self, port: u16) -> Result<SocketAddr, LabError> {
+        let is_host = |card: &&Card| matches!(card.cable, Cable::Host);
+        let Some(card) = self.process.cards.iter().find(is_host) else {
+            return Err(LabError::Description {
+                machine: self.process.name.clone(),
+                reason: "no network card leads to this host".to_owned(),
+            });
+        };
+        let mut refusal = String::new();
+        for _ in 0..FORWARD_TRY_COUNT {
+            let address = free_address()?;
+            let line =
+                format!("hostfwd_add {}-net tcp:{address}-{HOST_NETWORK_ADDRESS}:{port}", card.id);
+            let answer = self.qmp("human-monitor-command", &json!({ "command-line": line }))?;
+            match answer.as_str().unwrap_or_default().trim() {
+                "" => return Ok(address),
+                text => text.clone_into(&mut refusal),
+            }
+        }
+        let command = "hostfwd_add".to_owned();
+        Err(LabError::Qmp { machine: self.process.name.clone(), command, reason: refusal })
     }
 
     /// Plugs a network card's cable in or out.
@@ -202,7 +237,8 @@ impl Machine {
         self.wait_ready(timeout)
     }
 
-    /// Waits for the agent: after a reboot that the machine began itself.
+    /// Waits for the agent, after a reboot that the machine began itself, and gives the network
+    /// cards their addresses.
     ///
     /// # Errors
     ///
@@ -211,6 +247,11 @@ impl Machine {
         let ready = self.process.link()?.wait_ready(self.process.patience(timeout));
         let tsc = ready.map_err(|error| self.process.link_error(error, "answer from the agent"))?;
         self.process.boot_tsc.store(tsc, Ordering::Relaxed);
+        for (index, card) in self.process.cards.iter().enumerate() {
+            if let Some(address) = &card.address {
+                self.add_address(index, address)?;
+            }
+        }
         Ok(())
     }
 
@@ -288,4 +329,11 @@ impl Machine {
         let sent = self.process.link()?.begin(&Request::Power(power), 0);
         sent.map(drop).map_err(|error| self.process.link_error(error, "power"))
     }
+}
+
+/// An address of this host that nobody listens on at this moment.
+fn free_address() -> Result<SocketAddr, LabError> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let address = listener.and_then(|listener| listener.local_addr());
+    address.map_err(LabError::io("find a free port of", Path::new("127.0.0.1")))
 }

@@ -25,7 +25,7 @@ use crate::error::LabError;
 use crate::folder::Folder;
 use crate::link::{Link, LinkError, Pending};
 use crate::network::Network;
-use crate::qemu::{self, Description};
+use crate::qemu::{self, Card, Description};
 use crate::qmp::{Qmp, QmpError};
 use crate::spawn;
 
@@ -58,8 +58,8 @@ pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) qmp: Qmp,
     pub(crate) console: Console,
-    /// Its network cards' addresses.
-    pub(crate) macs: Vec<String>,
+    /// Its network cards.
+    pub(crate) cards: Vec<Card>,
     /// The time stamp counter when the agent started.
     pub(crate) boot_tsc: AtomicU64,
     /// How many slots for disks have been used.
@@ -109,7 +109,7 @@ impl Process {
             name: birth.name,
             qmp,
             console,
-            macs: birth.description.cards.iter().map(|card| card.mac.clone()).collect(),
+            cards: birth.description.cards,
             boot_tsc: AtomicU64::new(0),
             hot_slots: AtomicUsize::new(0),
             link,

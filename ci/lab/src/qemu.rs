@@ -41,8 +41,19 @@ pub(crate) struct Card {
     pub(crate) id: String,
     /// Its address, in the usual notation.
     pub(crate) mac: String,
-    /// The network's socket.
-    pub(crate) network: PathBuf,
+    /// Where its cable leads.
+    pub(crate) cable: Cable,
+    /// The address that the machine gives it.
+    pub(crate) address: Option<String>,
+}
+
+/// Where a network card's cable leads.
+#[derive(Debug, Clone)]
+pub(crate) enum Cable {
+    /// To a network of the lab, by its socket.
+    Network(PathBuf),
+    /// To this host, through QEMU's user networking.
+    Host,
 }
 
 impl Description {
@@ -120,10 +131,14 @@ pub(crate) fn hot_slot(slot: usize) -> String {
 }
 
 fn netdev(card: &Card) -> Value {
-    json!({
-        "type": "stream", "id": format!("{}-net", card.id), "server": false,
-        "addr": { "type": "unix", "path": card.network },
-    })
+    let id = format!("{}-net", card.id);
+    match &card.cable {
+        Cable::Network(path) => json!({
+            "type": "stream", "id": id, "server": false,
+            "addr": { "type": "unix", "path": path },
+        }),
+        Cable::Host => json!({ "type": "user", "id": id, "ipv6": false }),
+    }
 }
 
 fn socket(id: &str, path: &Path) -> String {
@@ -168,17 +183,17 @@ mod tests {
             initramfs: "/i".into(),
             cmdline: "console=ttyS0".into(),
             disks: vec![Disk::file("data", Path::new("/d"))],
-            cards: vec![Card {
-                id: "nic0".into(),
-                mac: "52:54:00:0:0:1".into(),
-                network: "/n".into(),
-            }],
+            cards: vec![card("nic0", Cable::Network("/n".into())), card("nic1", Cable::Host)],
             console: "/tmp/a,b/console".into(),
             monitor: "/m".into(),
             agent: Some("/a".into()),
             may_reboot: false,
             extra: vec!["-S".into()],
         }
+    }
+
+    fn card(id: &str, cable: Cable) -> Card {
+        Card { id: id.into(), mac: "52:54:00:0:0:1".into(), cable, address: None }
     }
 
     fn text(description: &Description) -> String {
@@ -199,6 +214,8 @@ mod tests {
             "\"serial\":\"data\"",
             "\"mac\":\"52:54:00:0:0:1\"",
             "pcie-root-port,id=hot3,chassis=4",
+            "\"path\":\"/n\"",
+            "\"id\":\"nic1-net\",\"ipv6\":false,\"type\":\"user\"",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }

@@ -3,6 +3,8 @@
 //! Behind the feature `boot`, because each boot takes seconds: `cargo test -p lab --features
 //! boot`. Boots are shared: a test is a scenario with several findings.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -170,6 +172,36 @@ fn three_machines_talk_until_a_cable_is_cut() {
 }
 
 #[test]
+fn a_machine_and_this_host_reach_each_other_across_a_reboot() {
+    let lab = Lab::new("host-network").unwrap();
+    let builder = lab.machine("n1").cpus(1).memory_mib(256).host_network();
+    let machine = builder.may_reboot().boot().unwrap();
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let echo = std::thread::spawn(move || {
+        let mut guest = host.accept().unwrap().0;
+        let mut message = [0; 4];
+        guest.read_exact(&mut message).unwrap();
+        guest.write_all(&message).unwrap();
+    });
+    let from_guest = format!("10.0.2.2:{port}");
+    machine.run(&["/init", "ping", "tcp", &from_guest, "1", "5000"]).unwrap().success().unwrap();
+    echo.join().unwrap();
+
+    let address = machine.forward_tcp(7).unwrap();
+    machine.reboot().unwrap();
+    machine.wait_ready(120 * SECOND).unwrap();
+    let listener = machine.command(&init(&["listen", "tcp", "0.0.0.0:7"])).spawn().unwrap();
+    listener.wait_for(":7", 10 * SECOND).unwrap();
+    let mut guest = TcpStream::connect(address).unwrap();
+    guest.set_read_timeout(Some(10 * SECOND)).unwrap();
+    guest.write_all(b"hello").unwrap();
+    let mut answer = [0; 5];
+    guest.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+}
+
+#[test]
 fn machines_reboot_when_they_may_and_end_when_they_may_not() {
     let lab = Lab::new("power").unwrap();
     let machine = lab.machine("n1").cpus(1).memory_mib(256).may_reboot().boot().unwrap();
@@ -179,9 +211,6 @@ fn machines_reboot_when_they_may_and_end_when_they_may_not() {
     assert!(matches!(sleeper.wait(), Err(LabError::Reset { .. })));
     assert!(matches!(machine.pull("/tmp/file"), Err(LabError::Refused { .. })));
 
-    machine.reboot().unwrap();
-    machine.wait_ready(120 * SECOND).unwrap();
-    machine.run(&["/init", "exit", "0"]).unwrap().success().unwrap();
     drop(machine);
 
     let machine = lab.machine("n2").cpus(1).memory_mib(256).boot().unwrap();
