@@ -8,6 +8,8 @@
 //! that virtiofsd does, and on the host `qemu-system-x86_64`, `virtiofsd`, `mke2fs`,
 //! `mkfs.vfat`, `mcopy`, `setpriv`.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -113,7 +115,8 @@ fn without_a_root_disk_the_root_is_in_memory_and_the_image_names_the_entrypoint(
     fs::remove_dir_all(guest.root().join("etc")).unwrap();
     symlink("../../../real", guest.root().join("etc")).unwrap();
     fs::create_dir(guest.root().join("real")).unwrap();
-    for _ in 0..2 {
+    for device in ["ttyS0", "hvc0"] {
+        guest.console = device;
         let console = guest.boot();
         assert_eq!((console.get("arg0"), console.get("arg1")), ("probe".into(), "-x".into()));
         assert_eq!(console.get("dir"), "/srv");
@@ -228,6 +231,8 @@ struct Guest {
     zosrc: String,
     cidata: Cidata,
     words: String,
+    /// The kernel's console: a serial port or a virtio one.
+    console: &'static str,
     /// A folder shared under the tag `shared`.
     share: Option<PathBuf>,
 }
@@ -250,6 +255,7 @@ impl Guest {
             zosrc: String::new(),
             cidata: Cidata::ReadOnly,
             words: "rootdelay=1".to_owned(),
+            console: "ttyS0",
             share: None,
         };
         guest.write("etc/passwd", "root:x:0:0::/root:/bin/sh\n");
@@ -409,8 +415,14 @@ impl Guest {
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         add("-kernel", built.vmlinux.display().to_string());
         add("-initrd", built.initramfs.display().to_string());
-        add("-append", format!("{COMMAND_LINE} {}", self.words));
-        add("-serial", format!("file:{}", console.display()));
+        add("-append", format!("{COMMAND_LINE} console={} {}", self.console, self.words));
+        if self.console == "hvc0" {
+            add("-device", "virtio-serial-pci".to_owned());
+            add("-chardev", format!("file,id=console,path={}", console.display()));
+            add("-device", "virtconsole,chardev=console".to_owned());
+        } else {
+            add("-serial", format!("file:{}", console.display()));
+        }
         for tag in std::iter::once("vroot").chain(self.share.as_ref().map(|_| "shared")) {
             add("-chardev", format!("socket,id={tag},path={}", self.socket(tag).display()));
             add("-device", format!("vhost-user-fs-pci,chardev={tag},tag={tag}"));
@@ -547,7 +559,7 @@ ethernets:
     - {to: 400::/7, via: fe80::2}
     nameservers: {addresses: [8.8.8.8, 2001:4860:4860::8888]}
 ";
-const COMMAND_LINE: &str = "rw console=ttyS0 quiet reboot=k panic=1 cryptomgr.notests \
+const COMMAND_LINE: &str = "rw quiet reboot=k panic=1 cryptomgr.notests \
                             no_timer_check root=vroot rootfstype=virtiofs";
 /// Longest time for one boot.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);

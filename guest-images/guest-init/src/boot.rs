@@ -86,9 +86,9 @@ fn load_for_devices(loader: &mut Loader) -> Result<()> {
         {
             console::say(&format!("warning: {error:#}"));
         }
-        if device == id::CONSOLE && present.contains(&device) {
-            console::take();
-        }
+    }
+    if present.contains(&id::CONSOLE) {
+        console::await_and_take();
     }
     Ok(())
 }

@@ -26,15 +26,17 @@ pub enum Error {
 }
 
 impl Template {
-    /// Takes the non-zero blocks of `image`, an ext4 file system with 4 KiB blocks.
+    /// Makes a template of the non-zero ones of `blocks`: index and 4 KiB each, in order.
     ///
     /// # Errors
     ///
-    /// [`Error`] if `image` is no such file system.
-    pub fn from_image(image: &[u8], disk_size_min: u64) -> Result<Self, Error> {
-        let used = |(_, block): &(u64, &[u8])| block.iter().any(|byte| *byte != 0);
-        let blocks = (0..).zip(image.chunks(BLOCK_SIZE)).filter(used);
-        Self::new(disk_size_min, blocks.map(|(index, block)| (index, block.to_vec())).collect())
+    /// [`Error`] if they are no ext4 file system with 4 KiB blocks.
+    pub fn from_blocks(
+        blocks: impl IntoIterator<Item = (u64, Vec<u8>)>,
+        disk_size_min: u64,
+    ) -> Result<Self, Error> {
+        let used = |(_, block): &(u64, Vec<u8>)| block.iter().any(|byte| *byte != 0);
+        Self::new(disk_size_min, blocks.into_iter().filter(used).collect())
     }
 
     fn new(disk_size_min: u64, blocks: Vec<(u64, Vec<u8>)>) -> Result<Self, Error> {
@@ -133,7 +135,8 @@ pub fn choose(templates: &[Template], size: u64) -> Option<&Template> {
 /// Folder of the templates in the initramfs.
 pub const DIR: &str = "/templates";
 const MAGIC: &[u8] = b"ext4tpl\x01";
-const BLOCK_SIZE: usize = 4096;
+/// Size of a block in bytes.
+pub const BLOCK_SIZE: usize = 4096;
 const ENTRY_SIZE: usize = 8 + BLOCK_SIZE;
 /// Most blocks in a template: 1 MiB of them.
 pub const BLOCKS_MAX: usize = 256;
@@ -143,17 +146,19 @@ mod tests {
     use super::*;
     use crate::ext4::tests::superblock;
 
-    fn image() -> Vec<u8> {
-        let mut image = vec![0; 32768 * BLOCK_SIZE + 2 * BLOCK_SIZE];
+    /// Two block groups: the superblock, one block of other data, the superblock's backup.
+    fn blocks() -> Vec<(u64, Vec<u8>)> {
         let sb = superblock(32770, "");
-        image[1024..2048].copy_from_slice(&sb);
-        image[5 * BLOCK_SIZE] = 9;
-        image[32768 * BLOCK_SIZE..][..1024].copy_from_slice(&sb);
-        image
+        let block = |at: usize, bytes: &[u8]| {
+            let mut block = vec![0; BLOCK_SIZE];
+            block[at..at + bytes.len()].copy_from_slice(bytes);
+            block
+        };
+        vec![(0, block(1024, &sb)), (5, block(0, &[9])), (32768, block(0, &sb))]
     }
 
     fn template() -> Template {
-        Template::from_image(&image(), 1 << 30).unwrap()
+        Template::new(1 << 30, blocks()).unwrap()
     }
 
     #[test]
@@ -174,8 +179,17 @@ mod tests {
             bad[at] ^= 0x80;
             assert!(Template::decode(&bad).is_err(), "byte {at}");
         }
-        assert!(Template::from_image(&image(), 4096).is_err());
-        assert!(Template::from_image(&[0; 8192], 1 << 30).is_err());
+        assert!(Template::new(4096, blocks()).is_err());
+        assert!(Template::from_blocks([(0, vec![0; 4096])], 1 << 30).is_err());
+    }
+
+    #[test]
+    fn only_used_blocks_of_an_image_are_kept() {
+        let unused = (1..5).map(|index| (index, vec![0; BLOCK_SIZE]));
+        let (first, rest) = (blocks().into_iter().take(1), blocks().into_iter().skip(1));
+        let template = Template::from_blocks(first.chain(unused).chain(rest), 1 << 30).unwrap();
+        let indexes: Vec<u64> = template.blocks.iter().map(|(index, _)| *index).collect();
+        assert_eq!(indexes, [0, 5, 32768]);
     }
 
     #[test]

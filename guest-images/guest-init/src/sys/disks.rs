@@ -41,7 +41,10 @@ fn read(name: &str) -> Option<Disk> {
 pub(crate) fn cidata(disks: &[Disk]) -> Result<Option<Files>> {
     let mut found = None;
     for disk in disks.iter().filter(|disk| disk.read_only && disk.size <= CIDATA_SIZE_MAX) {
-        let image = read_range(disk, 0, disk.size).with_context(|| disk.describe())?;
+        if !read_range(disk, 0, disk.size.min(512))?.ends_with(&[0x55, 0xaa]) {
+            continue;
+        }
+        let image = read_range(disk, 0, disk.size)?;
         let Ok(volume) = fat::Volume::open(&image) else { continue };
         if !volume.label().is_ok_and(|label| label.eq_ignore_ascii_case("cidata")) {
             continue;
