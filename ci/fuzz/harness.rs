@@ -42,6 +42,8 @@ const LEGACY_ACCESS: &[u8] = include_bytes!("corpus/message/access");
 /// Bytes of an OCI input that say where the second layer begins.
 const SPLIT_SIZE: usize = 2;
 const TAR_BLOCK_SIZE: usize = 512;
+const TAR_CHECKSUM: std::ops::Range<usize> = 148..156;
+const TAR_MAGIC: std::ops::Range<usize> = 257..262;
 const FUSE_REPLY_SIZE: usize = 64 * 1024;
 
 /// A current image's file.
@@ -85,10 +87,17 @@ pub(crate) fn message(bytes: &[u8]) {
     image(&gzip.finish().expect("memory takes all"));
 }
 
-/// Two layers: two bytes say after how many blocks of 512 bytes the second begins.
+/// Two layers: two bytes say after how many blocks of 512 bytes the second begins. Checksums of what
+/// looks like a header are set right, since no fuzzer guesses them.
 pub(crate) fn oci(bytes: &[u8]) {
     let Some((split, archives)) = bytes.split_first_chunk::<SPLIT_SIZE>() else { return };
     let split = usize::from(u16::from_le_bytes(*split)) * TAR_BLOCK_SIZE;
+    let mut archives = archives.to_vec();
+    for block in archives.as_chunks_mut::<TAR_BLOCK_SIZE>().0 {
+        if block.get(TAR_MAGIC).is_some_and(|magic| magic == b"ustar") {
+            set_checksum(block);
+        }
+    }
     let (lower, upper) = archives.split_at(split.min(archives.len()));
     let limits = TreeLimits {
         entry_count_max: 10_000,
@@ -118,6 +127,12 @@ pub(crate) fn oci(bytes: &[u8]) {
         }
     }
     assert!(tree.walk().iter().all(|entry| !entry.path.split(|b| *b == b'/').any(|n| n == b"..")));
+}
+
+fn set_checksum(block: &mut [u8; TAR_BLOCK_SIZE]) {
+    block[TAR_CHECKSUM].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[TAR_CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
 /// One FUSE request to a small image, whose blocks nobody has.

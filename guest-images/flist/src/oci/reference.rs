@@ -173,19 +173,19 @@ mod tests {
     fn names_are_read_as_docker_reads_them() {
         let digest = format!("sha256:{}", "0".repeat(64));
         for (text, full, selector) in [
-            ("debian", "docker.io/library/debian:latest", "latest"),
-            ("debian:12", "docker.io/library/debian:12", "12"),
-            ("some/thing", "docker.io/some/thing:latest", "latest"),
+            ("debian", "DEFAULT/library/debian:latest", "latest"),
+            ("debian:12", "DEFAULT/library/debian:12", "12"),
+            ("some/thing", "DEFAULT/some/thing:latest", "latest"),
             ("localhost/x", "localhost/x:latest", "latest"),
             ("localhost:5000/x/y:1.0_a", "localhost:5000/x/y:1.0_a", "1.0_a"),
             ("registry.example/a--b/c__d.e:T", "registry.example/a--b/c__d.e:T", "T"),
             ("[::1]:5000/x", "[::1]:5000/x:latest", "latest"),
             ("127.0.0.1:80/x", "127.0.0.1:80/x:latest", "latest"),
-            (&format!("a/b@{digest}"), &format!("docker.io/a/b@{digest}"), &digest),
-            (&format!("a/b:1@{digest}"), &format!("docker.io/a/b:1@{digest}"), &digest),
+            (&format!("a/b@{digest}"), &format!("DEFAULT/a/b@{digest}"), &digest),
+            (&format!("a/b:1@{digest}"), &format!("DEFAULT/a/b:1@{digest}"), &digest),
         ] {
             let reference: Reference = text.parse().unwrap();
-            assert_eq!(reference.to_string(), full);
+            assert_eq!(reference.to_string(), full.replace("DEFAULT", DEFAULT_HOST));
             assert_eq!(reference.selector(), selector);
         }
     }

@@ -175,7 +175,8 @@ fn an_index_is_searched_by_platform_and_name() {
     let index = json!({"schemaVersion": 2, "manifests": [attestation, arm64, amd64]});
     let media_type = "application/vnd.oci.image.index.v1+json";
     let mut nested = all.descriptor(media_type, index.to_string().into_bytes());
-    nested["annotations"] = json!({"org.opencontainers.image.ref.name": "docker.io/x/first:1"});
+    nested["annotations"] =
+        json!({"org.opencontainers.image.ref.name": "registry.example/x/first:1"});
     all.write_layout(folder.path(), &[nested, named]);
     let find = |platform: &str, image: Option<&str>| {
         let options = flist::oci::Options {
@@ -190,7 +191,7 @@ fn an_index_is_searched_by_platform_and_name() {
     assert!(find("linux/arm64", Some("first:1")).starts_with("/arm64 "));
     assert!(find("linux/arm64/v8", Some("1")).starts_with("/arm64 "));
     assert!(find("linux/amd64", Some("second")).starts_with("/second "));
-    assert!(find("linux/amd64", None).contains("--image: docker.io/x/first:1, second"));
+    assert!(find("linux/amd64", None).contains("--image: registry.example/x/first:1, second"));
     assert!(find("linux/amd64", Some("third")).contains("no image named \"third\""));
     let none = find("linux/s390x", Some("first:1"));
     assert_eq!(none, "no image for linux/s390x; there are: linux/arm64, linux/amd64");

@@ -190,7 +190,8 @@ mod tests {
     fn logins_come_from_dockers_configuration() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let json = r#"{"auths": {"r.example": {"auth": "dTpwOnc="}, "s.example": {},
-            "https://index.docker.io/v1/": {"username": "me", "password": "secret"}}}"#;
+            "https://index.DEFAULT/v1/": {"username": "me", "password": "secret"}}}"#;
+        let json = json.replace("DEFAULT", DEFAULT_HOST);
         std::fs::write(file.path(), json).unwrap();
         let login = |host| Login::from_docker_config(file.path(), host);
         assert_eq!(login("r.example").unwrap().basic().header(), "Basic dTpwOnc=");
