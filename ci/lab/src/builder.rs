@@ -377,3 +377,41 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_booted_is_refused_before_anything_is_made() {
+        let lab = crate::Lab::new("unit-builder").unwrap();
+        let machine = || lab.machine("n1");
+        let long = Disk::file("a-name-of-more-than-20-characters", Path::new("/x"));
+        for (builder, rule) in [
+            (machine().count_instructions().cpus(2), "one CPU"),
+            (machine().memory_mib(16), "64 MiB"),
+            (machine().cpus(0), "a CPU"),
+            (machine().disk(&long), "20 characters"),
+        ] {
+            let error = builder.boot().unwrap_err();
+            assert!(matches!(error, LabError::Description { .. }), "{error}");
+            assert!(error.to_string().contains(rule), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_description_says_whose_machine_it_is_and_where_its_cables_lead() {
+        let lab = crate::Lab::new("unit-builder").unwrap();
+        let lan = lab.network("lan").unwrap();
+        let builder = lab.machine("n1").cmdline("a=1").network_address(&lan, "10.0.0.1/24");
+        let builder = builder.network(&lan).host_network();
+        let description = builder.describe(Path::new("/w"), "/k".into(), "/i".into(), 7);
+        assert!(description.title.starts_with("lab-unit-builder-n1-"));
+        assert!(description.cmdline.ends_with(" a=1"), "{}", description.cmdline);
+        let cards = &description.cards;
+        let addresses: Vec<_> = cards.iter().map(|card| card.address.as_deref()).collect();
+        assert_eq!(addresses, [Some("10.0.0.1/24"), None, Some("10.0.2.15/24")]);
+        assert!(matches!(cards[2].cable, Cable::Host));
+        assert_ne!(cards[0].mac, cards[1].mac);
+    }
+}
