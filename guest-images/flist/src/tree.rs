@@ -153,6 +153,11 @@ impl Tree {
         Self { inodes: vec![Inode { metadata: root, node, xattrs: BTreeMap::new() }] }
     }
 
+    /// Makes room for `count` more inodes, so that a reader who knows their number wastes none.
+    pub fn reserve(&mut self, count: usize) {
+        self.inodes.reserve_exact(count.min(INODE_COUNT_MAX));
+    }
+
     /// Adds an inode under a first name. The node of a new directory must be empty.
     ///
     /// # Errors

@@ -36,6 +36,9 @@ const STEPS_PER_BYTE: u64 = 8;
 /// Steps between two looks at the budget.
 const STEPS_AT_ONCE: i32 = 10_000;
 
+/// Fewest bytes of a row of `inode`: a header byte for each column, and its place in the page.
+const ROW_SIZE_MIN: u64 = 14;
+
 /// An open database that nobody trusts.
 pub(super) struct Database {
     connection: Connection,
@@ -95,6 +98,11 @@ impl Database {
             "PRAGMA cell_size_check = ON; PRAGMA query_only = ON; PRAGMA mmap_size = 0;",
         )?;
         Ok(Self { connection, size })
+    }
+
+    /// More rows of a table with several columns than any file of this size can hold.
+    pub(super) fn row_count_max(&self) -> usize {
+        usize::try_from(self.size / ROW_SIZE_MIN).unwrap_or(usize::MAX)
     }
 
     /// A budget for keeping rows of this database.

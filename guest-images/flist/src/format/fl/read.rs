@@ -76,7 +76,7 @@ struct Row {
 }
 
 fn read_inodes(database: &Database, budget: &mut Budget) -> Result<Vec<Row>, Fault> {
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<Row> = Vec::with_capacity(count_inodes(database)?);
     let sql = "SELECT rowid, ino, parent, name, size, uid, gid, mode, rdev, ctime, mtime \
                FROM inode ORDER BY rowid";
     database.each(sql, |row| {
@@ -119,6 +119,16 @@ fn read_inodes(database: &Database, budget: &mut Budget) -> Result<Vec<Row>, Fau
         Ok(())
     })?;
     Ok(rows)
+}
+
+/// How many rows to make room for: what the table says, as far as the file can hold them.
+fn count_inodes(database: &Database) -> Result<usize, Fault> {
+    let mut count = 0;
+    database.each("SELECT count(*) FROM inode", |row| {
+        count = integer(row, 0).ok().and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+        Ok(())
+    })?;
+    Ok(count.min(INODE_COUNT_MAX).min(database.row_count_max()))
 }
 
 impl Rows {
@@ -171,7 +181,12 @@ impl Rows {
             };
             let block = BlockRef { id: BlockId(hash(2, "id")?), key: BlockKey(hash(3, "key")?) };
             budget.take(size_of::<BlockRef>())?;
-            self.named("block", number, integer(row, 1))?.blocks.push(block);
+            let blocks = &mut self.named("block", number, integer(row, 1))?.blocks;
+            // Most files have one block, for which a vector would make room for four.
+            if blocks.is_empty() {
+                blocks.reserve_exact(1);
+            }
+            blocks.push(block);
             Ok(())
         })
     }
@@ -233,6 +248,7 @@ impl Rows {
         let children = self.children();
         let mut reached = vec![false; self.0.len()];
         let mut tree = self.root()?;
+        tree.reserve(self.0.len());
         let mut groups = HashMap::new();
         let mut pending = vec![(0, InodeId::ROOT)];
         if let Some(root) = reached.first_mut() {
@@ -346,6 +362,7 @@ impl Rows {
         inode.xattrs = std::mem::take(&mut row.xattrs);
         if let Node::File(contents) = &mut inode.node {
             contents.blocks = std::mem::take(&mut row.blocks);
+            contents.blocks.shrink_to_fit();
         }
         Ok(inode)
     }
