@@ -26,7 +26,7 @@ use flist::store::route::{StoreOptions, Stores};
 use flist::store::url::RouteSpec;
 use flist::tree::{Inode, Node};
 use flist::unpack::{UnpackError, UnpackOptions, unpack};
-use flist::verify::verify;
+use flist::verify::{VerifyError, verify};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -402,6 +402,18 @@ fn bad_and_missing_blocks_are_reported_by_id_and_by_file() {
         assert_eq!(report.problems[0].block, name);
         assert!(report.problems[0].files.contains(&"/small.txt".to_owned()));
     }
+}
+
+#[test]
+fn verification_gives_up_on_stores_that_do_not_answer() {
+    let image = VECTORS[0].open();
+    // Nobody listens on port 1.
+    let stores = Stores::new(&routes(&["zdb://127.0.0.1:1".to_owned()]), &StoreOptions::default());
+    let retry = RetryOptions { round_count_max: 1, ..RetryOptions::default() };
+    let fetcher = Fetcher::new(stores, image.cipher, retry);
+    let error = verify(&image, &fetcher, None, &Quiet).unwrap_err();
+    assert!(matches!(error, VerifyError::Unreachable(_)), "{error}");
+    assert!(fetcher.counters().stores[0].failed < 20, "far from all blocks were tried");
 }
 
 #[test]
