@@ -18,6 +18,7 @@ pub mod cache_client;
 pub mod filesystem;
 pub mod fuse;
 pub mod index;
+mod log_limit;
 mod map;
 #[cfg(test)]
 mod testing;

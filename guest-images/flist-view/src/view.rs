@@ -6,12 +6,15 @@
 //! source caches blocks.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::block::{BLOCK_SIZE, BlockData, BlockSource};
 use crate::filesystem::{Attributes, DirectoryEntry, Errno, FileSystem, Ino, ReadSink, Statistics};
 use crate::index::{FileType, Index, IndexError, Inode};
+use crate::log_limit::LogLimit;
 
 /// Unit of `statfs`, in bytes.
 const STATISTICS_BLOCK_SIZE: u32 = 4096;
@@ -22,13 +25,14 @@ const NAME_SIZE_MAX: u32 = 255;
 pub struct FlistView {
     index: Arc<Index>,
     source: Arc<dyn BlockSource>,
+    log_limit: LogLimit,
 }
 
 impl FlistView {
     /// The image that `index` describes, with contents from `source`.
     #[must_use]
     pub fn new(index: Arc<Index>, source: Arc<dyn BlockSource>) -> Self {
-        Self { index, source }
+        Self { index, source, log_limit: LogLimit::default() }
     }
 
     /// The image's index.
@@ -38,7 +42,7 @@ impl FlistView {
     }
 
     fn inode(&self, ino: Ino) -> Result<Inode, Errno> {
-        self.index.inode(ino).map_err(|error| errno(&error))
+        self.index.inode(ino).map_err(|error| self.errno(&error))
     }
 
     /// Attributes of an inode that an entry names: if there is none, the index is damaged.
@@ -55,20 +59,43 @@ impl FlistView {
         position: u32,
         number: u64,
     ) -> Result<BlockData, Errno> {
-        let block = self.index.block(position).map_err(|error| errno(&error))?;
-        let data = self.source.block(position, &block).map_err(|error| {
-            tracing::error!(file = %self.path(ino), number, %error, "read failed");
-            Errno::IO
-        })?;
+        let block = self.index.block(position).map_err(|error| self.errno(&error))?;
+        let place = Some((ino, number));
+        let data = self
+            .source
+            .block(position, &block)
+            .map_err(|error| self.failed("read failed", place, &error))?;
         let expected = block_size_of(inode.size, number);
         if u64::from(data.size) != expected {
-            tracing::error!(
-                file = %self.path(ino), number, block = %block.id, size = data.size, expected,
-                "the block has not the size that the image promises"
-            );
-            return Err(Errno::IO);
+            let error = format!("block {}: {} bytes, not {expected}", block.id, data.size);
+            return Err(self.failed(
+                "a block of another size than the image promises",
+                place,
+                &error,
+            ));
         }
         Ok(data)
+    }
+
+    /// What the guest sees of an index that can't answer; damage is logged.
+    fn errno(&self, error: &IndexError) -> Errno {
+        match error {
+            IndexError::NoInode(_) => Errno::NOENT,
+            IndexError::Type(FileType::Directory) => Errno::ISDIR,
+            IndexError::Type(FileType::File | FileType::Symlink) => Errno::NOTDIR,
+            IndexError::Type(FileType::Device | FileType::Other) => Errno::INVAL,
+            error => self.failed("the index is damaged", None, error),
+        }
+    }
+
+    /// Logs, within bounds, why contents or metadata can't be had. The guest learns only `EIO`.
+    fn failed(&self, what: &str, place: Option<(Ino, u64)>, error: &dyn fmt::Display) -> Errno {
+        if let Some(dropped) = self.log_limit.admit(Instant::now()) {
+            let file = place.map(|(ino, _)| self.path(ino));
+            let number = place.map(|(_, number)| number);
+            tracing::error!(file, number, %error, dropped, "{what}");
+        }
+        Errno::IO
     }
 
     fn path(&self, ino: Ino) -> String {
@@ -80,11 +107,11 @@ impl FlistView {
 impl FileSystem for FlistView {
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes, Errno> {
         let directory = self.inode(parent)?;
-        let entries = self.index.entries(&directory).map_err(|error| errno(&error))?;
+        let entries = self.index.entries(&directory).map_err(|error| self.errno(&error))?;
         let found = match name {
             b"." => Some(parent),
-            b".." => Some(self.index.parent(&directory).map_err(|error| errno(&error))?),
-            _ => entries.find(name).map_err(|error| errno(&error))?,
+            b".." => Some(self.index.parent(&directory).map_err(|error| self.errno(&error))?),
+            _ => entries.find(name).map_err(|error| self.errno(&error))?,
         };
         self.child(found.ok_or(Errno::NOENT)?)
     }
@@ -100,17 +127,18 @@ impl FileSystem for FlistView {
         each: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
         let directory = self.inode(ino)?;
-        let entries = self.index.entries(&directory).map_err(|error| errno(&error))?;
+        let entries = self.index.entries(&directory).map_err(|error| self.errno(&error))?;
         // Offsets: 0 is ".", 1 is "..", 2 is the first entry.
         let end = u64::from(entries.count()) + 2;
         for position in offset..end {
             let (name, child): (&[u8], Ino) = match position {
                 0 => (b".", ino),
-                1 => (b"..", self.index.parent(&directory).map_err(|error| errno(&error))?),
+                1 => (b"..", self.index.parent(&directory).map_err(|error| self.errno(&error))?),
                 _ => {
                     // Below `count`, which fits.
                     let number = u32::try_from(position - 2).map_err(|_| Errno::INVAL)?;
-                    let Some(entry) = entries.get(number).map_err(|error| errno(&error))? else {
+                    let Some(entry) = entries.get(number).map_err(|error| self.errno(&error))?
+                    else {
                         break;
                     };
                     entry
@@ -126,7 +154,7 @@ impl FileSystem for FlistView {
 
     fn read(&self, ino: Ino, offset: u64, size: u32, sink: &mut dyn ReadSink) -> Result<(), Errno> {
         let inode = self.inode(ino)?;
-        let positions = self.index.blocks(&inode).map_err(|error| errno(&error))?;
+        let positions = self.index.blocks(&inode).map_err(|error| self.errno(&error))?;
         let end = offset.saturating_add(u64::from(size)).min(inode.size);
         let mut offset = offset;
         while offset < end {
@@ -139,10 +167,9 @@ impl FileSystem for FlistView {
             let size = (end - offset).min(u64::from(data.size).saturating_sub(within));
             let start = data.offset.checked_add(within).ok_or(Errno::IO)?;
             let count = usize::try_from(size).map_err(|_| Errno::IO)?;
-            sink.file(data.file.as_fd(), start, count).map_err(|error| {
-                tracing::error!(file = %self.path(ino), number, %error, "the cached block is unreadable");
-                Errno::IO
-            })?;
+            let place = Some((ino, number));
+            sink.file(data.file.as_fd(), start, count)
+                .map_err(|error| self.failed("a cached block can't be read", place, &error))?;
             offset += size;
         }
         Ok(())
@@ -152,7 +179,7 @@ impl FileSystem for FlistView {
         let inode = self.inode(ino)?;
         self.index.target(&inode).map(Cow::Borrowed).map_err(|error| match error {
             IndexError::Type(_) => Errno::INVAL,
-            error => errno(&error),
+            error => self.errno(&error),
         })
     }
 
@@ -163,7 +190,7 @@ impl FileSystem for FlistView {
             return Err(Errno::NOSYS);
         }
         let inode = self.inode(ino)?;
-        let value = self.index.xattr(&inode, name).map_err(|error| errno(&error))?;
+        let value = self.index.xattr(&inode, name).map_err(|error| self.errno(&error))?;
         value.map(Cow::Borrowed).ok_or(Errno::NODATA)
     }
 
@@ -174,7 +201,7 @@ impl FileSystem for FlistView {
         let inode = self.inode(ino)?;
         let mut names = Vec::new();
         for xattr in self.index.xattrs(&inode) {
-            names.extend_from_slice(xattr.map_err(|error| errno(&error))?.name);
+            names.extend_from_slice(xattr.map_err(|error| self.errno(&error))?.name);
             names.push(0);
         }
         Ok(names)
@@ -189,20 +216,6 @@ impl FileSystem for FlistView {
             inode_count_free: 0,
             name_size_max: NAME_SIZE_MAX,
         })
-    }
-}
-
-/// What the guest sees of an index that can't answer; damage is logged.
-fn errno(error: &IndexError) -> Errno {
-    match error {
-        IndexError::NoInode(_) => Errno::NOENT,
-        IndexError::Type(FileType::Directory) => Errno::ISDIR,
-        IndexError::Type(FileType::File | FileType::Symlink) => Errno::NOTDIR,
-        IndexError::Type(FileType::Device | FileType::Other) => Errno::INVAL,
-        error => {
-            tracing::error!(%error, "the index is damaged");
-            Errno::IO
-        }
     }
 }
 
