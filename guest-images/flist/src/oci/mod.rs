@@ -236,7 +236,7 @@ fn open(
         return Err(OciError::Io { what: source.to_owned(), source: source_error });
     }
     let reference = source.parse().map_err(|error| OciError::Source(source.to_owned(), error))?;
-    Ok(Box::new(Registry::new(reference, &options.registry)?))
+    Ok(Box::new(Registry::new(reference, &options.registry)))
 }
 
 /// Applies the layers.

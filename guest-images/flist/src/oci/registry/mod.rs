@@ -96,20 +96,18 @@ enum Failure {
 
 impl Registry {
     /// Nothing is asked yet.
-    ///
-    /// # Errors
-    /// None so far; a name that can't be asked for will be one.
-    pub fn new(reference: Reference, options: &RegistryOptions) -> Result<Self, OciError> {
+    #[must_use]
+    pub fn new(reference: Reference, options: &RegistryOptions) -> Self {
         let host = reference.api_host();
         let local = is_local(&host);
         let scheme = if options.insecure || local { "http" } else { "https" };
-        Ok(Self {
+        Self {
             base: format!("{scheme}://{host}/v2/{}", reference.path()),
             agent: agent(local),
             reference,
             options: options.clone(),
             authorization: Mutex::new(None),
-        })
+        }
     }
 
     /// A GET that the registry answers with success.
@@ -418,4 +416,41 @@ fn pause(attempt: u32, progress: &dyn Progress) -> Result<(), OciError> {
     progress.check()?;
     thread::sleep(BACKOFF_FIRST.saturating_mul(1 << attempt.min(ATTEMPT_COUNT_MAX)) / 2);
     Ok(progress.check()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(name: &str, insecure: bool) -> Registry {
+        let options = RegistryOptions { insecure, login: None };
+        Registry::new(name.parse().unwrap(), &options)
+    }
+
+    #[test]
+    fn only_this_machine_is_spoken_with_in_the_clear() {
+        for (name, scheme) in [
+            ("registry.example/a", "https"),
+            ("localhost.example/a", "https"),
+            ("127.0.0.1.example/a", "https"),
+            ("10.0.0.1:5000/a", "https"),
+            ("localhost:5000/a", "http"),
+            ("127.0.0.1/a", "http"),
+            ("[::1]:5000/a", "http"),
+        ] {
+            let base = registry(name, false).base;
+            assert!(base.starts_with(&format!("{scheme}://")), "{base}");
+        }
+        assert_eq!(registry("registry.example/a", true).base, "http://registry.example/v2/a");
+    }
+
+    #[test]
+    fn passwords_do_not_travel_in_the_clear() {
+        let trusts = |realm| registry("registry.example/a", false).may_trust(realm);
+        assert!(trusts("https://auth.example/token"));
+        assert!(trusts("http://127.0.0.1:5000/token"));
+        assert!(!trusts("http://auth.example/token"));
+        assert!(!trusts("ftp://auth.example/token") && !trusts("token"));
+        assert!(registry("registry.example/a", true).may_trust("http://auth.example/token"));
+    }
 }
