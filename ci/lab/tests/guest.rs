@@ -4,8 +4,8 @@
 //! serials, a `cidata` disk, a network card. The share is served by QEMU's virtiofsd. The guest's
 //! own init is `probe` (an example of `guest-init`), which says what it was given and powers off.
 //!
-//! Behind the feature `boot`: `cargo test -p lab --features boot --test guest`. Needs root, as
-//! that virtiofsd does, and on the host `qemu-system-x86_64`, `virtiofsd`, `mke2fs`,
+//! Behind the feature `boot`: `cargo test -p lab --features boot --test guest`. That virtiofsd
+//! needs root: whoever is not, needs `sudo` that doesn't ask. On the host `qemu-system-x86_64`, `virtiofsd`, `mke2fs`,
 //! `mkfs.vfat`, `mcopy`, `setpriv`.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
@@ -365,7 +365,15 @@ impl Guest {
         let daemon = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
         let daemon = daemon.into_iter().find(|path| Path::new(path).exists());
         let log = File::create(self.folder.path().join(format!("{tag}.log"))).unwrap();
-        let child = dying_with_us(daemon.expect("no virtiofsd on this host"))
+        let daemon = daemon.expect("no virtiofsd on this host");
+        let mut command = if rustix::process::geteuid().is_root() {
+            dying_with_us(daemon)
+        } else {
+            let mut command = dying_with_us("sudo");
+            command.args(["-n", daemon]);
+            command
+        };
+        let child = command
             .arg(format!("--socket-path={}", socket.display()))
             .args(["-o", &format!("source={}", folder.display())])
             .args(["-o", "sandbox=chroot", "-o", "xattr", "-o", "cache=auto"])
