@@ -1,6 +1,7 @@
 //! What several integration tests need: two trees compared inode by inode, and a mount that goes away.
 
 #![allow(dead_code, reason = "each test links this on its own and uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 use std::fs;
