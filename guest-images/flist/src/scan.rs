@@ -106,7 +106,7 @@ impl Contents for DirectoryContents {
     }
 
     fn name(&self, id: InodeId) -> String {
-        let path = self.paths.get(&id).map_or(Path::new(""), PathBuf::as_path);
+        let path = self.paths.get(&id).map_or_else(|| Path::new(""), PathBuf::as_path);
         self.root.join(path).display().to_string()
     }
 }

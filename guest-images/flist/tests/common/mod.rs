@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The program under test.
-pub const FLIST: &str = env!("CARGO_BIN_EXE_flist");
+pub(crate) const FLIST: &str = env!("CARGO_BIN_EXE_flist");
 
 /// What two trees must agree on, path by path.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ struct Entry {
 }
 
 /// Differences between two trees, a line each: every byte, mode, owner, time, link and attribute.
-pub fn differences(expected: &Path, found: &Path) -> Vec<String> {
+pub(crate) fn differences(expected: &Path, found: &Path) -> Vec<String> {
     let (expected_list, found_list) = (list(expected), list(found));
     let mut differences = Vec::new();
     for path in expected_list.keys().filter(|path| !found_list.contains_key(*path)) {
@@ -103,7 +103,7 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 }
 
 /// Runs `flist` with these arguments, which must succeed; its standard output.
-pub fn flist(arguments: &[&str]) -> String {
+pub(crate) fn flist(arguments: &[&str]) -> String {
     let output = Command::new(FLIST).args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "flist {}: {}\n{errors}", arguments.join(" "), output.status);
@@ -111,14 +111,14 @@ pub fn flist(arguments: &[&str]) -> String {
 }
 
 /// A running `flist mount`, ended and unmounted when dropped.
-pub struct Mount {
+pub(crate) struct Mount {
     at: PathBuf,
     daemon: Child,
 }
 
 impl Mount {
     /// Mounts an image with these arguments at `at`, which is created.
-    pub fn new(arguments: &[&str], at: &Path) -> Self {
+    pub(crate) fn new(arguments: &[&str], at: &Path) -> Self {
         fs::create_dir_all(at).unwrap();
         let before = fs::metadata(at).unwrap().dev();
         let mut daemon = Command::new(FLIST);
@@ -148,7 +148,7 @@ impl Drop for Mount {
 }
 
 /// Whether tests that mount and make devices can run here; says why not.
-pub fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: mounting, and files of other owners, need root");
         return false;
