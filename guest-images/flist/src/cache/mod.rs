@@ -34,6 +34,7 @@ mod table;
 mod tests;
 mod verified;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -446,7 +447,7 @@ impl Cache {
         for place in gone {
             self.retire(&mut table, place);
         }
-        let known: Vec<u64> = table.segments().map(|(_, segment)| segment.number).collect();
+        let known: HashSet<u64> = table.segments().map(|(_, segment)| segment.number).collect();
         for number in present.into_iter().filter(|number| !known.contains(number)) {
             // It may have been removed since, or be younger than its header.
             if let Ok(Some(segment)) = Segment::open(&self.directory, number) {
@@ -456,8 +457,12 @@ impl Cache {
         let places: Vec<u32> = table.segments().map(|(place, _)| place).collect();
         for place in places {
             let Some(segment) = table.segment_mut(place) else { continue };
-            for record in segment.read_new_records()? {
-                table.insert(place, &record, false);
+            let number = segment.number;
+            match segment.read_new_records() {
+                Ok(records) => {
+                    records.iter().for_each(|record| table.insert(place, record, false));
+                }
+                Err(error) => tracing::warn!(segment = number, %error, "index cannot be read"),
             }
         }
         Ok(())

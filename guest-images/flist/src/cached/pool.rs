@@ -23,10 +23,10 @@ use super::image::{Binding, BoundImage, ImageError};
 use crate::block::Codec;
 use crate::cache::{self, Cache, Handout};
 
-/// Workers in all.
-const THREADS: usize = 16;
+/// Workers in all. Each may hold 1.5 MB while it has a large block in hand.
+const THREADS: usize = 10;
 /// Workers that one image may hold.
-const IMAGE_THREADS: usize = 10;
+const IMAGE_THREADS: usize = 8;
 /// Workers that fetch ahead.
 const PREFETCH_THREADS: usize = 6;
 /// Workers that read images.
@@ -216,7 +216,7 @@ impl Shared {
 
     fn work(&self) {
         let mut codec = Codec::new();
-        while let Some(job) = self.next() {
+        while let Some(job) = self.next(&mut codec) {
             match job {
                 Job::Bind(connection, binding) => {
                     let result = BoundImage::open(binding, &self.index_directory).map(Box::new);
@@ -230,7 +230,8 @@ impl Shared {
         self.work.notify_all();
     }
 
-    fn next(&self) -> Option<Job> {
+    /// Waits for work. An idle worker keeps no buffers: there may be many of them.
+    fn next(&self, codec: &mut Codec) -> Option<Job> {
         let mut queue = self.queue();
         loop {
             if queue.stopping {
@@ -240,6 +241,7 @@ impl Shared {
                 return Some(job);
             }
             queue.idle += 1;
+            *codec = Codec::new();
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.idle -= 1;
         }
