@@ -18,6 +18,7 @@ use flist_view::index::Index;
 use rustix::fs::{Mode, OFlags};
 use tempfile::NamedTempFile;
 
+use super::indexer::Indexer;
 use super::shelf;
 use super::trace::Recorder;
 use crate::format::{Image, Route, image_hash};
@@ -81,11 +82,11 @@ pub(super) enum ImageError {
 
 impl BoundImage {
     /// Opens an image and its index, which is built if there is none yet.
-    pub(super) fn open(binding: Binding, index_directory: &Path) -> Result<Self, ImageError> {
+    pub(super) fn open(binding: Binding, indexer: &Indexer) -> Result<Self, ImageError> {
         let routes = parse_routes(&binding.stores)?;
         let mut file = open_image(&binding.path)?;
-        let (hash, index) = open_index(&mut file, &binding.path, index_directory)?;
-        let index_path = index::path_in(index_directory, &hash);
+        let (hash, index) = open_index(&mut file, &binding.path, indexer)?;
+        let index_path = index::path_in(&indexer.directory, &hash);
         let index_file = File::open(&index_path)
             .map_err(|source| ImageError::Open { path: index_path, source })?;
         // Used now, for whoever looks for the longest unused.
@@ -96,7 +97,7 @@ impl BoundImage {
             hash,
             index,
             index_file,
-            index_directory: index_directory.to_path_buf(),
+            index_directory: indexer.directory.clone(),
             counters: Counters::default(),
             recorder: Mutex::new(recorder),
             routes,
@@ -180,8 +181,9 @@ fn open_image(path: &Path) -> Result<File, ImageError> {
 fn open_index(
     file: &mut File,
     path: &Path,
-    directory: &Path,
+    indexer: &Indexer,
 ) -> Result<([u8; 32], Index), ImageError> {
+    let directory = &indexer.directory;
     let error = |source| ImageError::Open { path: path.to_path_buf(), source };
     let hash = image_hash(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())))
         .map_err(|error| ImageError::Format(error.to_string()))?;
@@ -191,7 +193,10 @@ fn open_index(
     }
     let copy = private_copy(file, path, directory)?;
     let hash = image_hash(copy.path()).map_err(|error| ImageError::Format(error.to_string()))?;
-    let index = index::open_or_build(directory, &hash, || parse(copy.path(), path))?;
+    indexer.build(copy.path()).map_err(|error| renamed(&error, copy.path(), path))?;
+    let rule = "its index was built, and is not there";
+    let index = index::open(directory, &hash)?
+        .ok_or_else(|| ImageError::Rule { path: path.to_path_buf(), rule })?;
     if let Err(error) = shelf::sweep(directory) {
         tracing::warn!(%error, "indexes are not swept up");
     }
@@ -211,10 +216,14 @@ fn private_copy(
     Ok(copy)
 }
 
-/// Reads the copy of an image; messages name the image itself.
+/// Reads the copy of an image.
 fn parse(copy: &Path, path: &Path) -> Result<Image, ImageError> {
-    Image::open(copy).map_err(|error| {
-        let name = |path: &Path| path.display().to_string();
-        ImageError::Format(error.to_string().replace(&name(copy), &name(path)))
-    })
+    Image::open(copy).map_err(|error| renamed(&error, copy, path))
+}
+
+/// An error about the copy of an image, as one about the image itself.
+fn renamed(error: &dyn std::error::Error, copy: &Path, path: &Path) -> ImageError {
+    let (text, path) = (error.to_string(), path.display().to_string());
+    let text = text.replace(&copy.display().to_string(), &path);
+    ImageError::Format(if text.contains(&path) { text } else { format!("{path}: {text}") })
 }

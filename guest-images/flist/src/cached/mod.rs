@@ -19,6 +19,7 @@
 
 mod connection;
 mod image;
+mod indexer;
 mod pool;
 mod prefetch;
 mod server;
@@ -41,6 +42,8 @@ pub struct Config {
     pub cache: PathBuf,
     /// Where indexes and traces of images are kept; a directory that clients cannot write to.
     pub index: PathBuf,
+    /// The program that builds an index, run as `PROGRAM index --index DIRECTORY IMAGE`: `flist`.
+    pub indexer: PathBuf,
     /// Bounds of the cache.
     pub bounds: cache::Config,
 }

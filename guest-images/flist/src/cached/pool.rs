@@ -11,7 +11,6 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use flist_view::block::{BlockCipher, BlockError, BlockRef};
 use rustix::event::EventfdFlags;
 
 use super::image::{Binding, BoundImage, ImageError};
+use super::indexer::Indexer;
 use crate::block::Codec;
 use crate::cache::{self, Cache, Handout};
 
@@ -62,7 +62,7 @@ pub(super) struct PoolStatus {
 
 struct Shared {
     cache: Arc<Cache>,
-    index_directory: PathBuf,
+    indexer: Indexer,
     queue: Mutex<Queue>,
     work: Condvar,
     done: Mutex<Vec<Done>>,
@@ -99,11 +99,11 @@ enum Job {
 
 impl Pool {
     /// A pool without threads yet.
-    pub(super) fn new(cache: Arc<Cache>, index_directory: PathBuf) -> std::io::Result<Self> {
+    pub(super) fn new(cache: Arc<Cache>, indexer: Indexer) -> std::io::Result<Self> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Shared {
             cache,
-            index_directory,
+            indexer,
             queue: Mutex::default(),
             work: Condvar::new(),
             done: Mutex::default(),
@@ -219,7 +219,7 @@ impl Shared {
         while let Some(job) = self.next(&mut codec) {
             match job {
                 Job::Bind(connection, binding) => {
-                    let result = BoundImage::open(binding, &self.index_directory).map(Box::new);
+                    let result = BoundImage::open(binding, &self.indexer).map(Box::new);
                     self.queue().binding -= 1;
                     self.report(Done::Bound { connection, result });
                 }

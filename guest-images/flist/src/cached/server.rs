@@ -26,6 +26,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::connection::{Connection, Stage};
 use super::image::{Binding, BoundImage, ImageError};
+use super::indexer::Indexer;
 use super::pool::{Done, Pool};
 use super::status::{ImageStatus, Status};
 use super::{CachedError, Config, prefetch, trace};
@@ -96,7 +97,8 @@ impl Server {
         let cache = Arc::new(Cache::open(&config.cache, config.bounds.clone())?);
         let system =
             |what| move |source: Errno| CachedError::System { what, source: source.into() };
-        let pool = Pool::new(Arc::clone(&cache), config.index.clone())
+        let indexer = Indexer { directory: config.index.clone(), program: config.indexer.clone() };
+        let pool = Pool::new(Arc::clone(&cache), indexer)
             .map_err(|source| CachedError::System { what: "eventfd", source })?;
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("epoll"))?;
         let listener = listen(&config.socket)

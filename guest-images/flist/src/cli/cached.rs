@@ -67,6 +67,8 @@ fn serve(arguments: &CachedArguments, cache: &Path) -> anyhow::Result<()> {
         socket: arguments.socket.clone(),
         cache: cache.join("blocks"),
         index: arguments.index.clone().unwrap_or_else(|| cache.join("indexes")),
+        // Ourselves, even when the file was replaced meanwhile.
+        indexer: PathBuf::from("/proc/self/exe"),
         bounds: cache::Config { size_max: arguments.size_max, free_min: arguments.free_min },
     })?;
     tracing::info!(socket = %arguments.socket.display(), "listening");

@@ -4,6 +4,7 @@ pub(crate) mod cached;
 pub(crate) mod clone;
 pub(crate) mod exit;
 pub(crate) mod from_oci;
+pub(crate) mod index;
 pub(crate) mod inspect;
 pub(crate) mod mount;
 pub(crate) mod pack;
