@@ -34,11 +34,6 @@ impl Terminal {
         Ok(Self { bar, stop })
     }
 
-    /// The flag that a signal sets, for work that waits rather than loops.
-    pub(crate) fn stop_flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.stop)
-    }
-
     /// Removes the bar, so that results stand alone.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
