@@ -81,11 +81,14 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTOR_COUNT_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let mut reset = false;
     let message = loop {
         match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
             Ok(message) => break message,
             Err(Errno::AGAIN) => return Ok(Received::Nothing),
             Err(Errno::INTR) => {}
+            // A peer that closed with something unread. It says so before what it sent last.
+            Err(Errno::CONNRESET) if !reset => reset = true,
             Err(Errno::CONNRESET) => return Ok(Received::Closed),
             Err(error) => return Err(error.into()),
         }
@@ -120,5 +123,46 @@ pub fn wait_readable(socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<()
     match rustix::event::poll(&mut polled, Some(&timeout)) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_sent_last_arrives_even_if_it_left_something_unread() {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        assert!(send(ours.as_fd(), b"unread", None).unwrap());
+        assert!(send(theirs.as_fd(), b"too many clients", None).unwrap());
+        drop(theirs);
+        let mut buffer = [0; 64];
+        let received = receive(ours.as_fd(), &mut buffer).unwrap();
+        assert!(matches!(received, Received::Message(16, None)), "{received:?}");
+        assert!(matches!(receive(ours.as_fd(), &mut buffer).unwrap(), Received::Closed));
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_and_extra_descriptors_are_no_danger() {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let mut buffer = [0; 64];
+        assert!(matches!(receive(ours.as_fd(), &mut buffer).unwrap(), Received::Nothing));
+        assert!(send(theirs.as_fd(), &[1; 65], None).unwrap());
+        assert!(matches!(receive(ours.as_fd(), &mut buffer).unwrap(), Received::TooLong));
+        assert!(send(theirs.as_fd(), b"x", Some(theirs.as_fd())).unwrap());
+        let received = receive(ours.as_fd(), &mut buffer).unwrap();
+        assert!(matches!(received, Received::Message(1, Some(_))), "{received:?}");
     }
 }
