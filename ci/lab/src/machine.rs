@@ -294,7 +294,7 @@ impl Machine {
     /// [`LabError::Timeout`] when it isn't in time.
     pub fn wait_off(&self, timeout: Duration) -> Result<(), LabError> {
         if self.process.qmp.wait_closed(self.process.patience(timeout)) {
-            self.process.kill();
+            self.process.let_end();
             return Ok(());
         }
         Err(self.process.timed_out("power-off", timeout))

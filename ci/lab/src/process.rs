@@ -31,6 +31,8 @@ use crate::spawn;
 
 /// How long QEMU may take to open its sockets, or to end after it was told to.
 pub(crate) const QEMU_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long QEMU may take from closing its monitor to its end.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the agent may take to answer a request that isn't a command.
 const ASK_TIMEOUT: Duration = Duration::from_secs(60);
 /// A guest whose instructions are counted runs slower than its own clock by up to this.
@@ -163,6 +165,19 @@ impl Process {
         let _ = child.wait();
     }
 
+    /// Waits for a QEMU that has closed its monitor, so that its exit status is its own: its
+    /// sockets close a moment before it can be waited for. One that doesn't end is killed.
+    pub(crate) fn let_end(&self) {
+        let deadline = Instant::now() + END_TIMEOUT;
+        while Instant::now() < deadline {
+            if !matches!(self.child().try_wait(), Ok(None)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.kill();
+    }
+
     /// What a limit in the machine's time may be in ours.
     pub(crate) fn patience(&self, timeout: Duration) -> Duration {
         let factor = if self.counts_instructions { COUNTING_SLOWNESS } else { 1 };
@@ -228,9 +243,8 @@ impl Process {
     }
 
     fn off(&self) -> LabError {
-        // Its sockets close a moment before it can be waited for.
         self.qmp.wait_closed(QEMU_TIMEOUT);
-        self.kill();
+        self.let_end();
         self.folder.keep_logs(true);
         let status = self.child().wait().map_or_else(|e| e.to_string(), |s| s.to_string());
         let reason = format!("{status}{}{}", words(&self.qemu_log), self.console.tail());
