@@ -180,6 +180,29 @@ fn an_interrupted_format_is_done_again() {
 }
 
 #[test]
+fn a_btrfs_volume_of_an_older_node_is_mounted_and_grown() {
+    let mut guest = Guest::new();
+    guest.user_data = "mounts: [[/dev/vda, /data]]".to_owned();
+    guest.zosrc = "export PROBE_SIZE='/data'\nexport PROBE_APPEND='/data/log'\n\
+                   export PROBE_READ='/data/log'\n"
+        .to_owned();
+    let disk = guest.disk("dezoev3vcf3zk", 300 * MIB);
+    let Ok(made) = Command::new("mkfs.btrfs").arg("-q").arg(&disk).output() else {
+        eprintln!("skipped: no mkfs.btrfs here");
+        return;
+    };
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let line = guest.boot_in_vain();
+    assert!(line.contains("the kernel has no file system \"btrfs\""), "{line}");
+    guest.with_btrfs = true;
+    assert_eq!(guest.boot().size("/data"), 300 * MIB);
+    guest.grow("dezoev3vcf3zk", 500 * MIB);
+    let second = guest.boot();
+    assert_eq!(second.size("/data"), 500 * MIB);
+    assert_eq!(second.get("file /data/log"), "one boot\none boot\n");
+}
+
+#[test]
 fn what_is_missing_is_named_and_the_power_goes_off() {
     let mut guest = Guest::new();
     guest.zosrc = "init='/sbin/none'\n".to_owned();
@@ -231,6 +254,8 @@ struct Guest {
     zosrc: String,
     cidata: Cidata,
     words: String,
+    /// The modules for btrfs are appended to the initramfs.
+    with_btrfs: bool,
     /// The kernel's console: a serial port or a virtio one.
     console: &'static str,
     /// A folder shared under the tag `shared`.
@@ -255,6 +280,7 @@ impl Guest {
             zosrc: String::new(),
             cidata: Cidata::ReadOnly,
             words: "rootdelay=1".to_owned(),
+            with_btrfs: false,
             console: "ttyS0",
             share: None,
         };
@@ -404,6 +430,17 @@ impl Guest {
         }
     }
 
+    fn initramfs(&self) -> PathBuf {
+        let built = built();
+        if !self.with_btrfs {
+            return built.initramfs.clone();
+        }
+        let both = [&built.initramfs, &built.btrfs].map(|path| fs::read(path).unwrap()).concat();
+        let path = self.folder.path().join("initramfs-btrfs.img");
+        fs::write(&path, both).unwrap();
+        path
+    }
+
     fn arguments(&self, console: &Path) -> Vec<String> {
         let built = built();
         let accel = match Accelerator::probe() {
@@ -419,7 +456,7 @@ impl Guest {
         ));
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         add("-kernel", built.vmlinux.display().to_string());
-        add("-initrd", built.initramfs.display().to_string());
+        add("-initrd", self.initramfs().display().to_string());
         add("-append", format!("{COMMAND_LINE} console={} {}", self.console, self.words));
         if self.console == "hvc0" {
             add("-device", "virtio-serial-pci".to_owned());

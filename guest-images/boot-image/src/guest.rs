@@ -8,7 +8,8 @@
 //! |---|---|
 //! | `vmlinux` | the kernel, ELF, for the 64-bit boot protocol or PVH |
 //! | `initramfs.img` | the initramfs, compressed by zstd |
-//! | `manifest.json` | versions, sizes and SHA-256 sums of both, and what is inside |
+//! | `btrfs.img` | modules for btrfs: appended to `initramfs.img` for a guest with such a volume |
+//! | `manifest.json` | versions, sizes and SHA-256 sums, and what is inside |
 //!
 //! The same inputs give the same bytes. hostd and the lab call this; `boot-image guest` is for
 //! people and scripts. Programs used: those of [`crate::kernel`], `mke2fs`, and `cargo` unless the
@@ -21,7 +22,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest_init::modules::{DIR as MODULES_DIR, Groups, PATH as GROUPS_PATH, Trigger, id};
+use guest_init::modules::{DIR as MODULES_DIR, Groups, Trigger, id};
+use guest_init::modules::{PATH as GROUPS_PATH, PATH_BTRFS as GROUPS_PATH_BTRFS};
 use guest_init::template::{self, BLOCK_SIZE, DIR as TEMPLATES_DIR, Template};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -54,6 +56,8 @@ pub struct Built {
     pub vmlinux: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
+    /// What is appended to it for a guest with a btrfs volume.
+    pub btrfs: PathBuf,
     /// The text of `manifest.json`, parsed.
     pub manifest: Value,
 }
@@ -78,11 +82,19 @@ pub fn build(recipe: &Recipe<'_>) -> Result<Built, GuestError> {
     // Where the only console is a virtio one, it comes with its module: the kernel starts init
     // without open files, and Rust's runtime then wants this one, or gives up.
     image.char_device("dev/null", 0o666, 1, 3)?;
-    let groups = add_modules(&mut image, &recipe.kernel.modules()?)?;
+    let tree = recipe.kernel.modules()?;
+    let groups = add_modules(&mut image, &tree, &wanted(), GROUPS_PATH)?;
     let templates = add_templates(&mut image)?;
-    let packed = image.build_zstd(recipe.zstd_level)?;
+    let packed = pack(image, recipe.zstd_level)?;
     let initramfs = recipe.out.join("initramfs.img");
     write_whole(&initramfs, &packed)?;
+
+    let mut image = Initramfs::new();
+    let wanted_btrfs = [(Trigger::FileSystem("btrfs".to_owned()), &["btrfs"][..])];
+    let groups_btrfs = add_modules(&mut image, &tree, &wanted_btrfs, GROUPS_PATH_BTRFS)?;
+    let packed_btrfs = pack(image, recipe.zstd_level)?;
+    let btrfs = recipe.out.join("btrfs.img");
+    write_whole(&btrfs, &packed_btrfs)?;
 
     let manifest = json!({
         "kernel": {
@@ -90,14 +102,18 @@ pub fn build(recipe: &Recipe<'_>) -> Result<Built, GuestError> {
             "version": recipe.kernel.version(),
             "release": recipe.kernel.release(),
         },
-        "files": { "vmlinux": row(&kernel), "initramfs.img": row(&packed) },
+        "files": {
+            "vmlinux": row(&kernel),
+            "initramfs.img": row(&packed),
+            "btrfs.img": row(&packed_btrfs),
+        },
         "init": init_row,
-        "modules": groups.to_string().lines().collect::<Vec<_>>(),
+        "modules": (groups.to_string() + &groups_btrfs.to_string()).lines().collect::<Vec<_>>(),
         "templates": templates,
     });
     let text = format!("{manifest:#}\n");
     write_whole(&recipe.out.join("manifest.json"), text.as_bytes())?;
-    Ok(Built { vmlinux, initramfs, manifest })
+    Ok(Built { vmlinux, initramfs, btrfs, manifest })
 }
 
 /// Builds `guest-init` of the workspace at `workspace` as a static binary, and returns its path.
@@ -151,9 +167,21 @@ fn wanted() -> Vec<(Trigger, &'static [&'static str])> {
     ]
 }
 
-fn add_modules(image: &mut Initramfs, tree: &ModuleTree) -> Result<Groups, GuestError> {
+/// Compresses an archive, padded so that the kernel finds another one behind it.
+fn pack(image: Initramfs, zstd_level: i32) -> Result<Vec<u8>, GuestError> {
+    let mut packed = image.build_zstd(zstd_level)?;
+    packed.resize(packed.len().next_multiple_of(4), 0);
+    Ok(packed)
+}
+
+fn add_modules(
+    image: &mut Initramfs,
+    tree: &ModuleTree,
+    wanted: &[(Trigger, &[&str])],
+    groups_path: &str,
+) -> Result<Groups, GuestError> {
     let mut groups = Groups::default();
-    for (trigger, names) in wanted() {
+    for (trigger, names) in wanted {
         let mut files = Vec::new();
         for step in tree.load_order(names)? {
             let name = step.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -165,10 +193,10 @@ fn add_modules(image: &mut Initramfs, tree: &ModuleTree) -> Result<Groups, Guest
         }
         // What is built into the kernel needs no line.
         if !files.is_empty() {
-            groups.add(trigger, files);
+            groups.add(trigger.clone(), files);
         }
     }
-    image.file(GROUPS_PATH, 0o644, groups.to_string())?;
+    image.file(groups_path, 0o644, groups.to_string())?;
     Ok(groups)
 }
 

@@ -30,7 +30,7 @@ use crate::plan::{RootUpper, Step, is_waiting, plan};
 use crate::startup::Startup;
 use crate::sys::links::Rtnetlink;
 use crate::sys::modules::{Loader, virtio_ids};
-use crate::sys::mount::{Request, attach, detach, flags, grow, own_folder};
+use crate::sys::mount::{Request, attach, detach, flags, grow, grow_btrfs, own_folder};
 use crate::sys::root::{Access, Root};
 use crate::sys::{console, disks, links, switch, watchdog};
 
@@ -181,7 +181,7 @@ impl Boot {
                 false
             }
             RootUpper::Disk(disk) => {
-                let upper = mount_ext4(disk, Options::default())
+                let upper = mount_volume(&mut self.loader, disk, Options::default())
                     .with_context(|| format!("mounting {}", disk.describe()))?;
                 self.overlay(&share(true)?, &upper, &target)?
             }
@@ -268,8 +268,9 @@ impl Boot {
         attach(&share.with_context(|| format!("mounting the modules share {tag}"))?, &target)
     }
 
-    fn mount_disk(&self, disk: &Disk, target: &str, options: Options) -> Result<()> {
-        attach(&mount_ext4(disk, options)?, &self.root()?.folder(target)?)
+    fn mount_disk(&mut self, disk: &Disk, target: &str, options: Options) -> Result<()> {
+        let mount = mount_volume(&mut self.loader, disk, options)?;
+        attach(&mount, &self.root()?.folder(target)?)
     }
 
     fn mount_share(&mut self, tag: &str, target: &str, options: Options) -> Result<()> {
@@ -360,19 +361,24 @@ fn create_share(tag: &str, options: Options) -> Result<OwnedFd> {
 }
 
 /// Mounts `disk`, formatted first if it is blank, grown if it has room.
-fn mount_ext4(disk: &Disk, options: Options) -> Result<OwnedFd> {
+fn mount_volume(loader: &mut Loader, disk: &Disk, options: Options) -> Result<OwnedFd> {
     let prepared = disks::prepare(disk)?;
+    loader.load_fs(prepared.kind)?;
     let device = format!("/dev/{}", disk.name);
     let mut params = vec![("source", device.as_str())];
     // Without this the kernel would zero all inode tables of a new disk in the background: 1.6 %
     // of its size, written to a host that keeps the zeros sparse.
-    params.push(("noinit_itable", ""));
+    params.extend((prepared.kind == "ext4").then_some(("noinit_itable", "")));
     let read_only = options.read_only || disk.read_only;
     params.extend(read_only.then_some(("ro", "")));
-    let request = Request { kind: "ext4", params: &params, flags: flags(options) };
+    let request = Request { kind: prepared.kind, params: &params, flags: flags(options) };
     let mount = request.create()?;
     let Some(blocks) = prepared.grow_to.filter(|_| !read_only) else { return Ok(mount) };
-    match grow_in_steps(&mount, disk, blocks) {
+    let grown = match prepared.kind {
+        "btrfs" => grow_btrfs(&mount),
+        _ => grow_in_steps(&mount, disk, blocks),
+    };
+    match grown {
         Ok(()) => {
             // Mounted anew, the kernel chooses its allocator by the new size.
             drop(mount);

@@ -11,8 +11,10 @@
 //! ```
 //!
 //! A crash anywhere leaves one of these, so formatting is simply repeated or found complete.
+//!
+//! Volumes of nodes that ran the original Zero-OS hold btrfs: those are mounted as they are.
 
-use crate::bytes::array;
+use crate::bytes::{array, le64};
 use crate::ext4::{self, Superblock};
 
 /// A block device of the guest.
@@ -50,6 +52,11 @@ pub enum Content {
         /// The marker is still there.
         marked: bool,
     },
+    /// A btrfs of one device.
+    Btrfs {
+        /// Its size in bytes.
+        size: u64,
+    },
     /// Something else: the name of what it looks like.
     Foreign(&'static str),
 }
@@ -69,7 +76,8 @@ impl Content {
         if head.iter().chain(tail).all(|byte| *byte == 0) {
             return Self::Blank;
         }
-        Self::Foreign(signature(head, tail))
+        btrfs_size(head)
+            .map_or_else(|| Self::Foreign(signature(head, tail)), |size| Self::Btrfs { size })
     }
 }
 
@@ -123,6 +131,11 @@ pub fn decide(disk: &Disk, content: &Content) -> Result<Action, Refusal> {
             let grow = ours && !disk.read_only && superblock.size() < whole;
             Ok(Action::Mount { grow, unmark: *marked && !disk.read_only })
         }
+        Content::Btrfs { size } => {
+            // Its smallest unit of allocation is 64 KiB.
+            let grow = !disk.read_only && disk.size.saturating_sub(*size) >= 64 << 10;
+            Ok(Action::Mount { grow, unmark: false })
+        }
         Content::Foreign(found) => Err(Refusal::Foreign { disk: disk.describe(), found }),
     }
 }
@@ -141,6 +154,15 @@ pub fn marker_sector() -> [u8; 512] {
     sector
 }
 
+/// The size in the superblock of a btrfs of one device (Linux `fs/btrfs/ctree.h`, `struct
+/// btrfs_super_block`).
+fn btrfs_size(head: &[u8]) -> Option<u64> {
+    let superblock = head.get(0x1_0000..)?;
+    let one_device = le64(superblock, 0x88)? == 1;
+    let magic = array::<8>(superblock, 0x40)? == *b"_BHRfS_M";
+    (magic && one_device).then(|| le64(superblock, 0x70)).flatten()
+}
+
 /// Names what somebody else's disk looks like, for the message.
 fn signature(head: &[u8], tail: &[u8]) -> &'static str {
     let at = |offset: usize, magic: &[u8]| {
@@ -149,7 +171,7 @@ fn signature(head: &[u8], tail: &[u8]) -> &'static str {
     let known = [
         (at(0, b"LUKS\xba\xbe"), "an encrypted volume (LUKS)"),
         (at(0, b"XFSB"), "an XFS file system"),
-        (at(0x1_0040, b"_BHRfS_M"), "a btrfs file system"),
+        (at(0x1_0040, b"_BHRfS_M"), "a btrfs of several devices"),
         (at(512, b"EFI PART") || at(4096, b"EFI PART"), "a GPT partition table"),
         (at(512, b"LABELONE") || at(0, b"LABELONE"), "an LVM physical volume"),
         (at(4086, b"SWAPSPACE2"), "swap space"),
@@ -237,6 +259,19 @@ mod tests {
             };
             assert!(found.contains(name), "{name}: {found}");
         }
+    }
+
+    #[test]
+    fn a_btrfs_of_an_older_node_is_mounted_and_grown() {
+        let mut start = head(0x1_0040, b"_BHRfS_M");
+        start[0x1_0070..0x1_0078].copy_from_slice(&(1u64 << 30).to_le_bytes());
+        start[0x1_0088] = 1;
+        let found = Content::identify(&start, ZEROS);
+        assert_eq!(found, Content::Btrfs { size: 1 << 30 });
+        let mount = |grow| Ok(Action::Mount { grow, unmark: false });
+        assert_eq!(decide(&disk(1 << 30), &found), mount(false));
+        assert_eq!(decide(&disk((1 << 30) + 65535), &found), mount(false));
+        assert_eq!(decide(&disk(1 << 31), &found), mount(true));
     }
 
     #[test]

@@ -107,6 +107,9 @@ pub fn virtio_id(modalias: &str) -> Option<u32> {
 pub const DIR: &str = "/lib/modules";
 /// The file of groups in the initramfs.
 pub const PATH: &str = "/lib/modules/groups";
+/// The same for btrfs, whose modules are as large as all others together: an archive of its own,
+/// for hosts to append to the initramfs of a guest that needs it.
+pub const PATH_BTRFS: &str = "/lib/modules/groups-btrfs";
 /// virtio device ids (virtio 1.3 §5) with what they are.
 pub mod id {
     /// Network card.

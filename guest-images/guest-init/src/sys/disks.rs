@@ -70,7 +70,7 @@ pub(crate) fn content(disk: &Disk) -> Result<Content> {
     let start = read_range(disk, 0, edge.min(4096))?;
     match Content::identify(&start, &[]) {
         known @ (Content::Ext4 { .. } | Content::Unfinished) => Ok(known),
-        Content::Blank | Content::Foreign(_) => {
+        Content::Blank | Content::Btrfs { .. } | Content::Foreign(_) => {
             let head = read_range(disk, 0, edge)?;
             let tail = read_range(disk, disk.size - edge, edge)?;
             Ok(Content::identify(&head, &tail))
@@ -151,14 +151,14 @@ fn random() -> Result<[u8; 16]> {
     Ok(bytes)
 }
 
-/// Decides about `disk` and writes its file system if it needs one. Returns whether it is new, and
-/// the size in blocks to grow to, if it shall grow.
+/// Decides about `disk` and writes its file system if it needs one.
 pub(crate) fn prepare(disk: &Disk) -> Result<Prepared> {
     let found = content(disk)?;
+    let kind = if matches!(found, Content::Btrfs { .. }) { "btrfs" } else { "ext4" };
     match disk::decide(disk, &found)? {
         disk::Action::Format => {
             format(disk).with_context(|| format!("formatting {}", disk.describe()))?;
-            Ok(Prepared { new: true, grow_to: Some(disk.size / TEMPLATE_BLOCK_SIZE) })
+            Ok(Prepared { kind, new: true, grow_to: Some(disk.size / TEMPLATE_BLOCK_SIZE) })
         }
         disk::Action::Mount { grow, unmark: marked } => {
             if marked {
@@ -168,13 +168,15 @@ pub(crate) fn prepare(disk: &Disk) -> Result<Prepared> {
                 Content::Ext4 { superblock, .. } => superblock.block_size.max(1),
                 _ => TEMPLATE_BLOCK_SIZE,
             };
-            Ok(Prepared { new: false, grow_to: grow.then(|| disk.size / block_size) })
+            Ok(Prepared { kind, new: false, grow_to: grow.then(|| disk.size / block_size) })
         }
     }
 }
 
 /// A disk with a file system.
 pub(crate) struct Prepared {
+    /// Its name.
+    pub(crate) kind: &'static str,
     /// It was made just now.
     pub(crate) new: bool,
     /// Size to grow to, in the file system's blocks.

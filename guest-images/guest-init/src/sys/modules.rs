@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use rustix::io::Errno;
 use rustix::system::finit_module;
 
-use crate::modules::{DIR, Groups, PATH, Trigger, virtio_id};
+use crate::modules::{DIR, Groups, PATH, PATH_BTRFS, Trigger, virtio_id};
 
 /// The groups, and what of them is loaded.
 pub(crate) struct Loader {
@@ -16,10 +16,11 @@ pub(crate) struct Loader {
 }
 
 impl Loader {
-    /// Reads the list. No list means a kernel with everything built in.
+    /// Reads the lists. No list means a kernel with everything built in.
     pub(crate) fn open() -> Result<Self> {
-        let text = std::fs::read_to_string(PATH).unwrap_or_default();
-        Ok(Self { groups: Groups::parse(&text)?, loaded: BTreeSet::new() })
+        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let groups = Groups::parse(&(text(PATH) + &text(PATH_BTRFS)))?;
+        Ok(Self { groups, loaded: BTreeSet::new() })
     }
 
     /// Loads the modules for `trigger`.

@@ -95,6 +95,20 @@ pub(crate) fn grow(mount: &OwnedFd, blocks: u64) -> Result<()> {
         .with_context(|| format!("growing the file system to {blocks} blocks"))
 }
 
+/// Grows the mounted btrfs to its device's size.
+#[expect(unsafe_code, reason = "rustix has no safe form of this ioctl")]
+pub(crate) fn grow_btrfs(mount: &OwnedFd) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = openat(mount, ".", flags, Mode::empty())?;
+    // struct btrfs_ioctl_vol_args: 8 bytes of descriptor, unused here, then a text with its NUL.
+    let mut request = [0u8; 4096];
+    request.iter_mut().skip(8).zip(b"max").for_each(|(slot, byte)| *slot = *byte);
+    // SAFETY: the opcode is BTRFS_IOC_RESIZE (linux/btrfs.h), which reads a struct of 4096 bytes
+    // and keeps no pointer to it; `folder` is an open folder of the file system.
+    unsafe { ioctl(&folder, Setter::<{ BTRFS_IOC_RESIZE }, [u8; 4096]>::new(request)) }
+        .context("growing the btrfs")
+}
+
 /// What the file system said while it was configured, on one line.
 fn complaint(fs: &OwnedFd) -> String {
     let mut lines = Vec::new();
@@ -112,5 +126,6 @@ fn complaint(fs: &OwnedFd) -> String {
 }
 
 const EXT4_IOC_RESIZE_FS: rustix::ioctl::Opcode = opcode::write::<u64>(b'f', 16);
+const BTRFS_IOC_RESIZE: rustix::ioctl::Opcode = opcode::write::<[u8; 4096]>(0x94, 3);
 /// Most messages that are repeated.
 const COMPLAINTS_MAX: usize = 8;
