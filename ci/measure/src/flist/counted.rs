@@ -30,14 +30,14 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
 
 fn packing(bench: &Bench, row: &mut impl FnMut(&str, f64, f64)) -> anyhow::Result<()> {
     let cost = process::run(&bench.pack_command()?)?;
-    row("pack: MiB of memory", cost.memory_mib, 96.0);
+    row("pack: MiB of memory", cost.memory_mib, 36.0);
     let image = std::fs::metadata(&bench.image)?.len() as f64;
-    row("pack: bytes of image per inode", image / bench.inode_count, 260.0);
+    row("pack: bytes of image per inode", image / bench.inode_count, 190.0);
     let blocks = tree::apparent_bytes(&bench.blocks)?;
     row("pack: bytes stored per byte of tree", blocks / bench.tree_bytes, 0.70);
     std::fs::remove_dir_all(&bench.blocks)?;
     let calls = process::system_calls(&bench.pack_command()?)?;
-    row("pack: system calls per inode", calls / bench.inode_count, 16.0);
+    row("pack: system calls per inode", calls / bench.inode_count, 10.5);
     Ok(())
 }
 
@@ -47,19 +47,19 @@ fn reading(bench: &Bench, row: &mut impl FnMut(&str, f64, f64)) -> anyhow::Resul
     let mut daemon = Daemon::start(&command, || process::is_mounted(at))?;
     let mut files = Vec::new();
     workload::walk(at, Some(&mut files))?;
-    row("mount: MiB of memory after a walk", daemon.memory_mib()?, 30.0);
+    row("mount: MiB of memory after a walk", daemon.memory_mib()?, 21.0);
     workload::read_all(&files)?;
-    row("mount: MiB of memory after reading all", daemon.memory_mib()?, 30.0);
+    row("mount: MiB of memory after reading all", daemon.memory_mib()?, 25.0);
     daemon.stop();
     std::fs::remove_dir_all(&bench.cache)?;
 
     let (walk, _) = traced(bench, |files| workload::walk(at, Some(files)))?;
-    row("mount: system calls to walk and lstat, per inode", walk / bench.inode_count, 0.5);
+    row("mount: system calls to walk and lstat, per inode", walk / bench.inode_count, 0.19);
     let (read, files) = traced(bench, |files| {
         workload::walk(at, Some(files))?;
         workload::read_all(files)
     })?;
-    row("mount: system calls to read a file, cold", (read - walk) / files, 16.0);
+    row("mount: system calls to read a file, cold", (read - walk) / files, 11.5);
     Ok(())
 }
 
@@ -84,12 +84,12 @@ fn instructions(folder: &Path, row: &mut impl FnMut(&str, f64, f64)) -> anyhow::
     let (image, blocks) = (vectors.join("sample.fl"), vectors.join("sample-store"));
     let store = format!("dir://{}", path(&blocks)?);
     let command = ["flist", "verify", path(&image)?, "--store", &store];
-    row("verify the sample: million instructions", process::instructions(&command)? / 1e6, 250.0);
+    row("verify the sample: million instructions", process::instructions(&command)? / 1e6, 105.0);
     let tree = folder.join("sample");
     process::run(&["flist", "unpack", path(&image)?, "--store", &store, path(&tree)?])?;
     let packed = folder.join("sample.fl");
     let store = format!("dir://{}", path(&folder.join("again"))?);
     let command = ["flist", "pack", path(&tree)?, "-o", path(&packed)?, "--store", &store];
-    row("pack the sample: million instructions", process::instructions(&command)? / 1e6, 250.0);
+    row("pack the sample: million instructions", process::instructions(&command)? / 1e6, 142.0);
     Ok(())
 }

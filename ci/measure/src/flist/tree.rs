@@ -15,6 +15,26 @@ const SMALL_SIZE_MAX: u64 = 16 * 1024;
 /// Larger files would leave too few of them to be a mix.
 const LARGE_SIZE_MAX: u64 = 4 << 20;
 
+/// What the files of the made-up tree consist of.
+const WORDS: [&[u8]; 16] = [
+    b"node ",
+    b"farm ",
+    b"twin ",
+    b"block",
+    b"route",
+    b"\0\0\0\0",
+    b"\x7fELF",
+    b"\x48\x89",
+    b"a",
+    b"\n",
+    b"x7",
+    b"==",
+    b"0x41",
+    b"static",
+    b"\xff\xfe",
+    b"struct ",
+];
+
 /// What a tree holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Made {
@@ -58,8 +78,8 @@ pub(super) fn synthetic(target: &Path, folders: u32, files: u32) -> anyhow::Resu
             for _ in 0..random % 1024 {
                 // Numerical Recipes' linear congruential generator: quick, and the same everywhere.
                 random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let [_, low, high, top] = random.to_le_bytes();
-                text.extend_from_slice(&[b'a' + top / 16, low ^ high, b' ', 0]);
+                let [.., top] = random.to_le_bytes();
+                text.extend_from_slice(WORDS[usize::from(top / 16)]);
             }
             random = random.wrapping_add(file);
             fs::write(folder.join(format!("file-{file:02}")), &text)?;
