@@ -298,7 +298,7 @@ impl Boot {
         }
         for request in requests {
             if let Err(error) = kernel.carry_out(&request) {
-                warn(format!("{request:?}: {error:#}"));
+                warn(format!("{request}: {error:#}"));
             }
         }
         let servers = interfaces.iter().flat_map(|interface| &interface.nameservers);

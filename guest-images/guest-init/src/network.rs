@@ -6,6 +6,7 @@
 //! address beforehand. Addresses come before routes on all interfaces, because a gateway must be
 //! reachable when its route is added. [`crate::netlink`] puts the requests into bytes.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use crate::cidata::{Interface, Prefix, Route};
@@ -54,6 +55,24 @@ pub enum Request {
         /// The next hop is on the link though no address of the interface says so.
         onlink: bool,
     },
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sysctl { path, value } => write!(f, "setting {path} to {value}"),
+            Self::Up { index, .. } => write!(f, "switching interface {index} on"),
+            Self::Address { index, prefix } => {
+                write!(f, "adding address {prefix} to interface {index}")
+            }
+            Self::Route { index, route: Route { to, via: Some(via), .. }, .. } => {
+                write!(f, "adding route {to} via {via} on interface {index}")
+            }
+            Self::Route { index, route, .. } => {
+                write!(f, "adding route {} on interface {index}", route.to)
+            }
+        }
+    }
 }
 
 /// The requests for `interfaces`, and those interfaces for which there is no link, by key.
@@ -162,6 +181,21 @@ mod tests {
         let off = requests.iter().position(|r| *r == off).unwrap();
         let up = requests.iter().position(|r| matches!(r, Request::Up { .. })).unwrap();
         assert!(off < up);
+    }
+
+    #[test]
+    fn requests_say_what_they_are() {
+        let (requests, _) = plan(&[interface("a", 8)], &[link(2, 8)]);
+        let said: Vec<String> = requests.iter().map(ToString::to_string).collect();
+        assert_eq!(said[0], "setting ipv6/conf/eth2/accept_ra to 0");
+        assert_eq!(
+            said[4..],
+            [
+                "switching interface 2 on",
+                "adding address 10.1.2.3/24 to interface 2",
+                "adding route 0.0.0.0/0 via 10.1.2.1 on interface 2",
+            ]
+        );
     }
 
     #[test]
