@@ -310,6 +310,9 @@ fn a_killed_runner_leaves_nothing_behind() {
     runner.kill().unwrap();
     runner.wait().unwrap();
     wait(10 * SECOND, "QEMU to end", || processes(&title) == 0);
+    let cache = boot_image::Cache::from_env().unwrap();
+    let logs = cache.root().join(format!("lab-logs/boot-{}-0", runner.id()));
+    std::fs::remove_dir_all(&logs).unwrap();
 
     // Its folder goes with the next lab, once it is a few seconds old.
     let folders = || {
