@@ -5,6 +5,7 @@
 //! is missed. *Counted* rows (bytes, memory, system calls, instructions) repeat, have hard limits,
 //! and `--check` runs only those and exits 1 when one is missed.
 
+mod disk;
 mod flist;
 mod process;
 mod table;

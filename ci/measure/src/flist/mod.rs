@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 
+use crate::disk::Disk;
 use crate::process::{self, Daemon};
 use crate::table::{Goal, Row, Table};
 
@@ -16,11 +17,8 @@ pub(crate) use counted::counted;
 
 /// Ratios to squashfs and erofs, on a tree of this machine's own `/usr`.
 pub(crate) fn timed(rounds: u32) -> anyhow::Result<Table> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("the peers are mounted by loop devices, which needs root");
-    }
-    let folder = tempfile::Builder::new().prefix("bench-flist-").tempdir()?;
-    let mut bench = Bench::on(folder.path(), tree::copy_of_usr)?;
+    let disk = Disk::new()?;
+    let mut bench = Bench::on(&disk.path(), tree::copy_of_usr)?;
     let mut table = Table::default();
     bench.pack(rounds, &mut table)?;
     bench.mounts(rounds, &mut table)?;
