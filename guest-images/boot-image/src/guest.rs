@@ -34,7 +34,7 @@ use thiserror::Error;
 use crate::cache::{CacheError, write_whole};
 use crate::initramfs::{Initramfs, InitramfsError};
 use crate::kernel::{FetchError, KernelPackage};
-use crate::modules::{ModuleError, ModuleTree};
+use crate::modules::{ModuleError, ModuleTree, without_signature};
 
 /// What to build.
 #[derive(Debug)]
@@ -199,21 +199,6 @@ fn add_modules(
     image.file(groups_path, 0o644, groups.to_string())?;
     Ok(groups)
 }
-
-/// A module without the signature that Debian's build appended (`kernel/module_signature.h`: the
-/// signature, 12 bytes whose last 4 are its length in big-endian, the magic).
-///
-/// Checking it costs the guest 11 million instructions a module, more than all else about loading
-/// it, and protects nothing: whoever could change the initramfs could change the kernel beside it.
-/// The kernel takes unsigned modules and notes it in its taint flags.
-fn without_signature(module: &[u8]) -> &[u8] {
-    let Some(signed) = module.strip_suffix(SIGNATURE_MAGIC) else { return module };
-    let Some((rest, length)) = signed.split_last_chunk::<4>() else { return module };
-    let size = 8usize.saturating_add(u32::from_be_bytes(*length) as usize);
-    rest.len().checked_sub(size).and_then(|end| rest.get(..end)).unwrap_or(module)
-}
-
-const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
 
 /// One file system to copy onto blank disks.
 struct TemplateSpec {
@@ -438,19 +423,6 @@ mod tests {
             assert_eq!((superblock.uuid, superblock.label.as_str()), ([5; 16], "vol"));
             assert_eq!(superblock.size(), spec.size_mib << 20);
         }
-    }
-
-    #[test]
-    fn signatures_are_cut_off_whole() {
-        let signed = |length: u32| {
-            [b"code", &b"sig"[..], &[2; 8], &length.to_be_bytes(), SIGNATURE_MAGIC].concat()
-        };
-        assert_eq!(without_signature(&signed(3)), b"code");
-        assert_eq!(without_signature(b"code"), b"code");
-        for lie in [8, u32::MAX] {
-            assert_eq!(without_signature(&signed(lie)), signed(lie));
-        }
-        assert_eq!(without_signature(SIGNATURE_MAGIC), SIGNATURE_MAGIC);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::modules::{ModuleError, ModuleTree};
+use crate::modules::{ModuleError, ModuleTree, without_signature};
 
 /// Where [`Initramfs::modules`] writes the load order, relative to the root.
 pub const MODULE_ORDER_PATH: &str = "lib/modules/load-order";
@@ -133,6 +133,9 @@ impl Initramfs {
     /// Adds `wanted` modules with everything they need, and appends them to the load order.
     /// May be called again with more; what is there already is not loaded twice.
     ///
+    /// Their signatures are left out, which makes loading them cheap; see
+    /// [`without_signature`].
+    ///
     /// # Errors
     ///
     /// [`InitramfsError::Module`] for an unknown module, [`InitramfsError::Read`] for one that
@@ -148,7 +151,8 @@ impl Initramfs {
             if self.entries.contains_key(&path) {
                 continue;
             }
-            self.host_file(&path, 0o644, &step.path)?;
+            let module = read(&step.path)?;
+            self.file(&path, 0o644, without_signature(&module))?;
             self.module_order += format!("/{path} {}", step.params).trim_end();
             self.module_order += "\n";
         }
@@ -231,6 +235,10 @@ impl Initramfs {
         }
         Ok(())
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, InitramfsError> {
+    fs::read(path).map_err(|source| InitramfsError::Read { path: path.to_path_buf(), source })
 }
 
 impl Entry {
