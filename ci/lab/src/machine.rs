@@ -42,7 +42,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// As [`Running::wait`]. That the command fails or times out is no error here; see
+    /// As [`crate::Running::wait`]. That the command fails or times out is no error here; see
     /// [`Output::success`].
     pub fn run(&self, argv: &[&str]) -> Result<Output, LabError> {
         self.command(argv).run()
@@ -226,11 +226,12 @@ impl Machine {
         self.process.kill();
     }
 
-    /// Presses the reset button, and waits for the agent. Needs [`MachineBuilder::may_reboot`].
+    /// Presses the reset button, and waits for the agent. Needs
+    /// [`crate::MachineBuilder::may_reboot`].
     ///
     /// # Errors
     ///
-    /// As [`MachineBuilder::boot`].
+    /// As [`crate::MachineBuilder::boot`].
     pub fn reset(&self, timeout: Duration) -> Result<(), LabError> {
         self.qmp("system_reset", &json!({}))?;
         self.process.link()?.reset();
@@ -242,7 +243,7 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// As [`MachineBuilder::boot`].
+    /// As [`crate::MachineBuilder::boot`].
     pub fn wait_ready(&self, timeout: Duration) -> Result<(), LabError> {
         let ready = self.process.link()?.wait_ready(self.process.patience(timeout));
         let tsc = ready.map_err(|error| self.process.link_error(error, "answer from the agent"))?;
