@@ -31,7 +31,7 @@ const PLAINTEXT_SIZE_MAX: usize = BLOCK_SIZE as usize;
 pub struct Codec {
     encoder: snap::raw::Encoder,
     decoder: snap::raw::Decoder,
-    /// Of [`PLAINTEXT_SIZE_MAX`] once used, whatever the size of the last block: growing and
+    /// As long as the longest plaintext so far, whatever the size of the last one: growing and
     /// shrinking would clear it each time.
     plaintext: Vec<u8>,
     /// One for each block of the largest batch so far, of [`STORED_SIZE_MAX`] each.
@@ -141,7 +141,9 @@ impl Codec {
         if size > PLAINTEXT_SIZE_MAX {
             return Err(DecodeError::Decompress(block.id));
         }
-        self.plaintext.resize(PLAINTEXT_SIZE_MAX, 0);
+        if self.plaintext.len() < size {
+            self.plaintext.resize(size, 0);
+        }
         let plaintext = &mut self.plaintext[..size];
         self.decoder
             .decompress(compressed, plaintext)
