@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use boot_image::kernel::FetchError;
 use boot_image::guest::{self, Recipe};
+use boot_image::kernel::FetchError;
 use boot_image::{Cache, Flavour, Initramfs, KernelPackage, cache, vmlinux};
 use clap::{Args, Parser, Subcommand};
 

@@ -5,8 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use flist::format::fl::{self, Secrets};
 use flist::format::Image;
+use flist::format::fl::{self, Secrets};
 use flist::pack::{PackOptions, pack};
 use flist::scan::{ScanOptions, scan};
 use flist::store::route::{StoreOptions, Stores};
@@ -79,7 +79,10 @@ impl PackArguments {
             let path = path.canonicalize().unwrap_or(path);
             let Ok(inside) = path.strip_prefix(&directory) else { continue };
             if !inside.ancestors().any(|path| options.exclude.contains(path)) {
-                bail!("{}: a store inside the directory that is packed; move it or --exclude it", route.url);
+                bail!(
+                    "{}: a store inside the directory that is packed; move it or --exclude it",
+                    route.url
+                );
             }
         }
         Ok(())

@@ -41,7 +41,8 @@ pub(crate) fn differences(expected: &Path, found: &Path) -> Vec<String> {
         };
         if expected_entry != found_entry {
             let shown = path.display();
-            differences.push(format!("{shown}: expected {expected_entry:?}, found {found_entry:?}"));
+            differences
+                .push(format!("{shown}: expected {expected_entry:?}, found {found_entry:?}"));
         } else if found_entry.mode & 0o170_000 == 0o100_000
             && fs::read(expected.join(path)).unwrap() != fs::read(found.join(path)).unwrap()
         {
