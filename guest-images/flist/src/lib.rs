@@ -9,7 +9,7 @@
 //! | [`block`] | one block: compress, encrypt, decrypt, verify |
 //! | [`cache`] | verified blocks of all images of a node, on its disk |
 //! | [`cached`] | the daemon that serves them to a node's VMMs |
-//! | [`format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
+//! | [`mod@format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
 //! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
 //! | [`hub`] | publishing images |
 //! | [`oci`] | OCI and Docker images, from files and registries, as a tree |

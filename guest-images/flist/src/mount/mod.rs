@@ -6,7 +6,7 @@
 //!
 //! Each worker reads a request, has it answered in its own buffer and writes the reply. A worker that
 //! waits for a block holds up nobody but its own caller: whenever the last idle worker takes a request,
-//! another one is started, up to [`WORKER_COUNT_MAX`]; those beyond [`IDLE_COUNT_MAX`] leave when they
+//! another one is started, up to [`WORKER_COUNT_MAX`]; those beyond `IDLE_COUNT_MAX` leave when they
 //! have nothing to do. The mount ends when [`Mount::unmount`] is called, when the [`Mount`] is dropped,
 //! or when somebody else unmounts it; the kernel then answers `ENODEV` and the workers leave.
 //!
