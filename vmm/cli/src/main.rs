@@ -1,0 +1,3 @@
+//! The `vmm` command.
+
+fn main() {}

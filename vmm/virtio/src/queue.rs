@@ -1,0 +1,528 @@
+//! A virtqueue as a device uses it: chains come out checked, used buffers go back in batches.
+//!
+//! The ring itself is rust-vmm's `virtio-queue`. What is added here is strictness and economy:
+//!
+//! - a [`Chain`] is read from the descriptor table once, into memory that the guest cannot change,
+//!   and every rule is checked on the way: loops, indexes outside the table, indirect tables in
+//!   indirect tables, device-writable before device-readable, buffers outside guest memory;
+//! - a batch of used buffers costs at most one interrupt, none if the driver does not want it
+//!   (`VIRTIO_F_EVENT_IDX`, virtio 1.3 §2.7.10).
+//!
+//! How a unit serves a kick: [`Queue::pop`] until there is nothing, [`Queue::push`] for what is
+//! done, [`Queue::notify`] once, and [`Queue::rearm`] before it goes back to waiting; if that says
+//! there is more, it goes round again.
+
+use std::sync::Arc;
+
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::{Memory, SharedMemory};
+use crate::{Interrupt, UnitError};
+
+/// One virtqueue, set up by a driver.
+pub struct Queue {
+    index: u16,
+    ring: virtio_queue::Queue,
+    memory: SharedMemory,
+    kick: EventFd,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+/// One buffer of a chain, within guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins.
+    pub address: GuestAddress,
+    /// Its size in bytes; never 0.
+    pub size: u32,
+}
+
+/// A request of the driver: what the device may read, then what it may write.
+///
+/// Kept from one [`Queue::pop`] to the next, so that a busy queue allocates nothing.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    segments: Vec<Segment>,
+    readable_count: usize,
+    readable_size: u32,
+    writable_size: u32,
+}
+
+/// Which rule of the ring a guest broke (virtio 1.3 §2.7).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The ring itself cannot be used.
+    #[error("{0}")]
+    Ring(String),
+    /// A chain does not end within the queue's size, or leads out of its table.
+    #[error("descriptor chain {head} does not end")]
+    Endless {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A chain has no buffer, or an indirect table that makes no sense.
+    #[error("descriptor chain {head} is empty or its indirect table is invalid")]
+    Empty {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A buffer that the device may read follows one that it may write.
+    #[error("descriptor chain {head} has a readable buffer after a writable one")]
+    Order {
+        /// Its first descriptor.
+        head: u16,
+    },
+    /// A buffer does not lie in guest memory.
+    #[error("descriptor chain {head}: {size} bytes at {address:#x} are outside guest memory")]
+    Outside {
+        /// Its first descriptor.
+        head: u16,
+        /// Where the buffer begins.
+        address: u64,
+        /// How long it claims to be.
+        size: u32,
+    },
+    /// The chain is shorter than what it must carry.
+    #[error("descriptor chain {head}: {what} needs {wanted} bytes, it has {found}")]
+    Short {
+        /// Its first descriptor.
+        head: u16,
+        /// What should have been there.
+        what: &'static str,
+        /// Its size.
+        wanted: u32,
+        /// What is there.
+        found: u32,
+    },
+}
+
+impl Queue {
+    /// Puts together a queue whose ring has been set up and checked by the transport.
+    #[must_use]
+    pub fn new(
+        index: u16,
+        ring: virtio_queue::Queue,
+        memory: SharedMemory,
+        kick: EventFd,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Self {
+        Self { index, ring, memory, kick, interrupt }
+    }
+
+    /// Its index among the device's queues.
+    #[must_use]
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Becomes readable when the driver kicks.
+    #[must_use]
+    pub const fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub const fn memory(&self) -> &SharedMemory {
+        &self.memory
+    }
+
+    /// The size that the driver chose.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Gives the ring back, with its place in both directions.
+    #[must_use]
+    pub fn into_ring(self) -> virtio_queue::Queue {
+        self.ring
+    }
+
+    /// Takes the next chain into `chain`; false if there is none.
+    ///
+    /// # Errors
+    /// [`UnitError::Queue`] when the driver broke a rule. The queue cannot be used any more.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, UnitError> {
+        let index = self.index;
+        self.try_pop(chain).map_err(|source| UnitError::Queue { index, source })
+    }
+
+    /// Puts back the chain that was popped last, for which there is no room or budget now.
+    pub fn unpop(&mut self) {
+        self.ring.go_to_previous_position();
+    }
+
+    /// Gives the chain that begins at `head` back, with `written` bytes written into it.
+    ///
+    /// # Errors
+    /// [`UnitError::Queue`] when the used ring cannot be written.
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), UnitError> {
+        let result = self.ring.add_used(&*self.memory, head, written);
+        result.map_err(|error| self.ring_error(&error))
+    }
+
+    /// Interrupts the driver if it wants to know about what was pushed since the last call.
+    ///
+    /// # Errors
+    /// [`UnitError::Queue`] when the ring cannot be read.
+    pub fn notify(&mut self) -> Result<(), UnitError> {
+        let wanted = self.ring.needs_notification(&*self.memory);
+        if wanted.map_err(|error| self.ring_error(&error))? {
+            self.interrupt.queue(self.index);
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to kick for its next chain. True if one came meanwhile, for which no kick
+    /// will come: the caller goes round again.
+    ///
+    /// # Errors
+    /// [`UnitError::Queue`] when the ring cannot be read.
+    pub fn rearm(&mut self) -> Result<bool, UnitError> {
+        let more = self.ring.enable_notification(&*self.memory);
+        more.map_err(|error| self.ring_error(&error))
+    }
+
+    /// Tells the driver that kicks are a waste for now.
+    ///
+    /// # Errors
+    /// [`UnitError::Queue`] when the ring cannot be written.
+    pub fn disarm(&mut self) -> Result<(), UnitError> {
+        let result = self.ring.disable_notification(&*self.memory);
+        result.map_err(|error| self.ring_error(&error))
+    }
+
+    fn try_pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        let memory: &Memory = &self.memory;
+        let mut available = self.ring.iter(memory).map_err(|e| QueueError::Ring(e.to_string()))?;
+        let Some(descriptors) = available.next() else { return Ok(false) };
+        chain.clear(descriptors.head_index());
+        let head = chain.head;
+        let mut has_next = true;
+        for descriptor in descriptors {
+            has_next = descriptor.has_next();
+            chain.add(memory, descriptor.addr(), descriptor.len(), descriptor.is_write_only())?;
+        }
+        if chain.segments.is_empty() {
+            return Err(QueueError::Empty { head });
+        }
+        // The iterator ends early, and in silence, where a chain breaks off.
+        if has_next {
+            return Err(QueueError::Endless { head });
+        }
+        Ok(true)
+    }
+
+    fn ring_error(&self, error: &virtio_queue::Error) -> UnitError {
+        let source = QueueError::Ring(error.to_string());
+        UnitError::Queue { index: self.index, source }
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("index", &self.index)
+            .field("ring", &self.ring)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Chain {
+    /// A chain with nothing in it, to be filled by [`Queue::pop`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Its first descriptor: how the driver knows it.
+    #[must_use]
+    pub const fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// What the device may read.
+    #[must_use]
+    pub fn readable<'a>(&'a self, memory: &'a Memory) -> Buffers<'a> {
+        Buffers { head: self.head, segments: &self.segments[..self.readable_count], memory }
+    }
+
+    /// What the device may write.
+    #[must_use]
+    pub fn writable<'a>(&'a self, memory: &'a Memory) -> Buffers<'a> {
+        Buffers { head: self.head, segments: &self.segments[self.readable_count..], memory }
+    }
+
+    /// How many bytes the device may read.
+    #[must_use]
+    pub const fn readable_size(&self) -> u32 {
+        self.readable_size
+    }
+
+    /// How many bytes the device may write.
+    #[must_use]
+    pub const fn writable_size(&self) -> u32 {
+        self.writable_size
+    }
+
+    fn clear(&mut self, head: u16) {
+        self.head = head;
+        self.segments.clear();
+        self.readable_count = 0;
+        self.readable_size = 0;
+        self.writable_size = 0;
+    }
+
+    fn add(
+        &mut self,
+        memory: &Memory,
+        address: GuestAddress,
+        size: u32,
+        is_writable: bool,
+    ) -> Result<(), QueueError> {
+        let head = self.head;
+        if size == 0 {
+            // Of no use to anybody; a chain of nothing else is an empty one.
+            return Ok(());
+        }
+        let total = if is_writable { &mut self.writable_size } else { &mut self.readable_size };
+        *total = total.checked_add(size).ok_or(QueueError::Endless { head })?;
+        if !is_writable && self.segments.len() > self.readable_count {
+            return Err(QueueError::Order { head });
+        }
+        // Within one region: memory that is contiguous for the guest is for us.
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
+        if memory.get_slice(address, length).is_err() {
+            return Err(QueueError::Outside { head, address: address.0, size });
+        }
+        self.segments.push(Segment { address, size });
+        self.readable_count += usize::from(!is_writable);
+        Ok(())
+    }
+}
+
+/// One direction of a chain: a sequence of bytes in guest memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers<'a> {
+    head: u16,
+    segments: &'a [Segment],
+    memory: &'a Memory,
+}
+
+impl<'a> Buffers<'a> {
+    /// Its pieces, in order.
+    #[must_use]
+    pub const fn segments(&self) -> &'a [Segment] {
+        self.segments
+    }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.segments.iter().map(|segment| segment.size).sum()
+    }
+
+    /// Its pieces as they lie in this process, from byte `skip` on, `size` bytes at most.
+    pub fn slices(
+        &self,
+        skip: u32,
+        size: u32,
+    ) -> impl Iterator<Item = VolatileSlice<'a>> + use<'a> {
+        let memory = self.memory;
+        let (mut skip, mut left) = (skip, size);
+        self.segments.iter().filter_map(move |segment| {
+            let skipped = skip.min(segment.size);
+            skip -= skipped;
+            let size = (segment.size - skipped).min(left);
+            left -= size;
+            if size == 0 {
+                return None;
+            }
+            let address = GuestAddress(segment.address.0 + u64::from(skipped));
+            // Checked when the chain was popped, and guest memory never shrinks.
+            memory.get_slice(address, usize::try_from(size).ok()?).ok()
+        })
+    }
+
+    /// Copies out all of `into`, from byte `skip` on. `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there is not as much.
+    pub fn read(&self, skip: u32, into: &mut [u8], what: &'static str) -> Result<(), QueueError> {
+        let wanted = u32::try_from(into.len()).unwrap_or(u32::MAX);
+        self.check(skip, wanted, what)?;
+        let mut done = 0;
+        for slice in self.slices(skip, wanted) {
+            let end = done + slice.len();
+            slice.copy_to(&mut into[done..end]);
+            done = end;
+        }
+        Ok(())
+    }
+
+    /// Copies in all of `from`, from byte `skip` on. `what` names it in the error.
+    ///
+    /// # Errors
+    /// [`QueueError::Short`] when there is no room for it.
+    pub fn write(&self, skip: u32, from: &[u8], what: &'static str) -> Result<(), QueueError> {
+        let wanted = u32::try_from(from.len()).unwrap_or(u32::MAX);
+        self.check(skip, wanted, what)?;
+        let mut done = 0;
+        for slice in self.slices(skip, wanted) {
+            let end = done + slice.len();
+            slice.copy_from(&from[done..end]);
+            done = end;
+        }
+        Ok(())
+    }
+
+    fn check(&self, skip: u32, wanted: u32, what: &'static str) -> Result<(), QueueError> {
+        let found = self.size().saturating_sub(skip);
+        if found < wanted {
+            return Err(QueueError::Short { head: self.head, what, wanted, found });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, Buffer, Driver, INDIRECT, Interrupts, NEXT, WRITE};
+
+    fn rig(size: u16, has_event_idx: bool) -> (Driver, Queue, Arc<Interrupts>) {
+        let memory = testing::memory(2 << 20);
+        let interrupts = Arc::new(Interrupts::default());
+        let interrupt = Arc::clone(&interrupts) as Arc<dyn Interrupt>;
+        let (driver, queue) = Driver::new(&memory, 0, 0, size, has_event_idx, interrupt);
+        (driver, queue, interrupts)
+    }
+
+    fn refused(queue: &mut Queue) -> QueueError {
+        match queue.pop(&mut Chain::new()) {
+            Err(UnitError::Queue { index: 0, source }) => source,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_chain_comes_out_as_it_was_put_in() {
+        let (mut driver, mut queue, interrupts) = rig(8, false);
+        let mut chain = Chain::new();
+        assert!(!queue.pop(&mut chain).unwrap());
+        let buffers =
+            [Buffer::Readable(b"head".into()), Buffer::Readable(b"er".into()), Buffer::Writable(5)];
+        let (head, addresses) = driver.add(&buffers);
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!((chain.head(), chain.readable_size(), chain.writable_size()), (head, 6, 5));
+        let memory = Arc::clone(queue.memory());
+        let mut bytes = [0; 4];
+        chain.readable(&memory).read(2, &mut bytes, "a header").unwrap();
+        assert_eq!(&bytes, b"ader");
+        chain.writable(&memory).write(1, b"data", "a reply").unwrap();
+        assert_eq!(driver.read(addresses[2], 5), b"\0data");
+        let short = chain.writable(&memory).write(2, b"data", "a reply");
+        let error = QueueError::Short { head, what: "a reply", wanted: 4, found: 3 };
+        assert_eq!(short, Err(error));
+        queue.push(head, 5).unwrap();
+        queue.notify().unwrap();
+        assert_eq!(driver.take_used(), Some((head, 5)));
+        assert_eq!(interrupts.take(), [0]);
+    }
+
+    /// virtio 1.3 §2.7.7.1: interrupts only when `used_event` was passed.
+    #[test]
+    fn a_batch_costs_one_interrupt_or_none() {
+        let (mut driver, mut queue, interrupts) = rig(8, true);
+        let mut chain = Chain::new();
+        driver.set_used_event(2);
+        for _ in 0..3 {
+            driver.add(&[Buffer::Writable(4)]);
+        }
+        for pushed in 0..3 {
+            assert!(queue.pop(&mut chain).unwrap());
+            queue.push(chain.head(), 0).unwrap();
+            queue.notify().unwrap();
+            let expected: &[u16] = if pushed == 2 { &[0] } else { &[] };
+            assert_eq!(interrupts.take(), expected, "after {pushed}");
+        }
+        assert!(!queue.rearm().unwrap());
+        driver.add(&[Buffer::Writable(4)]);
+        assert!(queue.rearm().unwrap());
+    }
+
+    #[test]
+    fn a_chain_that_was_put_back_comes_again() {
+        let (mut driver, mut queue, _) = rig(8, false);
+        let mut chain = Chain::new();
+        let (first, _) = driver.add(&[Buffer::Writable(4)]);
+        driver.add(&[Buffer::Writable(4)]);
+        assert!(queue.pop(&mut chain).unwrap());
+        queue.unpop();
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!(chain.head(), first);
+    }
+
+    #[test]
+    fn loops_and_chains_that_lead_nowhere_are_refused() {
+        let (mut driver, mut queue, _) = rig(4, false);
+        driver.descriptor(0, 0x4_0000, 16, NEXT, 1);
+        driver.descriptor(1, 0x4_0000, 16, NEXT, 0);
+        driver.offer(0);
+        assert_eq!(refused(&mut queue), QueueError::Endless { head: 0 });
+        driver.descriptor(2, 0x4_0000, 16, NEXT, 77);
+        driver.offer(2);
+        assert_eq!(refused(&mut queue), QueueError::Endless { head: 2 });
+        driver.offer(77);
+        assert_eq!(refused(&mut queue), QueueError::Empty { head: 77 });
+        driver.descriptor(3, 0x4_0000, 0, 0, 0);
+        driver.offer(3);
+        assert_eq!(refused(&mut queue), QueueError::Empty { head: 3 });
+    }
+
+    #[test]
+    fn buffers_outside_memory_and_out_of_order_are_refused() {
+        let (mut driver, mut queue, _) = rig(4, false);
+        for (address, size) in [(2 << 20, 1), ((2 << 20) - 1, 2), (u64::MAX, 2), (0, u32::MAX)] {
+            driver.descriptor(0, address, size, WRITE, 0);
+            driver.offer(0);
+            assert_eq!(refused(&mut queue), QueueError::Outside { head: 0, address, size });
+        }
+        driver.descriptor(0, 0x4_0000, 16, NEXT | WRITE, 1);
+        driver.descriptor(1, 0x4_0000, 16, 0, 0);
+        driver.offer(0);
+        assert_eq!(refused(&mut queue), QueueError::Order { head: 0 });
+    }
+
+    #[test]
+    fn indirect_tables_work_once() {
+        let (mut driver, mut queue, _) = rig(4, false);
+        let table = driver.allocate(48);
+        for (i, flags) in [(0, NEXT), (1, NEXT | WRITE), (2, WRITE)] {
+            let next = u16::try_from(i + 1).unwrap();
+            driver.descriptor_at(table + i * 16, 0x5_0000, 8, flags, next);
+        }
+        driver.descriptor(0, table, 48, INDIRECT, 0);
+        driver.offer(0);
+        let mut chain = Chain::new();
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!((chain.readable_size(), chain.writable_size()), (8, 16));
+        driver.descriptor_at(table, table, 16, INDIRECT, 0);
+        driver.offer(0);
+        assert_eq!(refused(&mut queue), QueueError::Empty { head: 0 });
+        driver.descriptor(0, table, 47, INDIRECT, 0);
+        driver.offer(0);
+        assert_eq!(refused(&mut queue), QueueError::Empty { head: 0 });
+    }
+
+    #[test]
+    fn an_available_index_far_ahead_is_refused() {
+        let (mut driver, mut queue, _) = rig(4, false);
+        driver.set_available(5);
+        assert!(matches!(refused(&mut queue), QueueError::Ring(_)));
+    }
+}
