@@ -1,1 +1,3 @@
 //! A virtual machine on KVM.
+
+pub mod api;
