@@ -10,6 +10,11 @@ use crate::devices::{DiskSpec, FsSpec, NetSpec, OutputSpec};
 use crate::spec::{JailSpec, VmSpec};
 use crate::{Flags, SpecError, VerifiedSpec, nearest};
 
+/// The file of a snapshot's directory with the machine's state.
+pub const STATE_FILE: &str = "state";
+/// The file of a snapshot's directory with the guest's memory.
+pub const MEMORY_FILE: &str = "memory";
+
 /// How to start from a snapshot.
 #[derive(Clone, Debug)]
 pub struct RestoreSpec {

@@ -1,0 +1,268 @@
+//! What the facts mean for VMs.
+
+use serde::Serialize;
+use vmm_spec::Size;
+
+use super::facts::Facts;
+use super::kvm::KvmProblem;
+
+/// Less than this leaves no room for a VM of the default size.
+const MEMORY_AVAILABLE_MIN: u64 = 512 << 20;
+
+/// One thing that VMs want of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    pub(super) what: &'static str,
+    pub(super) verdict: Verdict,
+    pub(super) text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hint: Option<String>,
+}
+
+/// Whether they get it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    /// Yes.
+    Ok,
+    /// VMs run without it, but slower, or with less.
+    Limited,
+    /// No VM runs without it.
+    Missing,
+}
+
+/// Judges a host.
+pub(super) fn assess(facts: &Facts) -> Vec<Finding> {
+    vec![
+        kvm(facts),
+        huge_pages(facts),
+        memory(facts),
+        io_uring(facts),
+        tun(facts),
+        namespaces(facts),
+        landlock(facts),
+        cgroup(facts),
+    ]
+}
+
+fn ok(what: &'static str, text: impl Into<String>) -> Finding {
+    Finding { what, verdict: Verdict::Ok, text: text.into(), hint: None }
+}
+
+fn limited(what: &'static str, text: impl Into<String>, hint: &str) -> Finding {
+    Finding { what, verdict: Verdict::Limited, text: text.into(), hint: Some(hint.to_owned()) }
+}
+
+fn kvm(facts: &Facts) -> Finding {
+    match (&facts.kvm, facts.virtualization) {
+        (Ok(()), Some(flag)) => ok("kvm", format!("works, by the processor's {flag}")),
+        (Ok(()), None) => limited(
+            "kvm",
+            "works, but the processor shows no virtualization: guests are probably emulated, and slow",
+            "for ordinary kernels, use a host with vmx or svm in /proc/cpuinfo, or the lab: \
+             `ci/test lab` in the source tree",
+        ),
+        (Err(state), _) => {
+            let problem = KvmProblem::new(state.clone(), facts);
+            Finding {
+                what: "kvm",
+                verdict: Verdict::Missing,
+                text: problem.to_string(),
+                hint: Some(problem.hint()),
+            }
+        }
+    }
+}
+
+fn huge_pages(facts: &Facts) -> Finding {
+    match facts.transparent_huge_pages.as_deref() {
+        Some(mode @ ("always" | "madvise")) => {
+            ok("huge pages", format!("transparent ones are given ({mode})"))
+        }
+        Some(mode) => limited(
+            "huge pages",
+            format!("transparent ones are not given ({mode}): guests start slower and run slower"),
+            "`echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled`",
+        ),
+        None => limited(
+            "huge pages",
+            "this kernel has no transparent ones: guests start slower and run slower",
+            "use a kernel with CONFIG_TRANSPARENT_HUGEPAGE",
+        ),
+    }
+}
+
+fn memory(facts: &Facts) -> Finding {
+    let Some(available) = facts.memory_available else {
+        return ok("memory", "unknown: /proc/meminfo does not say");
+    };
+    let text = format!("{} available", Size::from_mib(available >> 20));
+    if available < MEMORY_AVAILABLE_MIN {
+        let hint = "a VM of the default size wants 256M and a little";
+        return limited("memory", text, hint);
+    }
+    ok("memory", text)
+}
+
+fn io_uring(facts: &Facts) -> Finding {
+    match facts.io_uring_disabled {
+        None | Some(0) => ok("io_uring", "is there, for disks"),
+        Some(level) => limited(
+            "io_uring",
+            format!("is switched off (kernel.io_uring_disabled = {level}): disks need it"),
+            "`sudo sysctl kernel.io_uring_disabled=0`",
+        ),
+    }
+}
+
+fn tun(facts: &Facts) -> Finding {
+    if facts.has_tun {
+        return ok("tap", "/dev/net/tun can be opened, for network cards");
+    }
+    limited(
+        "tap",
+        "/dev/net/tun can't be opened: no network cards by --net tap=",
+        "`sudo modprobe tun`, and the right to open it; or pass open taps: --net fd=",
+    )
+}
+
+fn namespaces(facts: &Facts) -> Finding {
+    match facts.user_namespaces {
+        Some(0) | None => limited(
+            "namespaces",
+            "users may make none: the jail works for root alone",
+            "`sudo sysctl user.max_user_namespaces=10000`",
+        ),
+        Some(_) => ok("namespaces", "users may make them, for the jail"),
+    }
+}
+
+fn landlock(facts: &Facts) -> Finding {
+    let modules = facts.security_modules.as_deref().unwrap_or_default();
+    if modules.trim().split(',').any(|module| module == "landlock") {
+        return ok("landlock", "is there, for the jail");
+    }
+    limited(
+        "landlock",
+        "is not in the kernel's list of security modules: the jail has one wall less",
+        "boot with landlock in `lsm=`, on Linux 5.13 or later",
+    )
+}
+
+fn cgroup(facts: &Facts) -> Finding {
+    match facts.cgroup_controllers.as_deref().map(str::trim) {
+        Some(controllers) if !controllers.is_empty() => {
+            ok("cgroup", format!("version 2, with {controllers}"))
+        }
+        Some(_) => limited(
+            "cgroup",
+            "version 2 has no controllers here: VMs can't be limited from outside",
+            "boot with `cgroup_no_v1=all`",
+        ),
+        None => limited(
+            "cgroup",
+            "version 2 is not mounted at /sys/fs/cgroup: --jail cgroup= can't be used",
+            "boot with `systemd.unified_cgroup_hierarchy=1`, or mount it",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::super::kvm::KvmState;
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            kvm: Ok(()),
+            virtualization: Some("vmx"),
+            is_guest: false,
+            transparent_huge_pages: Some("madvise".to_owned()),
+            memory_available: Some(8 << 30),
+            io_uring_disabled: Some(0),
+            has_tun: true,
+            user_namespaces: Some(1000),
+            security_modules: Some("capability,landlock\n".to_owned()),
+            cgroup_controllers: Some("cpu memory\n".to_owned()),
+        }
+    }
+
+    fn kvm_finding(kvm: Result<(), KvmState>, change: impl FnOnce(&mut Facts)) -> Finding {
+        let mut facts = Facts { kvm, ..good() };
+        change(&mut facts);
+        assess(&facts).remove(0)
+    }
+
+    #[test]
+    fn a_good_host_has_it_all() {
+        let findings = assess(&good());
+        assert!(
+            findings.iter().all(|f| f.verdict == Verdict::Ok && f.hint.is_none()),
+            "{findings:?}"
+        );
+    }
+
+    #[test]
+    fn kvm_problems_say_what_is_in_the_way() {
+        let cases = [
+            (
+                kvm_finding(Err(KvmState::Absent), |_| ()),
+                "though the processor has vmx",
+                "kvm_intel",
+            ),
+            (
+                kvm_finding(Err(KvmState::Absent), |facts| facts.virtualization = Some("svm")),
+                "though the processor has svm",
+                "kvm_amd",
+            ),
+            (
+                kvm_finding(Err(KvmState::Absent), |facts| {
+                    facts.virtualization = None;
+                    facts.is_guest = true;
+                }),
+                "this machine is itself a VM",
+                "nested virtualization",
+            ),
+            (
+                kvm_finding(Err(KvmState::Absent), |facts| facts.virtualization = None),
+                "switched off",
+                "firmware",
+            ),
+            (kvm_finding(Err(KvmState::Denied), |_| ()), "permission denied", "usermod"),
+            (
+                kvm_finding(Err(KvmState::Dead(Errno::NODEV)), |_| ()),
+                "no KVM behind it",
+                "modprobe",
+            ),
+            (kvm_finding(Err(KvmState::Version(11)), |_| ()), "version 11", "kernel"),
+            (kvm_finding(Err(KvmState::Lacking(vec!["X", "Y"])), |_| ()), "lacks X, Y", "newer"),
+        ];
+        for (finding, text, hint) in cases {
+            assert_eq!(finding.verdict, Verdict::Missing);
+            assert!(finding.text.contains(text), "{}", finding.text);
+            let given = finding.hint.unwrap();
+            assert!(given.contains(hint) && given.contains("ci/test lab"), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_is_less_is_said_to_be_less() {
+        let poor = Facts {
+            virtualization: None,
+            transparent_huge_pages: Some("never".to_owned()),
+            memory_available: Some(100 << 20),
+            io_uring_disabled: Some(2),
+            has_tun: false,
+            user_namespaces: Some(0),
+            security_modules: None,
+            cgroup_controllers: Some("\n".to_owned()),
+            ..good()
+        };
+        for finding in assess(&poor) {
+            assert_eq!(finding.verdict, Verdict::Limited, "{}", finding.what);
+            assert!(finding.hint.is_some(), "{}", finding.what);
+        }
+    }
+}

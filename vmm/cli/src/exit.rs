@@ -1,0 +1,53 @@
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused, 75 try again.
+
+use std::process::ExitCode;
+
+use vmm_spec::SpecError;
+
+use crate::check::KvmProblem;
+use crate::client::ClientError;
+
+pub(crate) const FAILED: u8 = 1;
+pub(crate) const USAGE: u8 = 2;
+pub(crate) const NOT_FOUND: u8 = 3;
+pub(crate) const REFUSED: u8 = 4;
+pub(crate) const TRY_AGAIN: u8 = 75;
+
+/// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("vmm: {error:#}");
+    let (code, hint) = classify(error);
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(code)
+}
+
+fn classify(error: &anyhow::Error) -> (u8, Option<String>) {
+    for cause in error.chain() {
+        if let Some(spec) = cause.downcast_ref::<SpecError>() {
+            return (USAGE, spec.hint());
+        }
+        if let Some(client) = cause.downcast_ref::<ClientError>() {
+            return (client.code(), client.hint());
+        }
+        if let Some(problem) = cause.downcast_ref::<KvmProblem>() {
+            return (FAILED, Some(problem.hint()));
+        }
+        if let Some(Usage(_)) = cause.downcast_ref::<Usage>() {
+            return (USAGE, None);
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                std::io::ErrorKind::NotFound => (NOT_FOUND, None),
+                _ => (FAILED, None),
+            };
+        }
+    }
+    (FAILED, None)
+}
+
+/// Something is wrong with the command line that clap can't see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);

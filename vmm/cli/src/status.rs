@@ -1,0 +1,69 @@
+//! `vmm status`: what a VM is and does.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use vmm_spec::OutputSpec;
+use vmm_spec::api::VmInfo;
+
+use crate::client::Client;
+use crate::output;
+
+/// Show what a VM is and does
+#[derive(Args)]
+pub(crate) struct StatusArguments {
+    /// The VM's API socket
+    socket: PathBuf,
+    /// Print JSON: the VmInfo of `GET /openapi.json`, with the description that can start the VM again
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &StatusArguments) -> anyhow::Result<()> {
+    let info = Client::new(&arguments.socket).info()?;
+    if arguments.json {
+        return output::print_json(&info);
+    }
+    Ok(output::print(&show(&info))?)
+}
+
+/// One line a fact; devices as the options that make them.
+fn show(info: &VmInfo) -> String {
+    let spec = &info.spec;
+    let uptime = output::duration(Duration::from_millis(info.uptime_ms));
+    let mut lines = vec![
+        ("state", info.state.name().to_owned()),
+        ("process", format!("{} (vmm {})", info.pid, info.vmm_version)),
+        ("uptime", format!("{uptime}, {} reboots, {} exits", info.reboots, info.exits)),
+        ("cpus", spec.cpus.count.to_string()),
+        ("memory", spec.memory.size.to_string()),
+    ];
+    if let Some(kernel) = &spec.kernel {
+        lines.push(("kernel", kernel.display().to_string()));
+    }
+    // Devices without an id of their own are known by their place.
+    for (index, disk) in spec.disks.iter().enumerate() {
+        let mut disk = disk.clone();
+        disk.id.get_or_insert_with(|| format!("disk{index}"));
+        lines.push(("disk", disk.to_options()));
+    }
+    for (index, net) in spec.nets.iter().enumerate() {
+        let mut net = net.clone();
+        net.id.get_or_insert_with(|| format!("net{index}"));
+        lines.push(("net", net.to_options()));
+    }
+    lines.extend(spec.fs.iter().map(|fs| ("fs", fs.to_options())));
+    lines.extend(spec.vsock.iter().map(|vsock| ("vsock", vsock.to_options())));
+    lines.extend(spec.balloon.iter().map(|balloon| ("balloon", balloon.to_options())));
+    for (name, output, pty) in
+        [("console", &spec.console, &info.console_pty), ("serial", &spec.serial, &info.serial_pty)]
+    {
+        match (output, pty) {
+            (OutputSpec::Off, _) => {}
+            (_, Some(pty)) => lines.push((name, format!("pty {}", pty.display()))),
+            (output, None) => lines.push((name, output.to_options())),
+        }
+    }
+    lines.iter().map(|(name, value)| format!("{name:9} {}\n", output::clean(value))).collect()
+}
