@@ -1,1 +1,4 @@
 //! A virtual machine on KVM.
+
+pub mod boot;
+pub mod memory;
