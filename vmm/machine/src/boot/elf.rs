@@ -1,0 +1,391 @@
+//! ELF kernels: Linux' `vmlinux`, and unikernels that say where PVH enters them.
+//!
+//! Only what a loader needs is read: the header, the program headers, the notes. Whatever comes
+//! from the file is checked here, so that others may add and compare without fear: every segment
+//! lies in the file, and its addresses do not wrap.
+//!
+//! # Which protocol
+//!
+//! A Linux kernel usually offers two ways in: the 64-bit boot protocol at the ELF entry point, and
+//! PVH at an address in a note. PVH makes Linux believe it may be on Xen and look for it, at the
+//! price of 250 exits, so it is taken only where there is no other: when the notes hold a PVH
+//! entry and nothing that Linux leaves there. Linux is known by any note in its own name (its
+//! build salt, since 4.19) or by Xen's note that names the guest's operating system.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::BootError;
+
+/// The most program headers that we look at. Linux has five.
+const SEGMENT_COUNT_MAX: u16 = 64;
+/// The most bytes of notes that we look at. Linux has a few hundred.
+const NOTES_SIZE_MAX: u64 = 64 << 10;
+
+const HEADER_SIZE: usize = 64;
+const PROGRAM_HEADER_SIZE: u16 = 56;
+
+/// A part of the file that belongs in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Its place in the file.
+    pub(super) offset: u64,
+    /// Its place in guest-physical memory.
+    pub(super) address: u64,
+    /// Bytes in the file.
+    pub(super) file_size: u64,
+    /// Bytes in memory, at least as many; zero beyond those of the file.
+    pub(super) memory_size: u64,
+    /// Whether the kernel means to write to it.
+    pub(super) is_writable: bool,
+}
+
+impl Segment {
+    /// The address behind its last.
+    pub(super) const fn end(&self) -> u64 {
+        self.address + self.memory_size
+    }
+}
+
+/// How an ELF kernel wants to be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ElfEntry {
+    /// By Linux' 64-bit boot protocol.
+    Linux64(u64),
+    /// By PVH, in 32-bit mode.
+    Pvh(u64),
+}
+
+/// What a loader needs to know of an ELF kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Elf {
+    pub(super) segments: Vec<Segment>,
+    pub(super) entry: ElfEntry,
+}
+
+impl Elf {
+    /// Whether the file begins as ELF files do.
+    pub(super) fn is_elf(start: &[u8]) -> bool {
+        start.starts_with(b"\x7fELF")
+    }
+
+    /// Reads what `file`, called `name`, says of itself.
+    pub(super) fn read(file: &File, name: &str) -> Result<Self, BootError> {
+        let reader = Reader { file, name, size: super::file_size(file, name)? };
+        let header = reader.bytes(0, HEADER_SIZE)?;
+        let (table, count) = reader.check_header(&header)?;
+        let entry = u64_at(&header, 24);
+        let mut segments = Vec::new();
+        let mut notes = Notes::default();
+        for index in 0..count {
+            let at = table.checked_add(u64::from(index) * u64::from(PROGRAM_HEADER_SIZE));
+            let at = at.ok_or_else(|| reader.refuse("program headers outside the file"))?;
+            let header = reader.bytes(at, usize::from(PROGRAM_HEADER_SIZE))?;
+            match u32_at(&header, 0) {
+                PT_LOAD if u64_at(&header, 40) > 0 => segments.push(reader.segment(&header)?),
+                PT_NOTE => notes.scan(&reader.notes(&header)?),
+                _ => {}
+            }
+        }
+        if segments.is_empty() {
+            return Err(reader.refuse("no segment to load"));
+        }
+        let entry = match notes {
+            Notes { is_linux: false, pvh_entry: Some(pvh) } => ElfEntry::Pvh(u64::from(pvh)),
+            _ => ElfEntry::Linux64(entry),
+        };
+        let (ElfEntry::Linux64(address) | ElfEntry::Pvh(address)) = entry;
+        if !segments.iter().any(|s| (s.address..s.end()).contains(&address)) {
+            return Err(reader.refuse("entry point outside all segments"));
+        }
+        Ok(Self { segments, entry })
+    }
+}
+
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const PF_W: u32 = 2;
+
+struct Reader<'a> {
+    file: &'a File,
+    name: &'a str,
+    size: u64,
+}
+
+impl Reader<'_> {
+    fn refuse(&self, rule: &'static str) -> BootError {
+        BootError::Image { name: self.name.to_owned(), rule }
+    }
+
+    fn bytes(&self, offset: u64, size: usize) -> Result<Vec<u8>, BootError> {
+        if offset.checked_add(size as u64).is_none_or(|end| end > self.size) {
+            return Err(self.refuse("headers or notes outside the file"));
+        }
+        let mut bytes = vec![0; size];
+        self.file.read_exact_at(&mut bytes, offset).map_err(|source| BootError::Read {
+            name: self.name.to_owned(),
+            source,
+        })?;
+        Ok(bytes)
+    }
+
+    /// Checks the file's header; where the program headers are, and how many.
+    fn check_header(&self, header: &[u8]) -> Result<(u64, u16), BootError> {
+        const CLASS_64_LITTLE_ENDIAN: [u8; 2] = [2, 1];
+        const MACHINE_X86_64: u16 = 62;
+        if header.get(4..6) != Some(&CLASS_64_LITTLE_ENDIAN) {
+            return Err(self.refuse("not a 64-bit little-endian ELF file"));
+        }
+        if u16_at(header, 18) != MACHINE_X86_64 {
+            return Err(self.refuse("not for x86-64"));
+        }
+        let count = u16_at(header, 56);
+        if u16_at(header, 54) != PROGRAM_HEADER_SIZE || count == 0 || count > SEGMENT_COUNT_MAX {
+            return Err(self.refuse("program headers: none, more than 64, or of unknown size"));
+        }
+        Ok((u64_at(header, 32), count))
+    }
+
+    fn segment(&self, header: &[u8]) -> Result<Segment, BootError> {
+        let segment = Segment {
+            offset: u64_at(header, 8),
+            address: u64_at(header, 24),
+            file_size: u64_at(header, 32),
+            memory_size: u64_at(header, 40),
+            is_writable: u32_at(header, 4) & PF_W != 0,
+        };
+        let file_end = segment.offset.checked_add(segment.file_size);
+        if file_end.is_none_or(|end| end > self.size) {
+            return Err(self.refuse("a segment lies outside the file"));
+        }
+        let memory_end = segment.address.checked_add(segment.memory_size);
+        if memory_end.is_none() || segment.file_size > segment.memory_size {
+            return Err(self.refuse("a segment's size in memory makes no sense"));
+        }
+        Ok(segment)
+    }
+
+    fn notes(&self, header: &[u8]) -> Result<Vec<u8>, BootError> {
+        let size = u64_at(header, 32).min(NOTES_SIZE_MAX);
+        self.bytes(u64_at(header, 8), usize::try_from(size).unwrap_or(0))
+    }
+}
+
+/// What the notes tell.
+#[derive(Debug, Default)]
+struct Notes {
+    is_linux: bool,
+    pvh_entry: Option<u32>,
+}
+
+impl Notes {
+    /// Looks through a segment of notes: three words (sizes of name and contents, type), then
+    /// both, each padded to four bytes. What is cut off is not a note.
+    fn scan(&mut self, mut bytes: &[u8]) {
+        while let Some((note, rest)) = Note::split(bytes) {
+            self.consider(&note);
+            bytes = rest;
+        }
+    }
+
+    fn consider(&mut self, note: &Note<'_>) {
+        const XEN_GUEST_OS: u32 = 6;
+        const XEN_PHYS32_ENTRY: u32 = 18;
+        match (note.name, note.kind) {
+            (b"Linux\0", _) => self.is_linux = true,
+            (b"Xen\0", XEN_GUEST_OS) => self.is_linux |= note.contents.starts_with(b"linux"),
+            (b"Xen\0", XEN_PHYS32_ENTRY) => {
+                self.pvh_entry = note.contents.first_chunk().copied().map(u32::from_le_bytes);
+            }
+            _ => {}
+        }
+    }
+}
+
+struct Note<'a> {
+    name: &'a [u8],
+    kind: u32,
+    contents: &'a [u8],
+}
+
+impl<'a> Note<'a> {
+    fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (header, rest) = bytes.split_at_checked(12)?;
+        let (name, rest) = padded(rest, u32_at(header, 0))?;
+        let (contents, rest) = padded(rest, u32_at(header, 4))?;
+        Some((Self { name, kind: u32_at(header, 8), contents }, rest))
+    }
+}
+
+/// The first `size` bytes, and what comes after their padding.
+fn padded(bytes: &[u8], size: u32) -> Option<(&[u8], &[u8])> {
+    let size = usize::try_from(size).ok()?;
+    let (field, _) = bytes.split_at_checked(size)?;
+    // The last note's padding may be missing.
+    let next = size.checked_next_multiple_of(4)?.min(bytes.len());
+    Some((field, bytes.get(next..)?))
+}
+
+/// Fields of a header; zero where it is too short, which callers have ruled out.
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(|tail| tail.first_chunk().copied()).map_or(0, u16::from_le_bytes)
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|tail| tail.first_chunk().copied()).map_or(0, u32::from_le_bytes)
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|tail| tail.first_chunk().copied()).map_or(0, u64::from_le_bytes)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An ELF file of one segment at `address` that holds `code`, entered at its start, with notes.
+    pub(crate) fn elf(address: u64, code: &[u8], notes: &[u8]) -> Vec<u8> {
+        const CODE_OFFSET: usize = 0x1000;
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(CODE_OFFSET, 0);
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(18, &62_u16.to_le_bytes());
+        put(24, &address.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(54, &56_u16.to_le_bytes());
+        put(56, &2_u16.to_le_bytes());
+        let code_size = code.len() as u64;
+        let note_offset = CODE_OFFSET as u64 + code_size;
+        let headers = [
+            (64, PT_LOAD, CODE_OFFSET as u64, address, code_size, code_size + 0x2000),
+            (120, PT_NOTE, note_offset, 0, notes.len() as u64, notes.len() as u64),
+        ];
+        for (at, kind, offset, address, file_size, memory_size) in headers {
+            put(at, &kind.to_le_bytes());
+            put(at + 4, &5_u32.to_le_bytes());
+            for (field, value) in
+                [(8, offset), (24, address), (32, file_size), (40, memory_size)]
+            {
+                put(at + field, &value.to_le_bytes());
+            }
+        }
+        file.extend(code);
+        file.extend(notes);
+        file
+    }
+
+    /// A note.
+    pub(crate) fn note(name: &[u8], kind: u32, contents: &[u8]) -> Vec<u8> {
+        let mut note = Vec::new();
+        for word in [name.len() as u32, contents.len() as u32, kind] {
+            note.extend(word.to_le_bytes());
+        }
+        for field in [name, contents] {
+            note.extend(field);
+            note.resize(note.len().next_multiple_of(4), 0);
+        }
+        note
+    }
+
+    /// The note that makes a kernel enterable by PVH.
+    pub(crate) fn pvh_note(entry: u32) -> Vec<u8> {
+        note(b"Xen\0", 18, &entry.to_le_bytes())
+    }
+
+    fn read(bytes: &[u8]) -> Result<Elf, BootError> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Elf::read(&file, "kernel")
+    }
+
+    fn rule(bytes: &[u8]) -> &'static str {
+        match read(bytes) {
+            Err(BootError::Image { name, rule }) if name == "kernel" => rule,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn pvh_is_taken_only_where_nothing_is_linux() {
+        let entry = |notes: &[Vec<u8>]| read(&elf(0x20_0000, &[0xf4], &notes.concat()));
+        let linux = ElfEntry::Linux64(0x20_0000);
+        assert_eq!(entry(&[]).unwrap().entry, linux);
+        let pvh = pvh_note(0x20_0000);
+        let foreign = note(b"GNU\0", 3, b"build id");
+        assert_eq!(
+            entry(&[foreign, pvh.clone()]).unwrap().entry,
+            ElfEntry::Pvh(0x20_0000),
+            "a unikernel"
+        );
+        let salt = note(b"Linux\0", 0x100, b"salt\0");
+        assert_eq!(entry(&[pvh.clone(), salt]).unwrap().entry, linux);
+        let xen = note(b"Xen\0", 6, b"linux\0");
+        assert_eq!(entry(&[xen, pvh]).unwrap().entry, linux);
+        let other = note(b"Xen\0", 6, b"NetBSD\0");
+        assert_eq!(
+            entry(&[other, pvh_note(0x20_0000)]).unwrap().entry,
+            ElfEntry::Pvh(0x20_0000)
+        );
+        assert!(entry(&[pvh_note(0x10)]).is_err(), "an entry outside the kernel");
+    }
+
+    #[test]
+    fn segments_are_read_with_their_zeroes() {
+        let elf = read(&elf(0x20_0000, &[1, 2, 3], &[])).unwrap();
+        let want = Segment {
+            offset: 0x1000,
+            address: 0x20_0000,
+            file_size: 3,
+            memory_size: 0x2003,
+            is_writable: false,
+        };
+        assert_eq!(elf.segments, [want]);
+    }
+
+    #[test]
+    fn lying_headers_are_named() {
+        let good = elf(0x20_0000, &[0xf4; 16], &[]);
+        let with = |at: usize, bytes: &[u8]| {
+            let mut bad = good.clone();
+            bad[at..at + bytes.len()].copy_from_slice(bytes);
+            bad
+        };
+        let max = u64::MAX.to_le_bytes();
+        assert!(rule(&with(4, &[1])).contains("64-bit"));
+        assert!(rule(&with(18, &[3, 0])).contains("x86-64"));
+        assert!(rule(&with(56, &[0, 0])).contains("program headers"));
+        assert!(rule(&with(56, &[0xff, 0xff])).contains("program headers"));
+        assert!(rule(&with(32, &max)).contains("outside the file"));
+        assert!(rule(&with(64, &[6])).contains("no segment"));
+        assert!(rule(&with(64 + 8, &max)).contains("outside the file"));
+        assert!(rule(&with(64 + 24, &max)).contains("makes no sense"));
+        assert!(rule(&with(64 + 40, &[1, 0])).contains("makes no sense"), "larger in the file");
+        assert!(rule(&with(64 + 32, &100_u64.to_le_bytes())).contains("outside the file"));
+        assert!(rule(&with(24, &max)).contains("entry"));
+        assert!(rule(&good[..63]).contains("outside the file"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn no_header_makes_the_reader_panic(
+            changes in prop::collection::vec((0..184_usize, any::<u8>()), 0..12),
+            notes in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut file = elf(0x20_0000, &[0xf4], &notes);
+            for (at, value) in changes {
+                file[at] = value;
+            }
+            if let Ok(elf) = read(&file) {
+                for segment in elf.segments {
+                    prop_assert!(segment.offset + segment.file_size <= file.len() as u64);
+                    prop_assert!(segment.end() >= segment.address);
+                }
+            }
+        }
+    }
+}
