@@ -81,7 +81,7 @@ mod tests {
         doorbells.set(&[b.clone(), a.clone()]);
         assert_eq!(doorbells.registered.lock().unwrap().len(), 2);
         vm.register_ioevent(&a.kick, &at(&a), NoDatamatch).unwrap_err();
-        doorbells.set(&[b.clone()]);
+        doorbells.set(std::slice::from_ref(&b));
         vm.register_ioevent(&a.kick, &at(&a), NoDatamatch).unwrap();
         let taken = bell(0xe000_0000);
         doorbells.set(&[b.clone(), taken]);

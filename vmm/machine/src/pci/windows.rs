@@ -32,7 +32,7 @@ mod tests {
         let taken = [0x3000..0x4000, 0x1000..0x2000];
         assert_eq!(place(&window, 0x1000, &taken), Some(0x2000));
         assert_eq!(place(&window, 0x2000, &taken), Some(0x4000));
-        assert_eq!(place(&window, 0x1000, &[0..u64::MAX]), None);
+        assert_eq!(place(&window, 0x1000, std::slice::from_ref(&(0..u64::MAX))), None);
     }
 
     proptest! {
