@@ -21,11 +21,16 @@ pub mod boot;
 mod control;
 mod cpu;
 mod end;
+pub mod interrupts;
 pub mod kvm;
 mod legacy;
 mod line;
 mod machine;
 pub mod memory;
+pub mod pci;
+#[cfg(test)]
+mod testing;
+pub mod worker;
 
 pub use acpi::Hotplug;
 pub use cpu::{CpuError, CpuTemplate, ExitCounters, ExitKind, VCPU_COUNT_MAX, VcpuState};

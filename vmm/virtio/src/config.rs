@@ -63,6 +63,31 @@ impl ConfigSpace {
         });
     }
 
+    /// Its size in bytes, which never changes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.with(|state| state.bytes.len())
+    }
+
+    /// All of it, for a snapshot.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        self.with(|state| state.bytes.clone())
+    }
+
+    /// Takes what [`save`](Self::save) gave, with no interrupt; false if the size is another.
+    #[must_use]
+    pub fn restore(&self, bytes: &[u8]) -> bool {
+        self.with(|state| {
+            let fits = state.bytes.len() == bytes.len();
+            if fits {
+                state.bytes.copy_from_slice(bytes);
+                state.generation = state.generation.wrapping_add(1);
+            }
+            fits
+        })
+    }
+
     /// Moves on with every [`update`](Self::update): a driver that reads it before and after its
     /// fields knows whether they belong together.
     #[must_use]
@@ -110,5 +135,9 @@ mod tests {
         assert_eq!(space.generation(), 0);
         space.update(|bytes| bytes[0] = 5);
         assert_eq!(space.generation(), 1);
+        assert_eq!((space.size(), space.save()), (4, vec![5, 2, 3, 7]));
+        assert!(!space.restore(&[1, 2, 3]));
+        assert!(space.restore(&[1, 2, 3, 4]));
+        assert_eq!(space.save(), [1, 2, 3, 4]);
     }
 }

@@ -130,10 +130,18 @@ pub trait Unit: Send {
         Vec::new()
     }
 
-    /// The queues it owns, by index.
+    /// Shows `visit` what [`sources`](Self::sources) would list. This is what a worker asks, after
+    /// every call; a unit with sources on a hot path overrides it, so that being asked allocates
+    /// nothing.
+    fn visit_sources(&self, visit: &mut dyn FnMut(Source)) {
+        self.sources().into_iter().for_each(visit);
+    }
+
+    /// The queues it owns, by index. Asked once, before it is called for the first time.
     fn queues(&self) -> Vec<&Queue>;
 
-    /// The driver kicked queue `index`.
+    /// The driver kicked queue `index`. Called once for each queue before anything else, too: what
+    /// was there before a pause, or before the driver was ready, is announced by no kick.
     ///
     /// # Errors
     /// [`UnitError`] when the device cannot go on; the unit is not called again, except to stop.
@@ -171,7 +179,8 @@ pub trait Unit: Send {
 pub struct Source {
     /// Owned by the unit, open as long as it is.
     pub descriptor: RawFd,
-    /// How the unit knows it.
+    /// How the unit knows it. A worker tells sources apart by descriptor and token: a descriptor
+    /// that was closed and opened anew may come back with its number, so it needs another token.
     pub token: u32,
     /// What to wait for.
     pub interest: Interest,

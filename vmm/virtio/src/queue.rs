@@ -26,7 +26,7 @@ pub struct Queue {
     index: u16,
     ring: virtio_queue::Queue,
     memory: SharedMemory,
-    kick: EventFd,
+    kick: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
 }
 
@@ -106,10 +106,10 @@ impl Queue {
         index: u16,
         ring: virtio_queue::Queue,
         memory: SharedMemory,
-        kick: EventFd,
+        kick: impl Into<Arc<EventFd>>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Self {
-        Self { index, ring, memory, kick, interrupt }
+        Self { index, ring, memory, kick: kick.into(), interrupt }
     }
 
     /// Its index among the device's queues.
@@ -120,8 +120,14 @@ impl Queue {
 
     /// Becomes readable when the driver kicks.
     #[must_use]
-    pub const fn kick(&self) -> &EventFd {
+    pub fn kick(&self) -> &EventFd {
         &self.kick
+    }
+
+    /// The same, for whoever waits on it while the unit has the queue.
+    #[must_use]
+    pub fn shared_kick(&self) -> Arc<EventFd> {
+        Arc::clone(&self.kick)
     }
 
     /// Guest memory.

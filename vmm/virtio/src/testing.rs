@@ -109,25 +109,29 @@ impl Driver {
         ring.set_event_idx(has_event_idx);
         ring.set_ready(true);
         assert!(ring.is_valid(&**memory), "rings within memory");
-        let kick = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
-        let queue = Queue::new(
-            index,
-            ring,
-            Arc::clone(memory),
-            kick.try_clone().expect("a descriptor"),
-            interrupt,
-        );
-        let driver = Self {
+        let driver = Self::alone(memory, base, size);
+        let kick = driver.kick.try_clone().expect("a descriptor");
+        let queue = Queue::new(index, ring, Arc::clone(memory), kick, interrupt);
+        (driver, queue)
+    }
+
+    /// The driver's side alone, for a queue that is set up through a transport: its kicks go
+    /// nowhere.
+    ///
+    /// # Panics
+    /// When the host has no descriptors left.
+    #[must_use]
+    pub fn alone(memory: &SharedMemory, base: u64, size: u16) -> Self {
+        Self {
             memory: Arc::clone(memory),
-            kick,
+            kick: EventFd::new(EFD_NONBLOCK).expect("an eventfd"),
             base,
             size,
             next_descriptor: 0,
             available: 0,
             used: 0,
             next_buffer: base + BUFFERS,
-        };
-        (driver, queue)
+        }
     }
 
     /// Writes descriptor `index` of the table as it is told.
