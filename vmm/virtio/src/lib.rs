@@ -23,6 +23,7 @@ mod device;
 mod interrupt;
 pub mod memory;
 mod queue;
+pub mod rate_limiter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
