@@ -17,6 +17,7 @@
 //! [`QueueError`] or [`UnitError`] that stops the device and says why, never in a panic, a spin or
 //! an access outside guest memory.
 
+pub mod block;
 mod config;
 mod counter;
 mod device;
@@ -24,6 +25,7 @@ mod interrupt;
 pub mod memory;
 pub mod pci;
 mod queue;
+pub mod rate_limiter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
