@@ -22,6 +22,7 @@ mod counter;
 mod device;
 mod interrupt;
 pub mod memory;
+pub mod net;
 mod queue;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
