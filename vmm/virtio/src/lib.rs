@@ -24,6 +24,7 @@ mod device;
 mod interrupt;
 pub mod memory;
 pub mod pci;
+pub mod net;
 mod queue;
 pub mod rate_limiter;
 #[cfg(any(test, feature = "testing"))]

@@ -13,13 +13,19 @@
 //! there is more, it goes round again.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::{Memory, SharedMemory};
 use crate::{Interrupt, UnitError};
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.3 §2.7.6).
+const NO_INTERRUPT: u16 = 1;
+/// `struct virtq_used_elem` (virtio 1.3 §2.7.8).
+const USED_ELEMENT_SIZE: usize = 8;
 
 /// One virtqueue, set up by a driver.
 pub struct Queue {
@@ -28,6 +34,8 @@ pub struct Queue {
     memory: SharedMemory,
     kick: Arc<EventFd>,
     interrupt: Arc<dyn Interrupt>,
+    /// The used index when the driver was last told, or found not to care.
+    announced: u16,
 }
 
 /// One buffer of a chain, within guest memory.
@@ -109,7 +117,12 @@ impl Queue {
         kick: impl Into<Arc<EventFd>>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Self {
+<<<<<<< HEAD
         Self { index, ring, memory, kick: kick.into(), interrupt }
+=======
+        let announced = ring.next_used();
+        Self { index, ring, memory, kick, interrupt, announced }
+>>>>>>> vmm-net
     }
 
     /// Its index among the device's queues.
@@ -171,16 +184,66 @@ impl Queue {
         result.map_err(|error| self.ring_error(&error))
     }
 
+    /// Gives several chains back at once, each with how much was written into it: the driver sees
+    /// either none of them or all.
+    ///
+    /// # Errors
+    /// [`UnitError::Queue`] when the used ring cannot be written.
+    pub fn push_together(&mut self, chains: &[(u16, u32)]) -> Result<(), UnitError> {
+        let Some(((head, written), earlier)) = chains.split_last() else { return Ok(()) };
+        let (ring, size) = (self.ring.used_ring(), self.ring.size());
+        let mut used = self.ring.next_used();
+        for (head, written) in earlier {
+            let slot = u64::from(used % size);
+            let mut element = [0; USED_ELEMENT_SIZE];
+            element[..4].copy_from_slice(&u32::from(*head).to_le_bytes());
+            element[4..].copy_from_slice(&written.to_le_bytes());
+            let place = ring.saturating_add(4 + slot * USED_ELEMENT_SIZE as u64);
+            let result = self.memory.write_slice(&element, GuestAddress(place));
+            result.map_err(|error| self.memory_error(&error))?;
+            used = used.wrapping_add(1);
+        }
+        // The last one moves the index past all of them.
+        self.ring.set_next_used(used);
+        self.push(*head, *written)
+    }
+
     /// Interrupts the driver if it wants to know about what was pushed since the last call.
     ///
     /// # Errors
     /// [`UnitError::Queue`] when the ring cannot be read.
     pub fn notify(&mut self) -> Result<(), UnitError> {
-        let wanted = self.ring.needs_notification(&*self.memory);
-        if wanted.map_err(|error| self.ring_error(&error))? {
+        self.notify_if_wanted().map(|_| ())
+    }
+
+    /// The same as [`notify`](Self::notify); true if the driver was interrupted.
+    ///
+    /// # Errors
+    /// As for [`notify`](Self::notify).
+    pub fn notify_if_wanted(&mut self) -> Result<bool, UnitError> {
+        let wanted = self.wants_interrupt().map_err(|error| self.memory_error(&error))?;
+        if wanted {
             self.interrupt.queue(self.index);
         }
-        Ok(())
+        Ok(wanted)
+    }
+
+    /// virtio 1.3 §2.7.7.2: whether the driver wants to be interrupted for what was used since it
+    /// was last asked.
+    fn wants_interrupt(&mut self) -> Result<bool, GuestMemoryError> {
+        let used = self.ring.next_used();
+        let old = std::mem::replace(&mut self.announced, used);
+        // What was used must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let available = self.ring.avail_ring();
+        if !self.ring.event_idx_enabled() {
+            let flags: u16 = self.memory.load(GuestAddress(available), Ordering::Relaxed)?;
+            return Ok(used != old && u16::from_le(flags) & NO_INTERRUPT == 0);
+        }
+        let place = available.saturating_add(4 + 2 * u64::from(self.ring.size()));
+        let event: u16 = self.memory.load(GuestAddress(place), Ordering::Relaxed)?;
+        let since_event = used.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+        Ok(since_event < used.wrapping_sub(old))
     }
 
     /// Asks the driver to kick for its next chain. True if one came meanwhile, for which no kick
@@ -221,6 +284,11 @@ impl Queue {
             return Err(QueueError::Endless { head });
         }
         Ok(true)
+    }
+
+    fn memory_error(&self, error: &GuestMemoryError) -> UnitError {
+        let source = QueueError::Ring(error.to_string());
+        UnitError::Queue { index: self.index, source }
     }
 
     fn ring_error(&self, error: &virtio_queue::Error) -> UnitError {
@@ -459,6 +527,49 @@ mod tests {
         assert!(!queue.rearm().unwrap());
         driver.add(&[Buffer::Writable(4)]);
         assert!(queue.rearm().unwrap());
+    }
+
+    /// virtio 1.3 §2.7.7.2, without `VIRTIO_F_EVENT_IDX`: the driver's flag decides.
+    #[test]
+    fn a_driver_that_wants_no_interrupts_gets_none() {
+        let (mut driver, mut queue, interrupts) = rig(8, false);
+        let mut chain = Chain::new();
+        for (flags, expected) in [(NO_INTERRUPT, &[][..]), (0, &[0])] {
+            driver.add(&[Buffer::Writable(4)]);
+            let flags_at = GuestAddress(queue.ring.avail_ring());
+            queue.memory.write_slice(&flags.to_le_bytes(), flags_at).unwrap();
+            assert!(queue.pop(&mut chain).unwrap());
+            queue.push(chain.head(), 0).unwrap();
+            queue.notify().unwrap();
+            assert_eq!(interrupts.take(), expected);
+        }
+        queue.notify().unwrap();
+        assert!(interrupts.take().is_empty(), "nothing was used since");
+    }
+
+    #[test]
+    fn chains_pushed_together_appear_together_and_in_order() {
+        let (mut driver, mut queue, interrupts) = rig(4, true);
+        let mut chain = Chain::new();
+        let mut used = Vec::new();
+        // Three at a time in a ring of four: the slots wrap around.
+        for round in 0_u16..5 {
+            driver.set_used_event(round * 3 + 1);
+            for written in 0..3 {
+                driver.add(&[Buffer::Writable(4)]);
+                assert!(queue.pop(&mut chain).unwrap());
+                used.push((chain.head(), written));
+            }
+            assert_eq!(driver.take_used(), None);
+            queue.push_together(&used).unwrap();
+            assert!(queue.notify_if_wanted().unwrap(), "the event lies among them");
+            for pair in used.drain(..) {
+                assert_eq!(driver.take_used(), Some(pair));
+            }
+            assert_eq!(driver.take_used(), None);
+        }
+        queue.push_together(&[]).unwrap();
+        assert_eq!(interrupts.take(), [0; 5]);
     }
 
     #[test]
