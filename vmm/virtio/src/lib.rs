@@ -25,6 +25,7 @@ pub mod memory;
 mod queue;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 
 pub use config::ConfigSpace;
 pub use counter::Counter;
