@@ -29,6 +29,7 @@ mod queue;
 pub mod rate_limiter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 
 pub use config::ConfigSpace;
 pub use counter::Counter;
