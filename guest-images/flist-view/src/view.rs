@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::block::{BLOCK_SIZE, BlockData, BlockSource};
-use crate::filesystem::{Attributes, DirectoryEntry, Errno, FileSystem, Ino, ReadSink, Statistics};
+use crate::filesystem::{
+    Attributes, DirectoryEntry, Errno, FileSystem, Ino, Listing, ReadSink, Statistics,
+};
 use crate::index::{FileType, Index, IndexError, Inode};
 use crate::log_limit::LogLimit;
 
@@ -124,6 +126,7 @@ impl FileSystem for FlistView {
         &self,
         ino: Ino,
         offset: u64,
+        _listing: Listing,
         each: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
         let directory = self.inode(ino)?;
@@ -247,7 +250,7 @@ mod tests {
 
     fn names(view: &FlistView, ino: Ino, offset: u64, count: usize) -> Vec<(Vec<u8>, u64)> {
         let mut names = Vec::new();
-        view.read_directory(ino, offset, &mut |entry| {
+        view.read_directory(ino, offset, Listing::Names, &mut |entry| {
             names.push((entry.name.to_vec(), entry.next_offset));
             names.len() < count
         })

@@ -76,18 +76,23 @@ impl ReadSink for BufferReply {
     }
 
     fn file(&mut self, file: BorrowedFd<'_>, offset: u64, size: usize) -> io::Result<()> {
-        let mut tail = self.tail(size)?;
-        let mut offset = offset;
-        while !tail.is_empty() {
-            let count = rustix::io::pread(file, &mut *tail, offset)?;
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            tail = tail.get_mut(count..).unwrap_or_default();
-            offset = offset.saturating_add(count as u64);
+        if self.file_up_to(file, offset, size)? < size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.size = self.size.saturating_add(size);
         Ok(())
+    }
+
+    fn file_up_to(&mut self, file: BorrowedFd<'_>, offset: u64, size: usize) -> io::Result<usize> {
+        let tail = self.tail(size)?;
+        let mut done = 0;
+        while let Some(rest) = tail.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(file, rest, offset.saturating_add(done as u64))? {
+                0 => break,
+                count => done = done.saturating_add(count),
+            }
+        }
+        self.size = self.size.saturating_add(done);
+        Ok(done)
     }
 }
 

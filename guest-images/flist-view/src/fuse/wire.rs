@@ -1,6 +1,10 @@
-//! The structs of `linux/fuse.h` that a read-only server meets, as bytes.
+//! The structs of `linux/fuse.h` that every server meets, as bytes.
+//!
+//! Those of requests that change something are in [`super::wire_changes`].
 
 use crate::bytes::Reader;
+use std::time::Duration;
+
 use crate::filesystem::{Attributes, Statistics};
 
 /// `fuse_opcode`.
@@ -22,21 +26,24 @@ pub(super) mod opcode {
     pub(in crate::fuse) const WRITE: u32 = 16;
     pub(in crate::fuse) const STATFS: u32 = 17;
     pub(in crate::fuse) const RELEASE: u32 = 18;
+    pub(in crate::fuse) const FSYNC: u32 = 20;
     pub(in crate::fuse) const SETXATTR: u32 = 21;
     pub(in crate::fuse) const GETXATTR: u32 = 22;
     pub(in crate::fuse) const LISTXATTR: u32 = 23;
     pub(in crate::fuse) const REMOVEXATTR: u32 = 24;
     pub(in crate::fuse) const INIT: u32 = 26;
-    pub(in crate::fuse) const OPENDIR: u32 = 27;
     pub(in crate::fuse) const READDIR: u32 = 28;
     pub(in crate::fuse) const RELEASEDIR: u32 = 29;
+    pub(in crate::fuse) const FSYNCDIR: u32 = 30;
     pub(in crate::fuse) const CREATE: u32 = 35;
     pub(in crate::fuse) const DESTROY: u32 = 38;
     pub(in crate::fuse) const BATCH_FORGET: u32 = 42;
     pub(in crate::fuse) const FALLOCATE: u32 = 43;
     pub(in crate::fuse) const READDIRPLUS: u32 = 44;
     pub(in crate::fuse) const RENAME2: u32 = 45;
+    pub(in crate::fuse) const LSEEK: u32 = 46;
     pub(in crate::fuse) const COPY_FILE_RANGE: u32 = 47;
+    pub(in crate::fuse) const SYNCFS: u32 = 50;
     pub(in crate::fuse) const TMPFILE: u32 = 51;
 }
 
@@ -46,8 +53,14 @@ pub(super) mod init_flag {
     pub(in crate::fuse) const ASYNC_READ: u32 = 1 << 0;
     /// `.` and `..` can be looked up, so that inode numbers outlive the kernel's cache (NFS, overlay).
     pub(in crate::fuse) const EXPORT_SUPPORT: u32 = 1 << 4;
+    /// Writes of more than a page.
+    pub(in crate::fuse) const BIG_WRITES: u32 = 1 << 5;
+    /// Pages are dropped when times or size turn out to have changed.
+    pub(in crate::fuse) const AUTO_INVAL_DATA: u32 = 1 << 12;
     /// Listings with attributes.
     pub(in crate::fuse) const DO_READDIRPLUS: u32 = 1 << 13;
+    /// Attributes in listings only where somebody has use for them.
+    pub(in crate::fuse) const READDIRPLUS_AUTO: u32 = 1 << 14;
     /// `ENOSYS` to `OPEN` means "never send it again".
     pub(in crate::fuse) const NO_OPEN_SUPPORT: u32 = 1 << 17;
     /// Lookups and listings of one directory in parallel.
@@ -60,6 +73,8 @@ pub(super) mod init_flag {
     pub(in crate::fuse) const NO_OPENDIR_SUPPORT: u32 = 1 << 24;
     /// Pages are dropped only when asked for.
     pub(in crate::fuse) const EXPLICIT_INVAL_DATA: u32 = 1 << 25;
+    /// The server drops set-id bits and capabilities.
+    pub(in crate::fuse) const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
 }
 
 pub(super) const REQUEST_HEADER_SIZE: usize = 40;
@@ -71,20 +86,18 @@ pub(super) const STATFS_REPLY_SIZE: usize = 80;
 pub(super) const DIRENT_SIZE: usize = 24;
 
 const ATTRIBUTES_SIZE: usize = 88;
-/// How long the kernel may believe what it was told: a year, since images never change.
-const VALID_S: u64 = 365 * 24 * 3600;
 /// Unit of reads that the kernel reports as `st_blksize`.
 const BLOCK_SIZE: u32 = 4096;
-/// Unit of `st_blocks`.
-const SECTOR_SIZE: u64 = 512;
 
-/// `fuse_in_header`, without the caller's ids: the kernel checks permissions.
+/// `fuse_in_header`. The kernel checks permissions; who asks matters only for what is created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestHeader {
     pub(super) size: u32,
     pub(super) opcode: u32,
     pub(super) unique: u64,
     pub(super) node: u64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
 /// `fuse_init_in`, as far as it is used.
@@ -122,9 +135,11 @@ impl RequestHeader {
             opcode: reader.u32()?,
             unique: reader.u64()?,
             node: reader.u64()?,
+            uid: reader.u32()?,
+            gid: reader.u32()?,
         };
-        // uid, gid, pid, total_extlen, padding
-        reader.array::<16>()?;
+        // pid, total_extlen, padding
+        reader.array::<8>()?;
         Some(header)
     }
 }
@@ -154,25 +169,34 @@ pub(super) fn reply_header(unique: u64, error: i32, body_size: usize) -> [u8; 16
 }
 
 /// `fuse_entry_out` of an entry that exists.
-pub(super) fn entry(attributes: &Attributes) -> [u8; ENTRY_SIZE] {
+pub(super) fn entry(attributes: &Attributes, valid: Duration) -> [u8; ENTRY_SIZE] {
     Fields::new()
         .u64(attributes.ino)
-        .u64(0)
-        .u64(VALID_S)
-        .u64(VALID_S)
-        .u64(0)
+        .u64(attributes.generation)
+        .u64(valid.as_secs())
+        .u64(valid.as_secs())
+        .u32(valid.subsec_nanos())
+        .u32(valid.subsec_nanos())
         .bytes(&encode_attributes(attributes))
         .finish()
 }
 
 /// `fuse_entry_out` of a name that does not exist, and that the kernel may remember as such.
-pub(super) fn negative_entry() -> [u8; ENTRY_SIZE] {
-    Fields::new().u64(0).u64(0).u64(VALID_S).finish()
+pub(super) fn negative_entry(valid: Duration) -> [u8; ENTRY_SIZE] {
+    Fields::new().u64(0).u64(0).u64(valid.as_secs()).u64(0).u32(valid.subsec_nanos()).finish()
 }
 
 /// `fuse_attr_out`.
-pub(super) fn attributes_reply(attributes: &Attributes) -> [u8; ATTRIBUTES_REPLY_SIZE] {
-    Fields::new().u64(VALID_S).u64(0).bytes(&encode_attributes(attributes)).finish()
+pub(super) fn attributes_reply(
+    attributes: &Attributes,
+    valid: Duration,
+) -> [u8; ATTRIBUTES_REPLY_SIZE] {
+    Fields::new()
+        .u64(valid.as_secs())
+        .u32(valid.subsec_nanos())
+        .u32(0)
+        .bytes(&encode_attributes(attributes))
+        .finish()
 }
 
 /// `fuse_dirent` without its name.
@@ -211,17 +235,17 @@ pub(super) fn statfs_reply(statistics: &Statistics) -> [u8; STATFS_REPLY_SIZE] {
         .finish()
 }
 
-/// `fuse_attr`. There is no access time: the last change stands in for it.
+/// `fuse_attr`.
 fn encode_attributes(attributes: &Attributes) -> [u8; ATTRIBUTES_SIZE] {
-    let (mtime, ctime) = (attributes.mtime, attributes.ctime);
+    let (atime, mtime, ctime) = (attributes.atime, attributes.mtime, attributes.ctime);
     Fields::new()
         .u64(attributes.ino)
         .u64(attributes.size)
-        .u64(attributes.size.div_ceil(SECTOR_SIZE))
-        .i64(mtime.seconds)
+        .u64(attributes.sector_count)
+        .i64(atime.seconds)
         .i64(mtime.seconds)
         .i64(ctime.seconds)
-        .u32(mtime.nanoseconds)
+        .u32(atime.nanoseconds)
         .u32(mtime.nanoseconds)
         .u32(ctime.nanoseconds)
         .u32(attributes.mode)
@@ -239,13 +263,13 @@ const fn encode_device((major, minor): (u32, u32)) -> u32 {
 }
 
 /// A struct under construction; what is not filled stays zero.
-struct Fields<const N: usize> {
+pub(super) struct Fields<const N: usize> {
     bytes: [u8; N],
     used: usize,
 }
 
 impl<const N: usize> Fields<N> {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { bytes: [0; N], used: 0 }
     }
 
@@ -264,7 +288,7 @@ impl<const N: usize> Fields<N> {
         self.bytes(&value.to_le_bytes())
     }
 
-    fn u32(self, value: u32) -> Self {
+    pub(super) fn u32(self, value: u32) -> Self {
         self.bytes(&value.to_le_bytes())
     }
 
@@ -272,7 +296,7 @@ impl<const N: usize> Fields<N> {
         self.bytes(&value.to_le_bytes())
     }
 
-    fn u64(self, value: u64) -> Self {
+    pub(super) fn u64(self, value: u64) -> Self {
         self.bytes(&value.to_le_bytes())
     }
 
@@ -280,7 +304,7 @@ impl<const N: usize> Fields<N> {
         self.bytes(&value.to_le_bytes())
     }
 
-    const fn finish(self) -> [u8; N] {
+    pub(super) const fn finish(self) -> [u8; N] {
         self.bytes
     }
 }

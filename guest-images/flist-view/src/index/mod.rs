@@ -42,6 +42,8 @@ pub use writer::{Contents, IndexWriter, InodeRecord, WriteError};
 pub const NAME_SIZE_MAX: usize = 255;
 /// Longest target of a symbolic link, in bytes.
 pub const TARGET_SIZE_MAX: usize = 4095;
+/// Unit of `st_blocks`.
+const SECTOR_SIZE: u64 = 512;
 /// Longest value of an extended attribute, in bytes (`XATTR_SIZE_MAX` of Linux).
 pub const XATTR_VALUE_SIZE_MAX: usize = 64 * 1024;
 
@@ -344,6 +346,10 @@ impl Index {
             gid: inode.gid,
             rdev: if is_device { (inode.first, inode.second) } else { (0, 0) },
             size: inode.size,
+            sector_count: inode.size.div_ceil(SECTOR_SIZE),
+            generation: 0,
+            // An image has no access times: the last change stands in for them.
+            atime: inode.mtime,
             mtime: inode.mtime,
             ctime: inode.ctime,
         }
