@@ -117,12 +117,8 @@ impl Queue {
         kick: impl Into<Arc<EventFd>>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Self {
-<<<<<<< HEAD
-        Self { index, ring, memory, kick: kick.into(), interrupt }
-=======
         let announced = ring.next_used();
-        Self { index, ring, memory, kick, interrupt, announced }
->>>>>>> vmm-net
+        Self { index, ring, memory, kick: kick.into(), interrupt, announced }
     }
 
     /// Its index among the device's queues.
