@@ -30,6 +30,7 @@ pub mod memory;
 pub mod pci;
 #[cfg(test)]
 mod testing;
+pub mod vm;
 pub mod worker;
 
 pub use acpi::Hotplug;

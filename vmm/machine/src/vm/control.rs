@@ -1,0 +1,211 @@
+//! What the API asks of a running VM.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use vmm_spec::api::{BalloonInfo, State, VmInfo};
+use vmm_spec::{Disk, Net, Size, Verified};
+
+use super::devices::{Handle, open_disk, open_taps};
+use super::{Shared, VmError};
+use crate::api::{Attach, Control, ControlError, Metrics};
+use crate::{Exit, MachineError};
+
+/// The VM, as its API sees it. The API lives no longer than the VM, and does not keep it alive.
+pub(super) struct VmControl(pub(super) Weak<Shared>);
+
+impl VmControl {
+    fn shared(&self) -> Result<Arc<Shared>, ControlError> {
+        self.0.upgrade().ok_or_else(ending)
+    }
+}
+
+fn ending() -> ControlError {
+    ControlError::Conflict { error: "the VM is ending".to_owned(), hint: None }
+}
+
+fn absent(what: &str, hint: &'static str) -> ControlError {
+    ControlError::Conflict { error: format!("the VM has no {what}"), hint: Some(hint) }
+}
+
+impl Control for VmControl {
+    fn info(&self) -> VmInfo {
+        let shared = self.0.upgrade();
+        let of = |read: fn(&Shared) -> u64| shared.as_deref().map_or(0, read);
+        VmInfo {
+            vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state: shared.as_deref().map_or(State::Stopping, Shared::state),
+            uptime_ms: of(|vm| u64::try_from(vm.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            reboots: of(|vm| vm.reboots.load(Ordering::Relaxed)),
+            exits: of(|vm| vm.machine().exits().total()),
+            console_pty: shared.as_deref().and_then(|vm| vm.ptys.console.clone()),
+            serial_pty: shared.as_deref().and_then(|vm| vm.ptys.serial.clone()),
+            spec: shared.as_deref().map(|vm| vm.spec().clone()).unwrap_or_default(),
+        }
+    }
+
+    fn pause(&self) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        let _lifecycle = shared.lifecycle();
+        if shared.is_paused.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        shared.machine().pause().map_err(machine_failed)?;
+        if let Err(error) = shared.bus.pause() {
+            shared.machine().resume();
+            return Err(ControlError::Busy(error.to_string()));
+        }
+        shared.is_paused.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        let _lifecycle = shared.lifecycle();
+        if shared.is_paused.swap(false, Ordering::SeqCst) {
+            shared.bus.resume();
+            shared.machine().resume();
+        }
+        Ok(())
+    }
+
+    fn shutdown(&self) -> Result<(), ControlError> {
+        self.shared()?.machine().press_power_button();
+        Ok(())
+    }
+
+    fn reboot(&self) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        shared.reboot_is_wanted.store(true, Ordering::SeqCst);
+        shared.machine().ender().end(Exit::Reset);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        shared.is_ending.store(true, Ordering::SeqCst);
+        shared.machine().ender().end(Exit::Off);
+        Ok(())
+    }
+
+    fn balloon(&self) -> Result<BalloonInfo, ControlError> {
+        Err(absent("balloon", "start it with --balloon"))
+    }
+
+    fn set_balloon(&self, _target_mib: u64) -> Result<(), ControlError> {
+        Err(absent("balloon", "start it with --balloon"))
+    }
+
+    fn add_disk(
+        &self,
+        disk: Verified<Disk>,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        let file = descriptor.map_or_else(|| open_disk(&disk), |file| Ok(File::from(file)));
+        let slot = shared.add_disk(&disk, file.map_err(vm_failed)?).map_err(vm_failed)?;
+        shared.spec().disks.push(disk.to_spec());
+        shared.announce(slot);
+        Ok(())
+    }
+
+    fn resize_disk(&self, id: &str, size: Option<Size>) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        let plugged = shared.plugged();
+        let found = plugged.iter().find_map(|device| match &device.handle {
+            Handle::Disk { disk, file } if device.id == id => Some((disk, file)),
+            _ => None,
+        });
+        let not_found = || ControlError::NotFound { kind: "disk", id: id.to_owned() };
+        let (disk, file) = found.ok_or_else(not_found)?;
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |source| ControlError::Host { what, source }
+        };
+        if let Some(size) = size {
+            grow(file, size.bytes())?;
+        }
+        disk.resize().map_err(failed("take over the disk's size"))?;
+        Ok(())
+    }
+
+    fn remove_disk(&self, id: &str) -> Result<(), ControlError> {
+        self.shared()?.ask_back("disk", id)
+    }
+
+    fn add_net(&self, net: Verified<Net>, descriptors: Vec<OwnedFd>) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        let taps = open_taps(&net, descriptors).map_err(vm_failed)?;
+        let slot = shared.add_net(&net, taps).map_err(vm_failed)?;
+        shared.spec().nets.push(net.to_spec());
+        shared.announce(slot);
+        Ok(())
+    }
+
+    fn remove_net(&self, id: &str) -> Result<(), ControlError> {
+        self.shared()?.ask_back("net", id)
+    }
+
+    fn snapshot(
+        &self,
+        _path: &Path,
+        _files: Option<(OwnedFd, OwnedFd)>,
+    ) -> Result<(), ControlError> {
+        Err(ControlError::Conflict { error: "snapshots cannot be taken yet".to_owned(), hint: None })
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.0.upgrade().map(|shared| shared.metrics()).unwrap_or_default()
+    }
+
+    fn attach_console(&self) -> Result<Attach, ControlError> {
+        Err(absent("console to attach to", "start it with --console"))
+    }
+}
+
+impl Shared {
+    fn state(&self) -> State {
+        if self.is_ending.load(Ordering::SeqCst) {
+            State::Stopping
+        } else if self.is_paused.load(Ordering::SeqCst) {
+            State::Paused
+        } else if self.machine().is_running() {
+            State::Running
+        } else {
+            State::Starting
+        }
+    }
+}
+
+/// A file grows; what has its size already, or is larger, stays.
+fn grow(file: &File, size: u64) -> Result<(), ControlError> {
+    let failed = |source| ControlError::Host { what: "grow the disk's file".to_owned(), source };
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        let error = "the disk is a block device: grow that, then resize without a size";
+        return Err(ControlError::Invalid(error.to_owned()));
+    }
+    if size < metadata.len() {
+        let now = metadata.len();
+        return Err(ControlError::Invalid(format!("{size} bytes are less than the disk's {now}")));
+    }
+    file.set_len(size).map_err(failed)
+}
+
+fn machine_failed(error: MachineError) -> ControlError {
+    ControlError::Busy(error.to_string())
+}
+
+fn vm_failed(error: VmError) -> ControlError {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    ControlError::Invalid(text)
+}

@@ -1,0 +1,258 @@
+//! From the description of a device to a function on the bus.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vmm_spec::{Disk, Fs, FsSource, Net, NetBackend, RateLimit, VerifiedSpec, VsockSpec};
+use vmm_virtio::block::file::{FileDisk, FileOptions};
+use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
+use vmm_virtio::net::{self, NetHandle, NetOptions, SharedThrottle, Tap, Throttle};
+use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
+use vmm_virtio::rate_limiter::{Bucket, RateLimiter, RateLimits};
+use vmm_virtio::vsock::{self, Vsock, heartbeat};
+use vmm_virtio::{Counter, Device};
+
+use super::console::Consoles;
+use super::{Shared, VmError};
+use crate::Exit;
+use crate::worker::Placement;
+
+/// A device on the bus.
+pub(super) struct Plugged {
+    pub(super) id: String,
+    pub(super) kind: &'static str,
+    pub(super) slot: usize,
+    pub(super) handle: Handle,
+    pub(super) counters: Vec<(&'static str, Counter)>,
+    /// The guest was asked to let go of it.
+    pub(super) is_leaving: bool,
+}
+
+/// The way to a device that is more than its function.
+pub(super) enum Handle {
+    None,
+    Disk { disk: BlockHandle, file: Arc<File> },
+    Net(#[expect(dead_code, reason = "the card lives as long as someone holds on to it")] NetHandle),
+}
+
+/// What a device needs to be put on the bus.
+struct Placed {
+    id: String,
+    kind: &'static str,
+    device: Box<dyn Device>,
+    placement: Placement,
+    handle: Handle,
+}
+
+/// Descriptors in each ring of a network card.
+const NET_QUEUE_SIZE: u16 = 256;
+
+impl Shared {
+    /// Puts everything that `spec` names on the bus, in its order.
+    pub(super) fn add_devices(
+        self: &Arc<Self>,
+        spec: &VerifiedSpec,
+        consoles: &mut Consoles,
+    ) -> Result<(), VmError> {
+        for disk in &spec.disks {
+            let file = open_disk(disk)?;
+            self.add_disk(disk, file)?;
+        }
+        for net in &spec.nets {
+            let taps = open_taps(net, Vec::new())?;
+            self.add_net(net, taps)?;
+        }
+        for fs in &spec.fs {
+            self.add_fs(fs)?;
+        }
+        if let Some(vsock) = &spec.vsock {
+            let silence = spec.watchdog.map(|dog| Duration::from_secs(u64::from(dog.timeout_s)));
+            self.add_vsock(vsock, silence)?;
+        }
+        if let Some(device) = consoles.take_device() {
+            self.add(Placed {
+                id: "console".to_owned(),
+                kind: "console",
+                device,
+                placement: Placement::Shared,
+                handle: Handle::None,
+            })?;
+        }
+        if spec.pvpanic {
+            self.add_pvpanic()?;
+        }
+        Ok(())
+    }
+
+    /// Adds a disk, and returns its slot.
+    pub(super) fn add_disk(&self, disk: &Disk, file: File) -> Result<usize, VmError> {
+        let name = || format!("disk {} ({})", disk.id, disk.path.display());
+        let handle_file = Arc::new(file.try_clone().map_err(VmError::device(name()))?);
+        let options = FileOptions {
+            is_read_only: disk.readonly,
+            is_direct: disk.direct,
+            ..FileOptions::default()
+        };
+        let storage = FileDisk::new(file, options).map_err(VmError::device(name()))?;
+        let options = BlockOptions {
+            queues: disk.queues,
+            serial: disk.serial.clone(),
+            limits: limits(&disk.rate).map_err(VmError::device(name()))?,
+            ..BlockOptions::default()
+        };
+        let device = Block::new(Arc::new(storage), &options).map_err(VmError::device(name()))?;
+        let handle = Handle::Disk { disk: device.handle(), file: handle_file };
+        let placement = Placement::Own { thread_count: usize::from(disk.queues) };
+        let device = Box::new(device);
+        self.add(Placed { id: disk.id.clone(), kind: "disk", device, placement, handle })
+    }
+
+    /// Adds a network card, and returns its slot.
+    pub(super) fn add_net(&self, net: &Net, taps: Vec<Tap>) -> Result<usize, VmError> {
+        let name = || format!("net {}", net.id);
+        let throttle = || -> Result<Option<SharedThrottle>, VmError> {
+            let limits = limits(&net.rate).map_err(VmError::device(name()))?;
+            let limiter = PacketLimiter(RateLimiter::new(&limits, Instant::now()));
+            Ok(limiter.0.is_limited().then(|| Arc::new(Mutex::new(limiter)) as _))
+        };
+        let options = NetOptions {
+            mac: net.mac.map_or_else(random_mac, |mac| Ok(mac.0)).map_err(VmError::device(name()))?,
+            mtu: net.mtu,
+            speed_mbps: None,
+            queue_size: NET_QUEUE_SIZE,
+            receive_throttle: throttle()?,
+            transmit_throttle: throttle()?,
+        };
+        let thread_count = taps.len();
+        let backends = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn net::Backend>);
+        let device = vmm_virtio::net::Net::new(options, backends.collect());
+        let device = device.map_err(VmError::device(name()))?;
+        let handle = Handle::Net(device.handle());
+        let placement = Placement::Own { thread_count };
+        let device = Box::new(device);
+        self.add(Placed { id: net.id.clone(), kind: "net", device, placement, handle })
+    }
+
+    fn add_vsock(
+        &self,
+        spec: &VsockSpec,
+        silence_max: Option<Duration>,
+    ) -> Result<usize, VmError> {
+        let name = || format!("vsock {}", spec.socket.display());
+        let ender = self.machine().ender();
+        let device = Vsock::new(vsock::Settings {
+            guest_cid: spec.cid,
+            listener: vsock::Listener::bind(&spec.socket).map_err(VmError::device(name()))?,
+            silence_max,
+            reseeds: false,
+            on_event: Arc::new(move |event| match event {
+                vsock::Event::Heartbeat(heartbeat::Event::Silent(_)) => ender.end(Exit::Watchdog),
+                event => tracing::debug!(?event, "vsock"),
+            }),
+        });
+        let device = Box::new(device.map_err(VmError::device(name()))?);
+        self.add(Placed {
+            id: "vsock".to_owned(),
+            kind: "vsock",
+            device,
+            placement: Placement::Shared,
+            handle: Handle::None,
+        })
+    }
+
+    fn add_pvpanic(&self) -> Result<(), VmError> {
+        let ender = self.machine().ender();
+        let function = Pvpanic::new(move |event| match event {
+            GuestPanic::Panicked => ender.end(Exit::Panic),
+            GuestPanic::CrashLoaded => tracing::warn!("the guest panicked; its crash kernel runs"),
+        });
+        self.bus.add(None, Box::new(function))?;
+        Ok(())
+    }
+
+    /// Puts a virtio device into the first free slot, which is returned.
+    fn add(&self, placed: Placed) -> Result<usize, VmError> {
+        let Placed { id, kind, device, placement, handle } = placed;
+        let name = if id == kind { id.clone() } else { format!("{kind}.{id}") };
+        let executor = self.workers.executor(&name, placement);
+        let executor = executor.map_err(VmError::device(name.clone()))?;
+        let host = self.bus.host(Transport::vector_count(&*device));
+        let memory = Arc::clone(self.machine().memory());
+        let transport = Transport::new(Parts { name, device, memory, executor, host });
+        let counters = transport.counters();
+        let slot = self.bus.add(None, Box::new(transport) as Box<dyn Function>)?;
+        self.plugged().push(Plugged { id, kind, slot, handle, counters, is_leaving: false });
+        Ok(slot)
+    }
+}
+
+/// A rate limiter as network cards ask for it.
+#[derive(Debug)]
+struct PacketLimiter(RateLimiter);
+
+impl Throttle for PacketLimiter {
+    fn take(&mut self, bytes: u64) -> Result<(), Instant> {
+        if self.0.is_limited() { self.0.admit(Instant::now(), bytes) } else { Ok(()) }
+    }
+}
+
+pub(super) fn open_disk(disk: &Disk) -> Result<File, VmError> {
+    let name = format!("disk {} ({})", disk.id, disk.path.display());
+    open_file(&disk.path, disk.readonly).map_err(VmError::device(name))
+}
+
+fn open_file(path: &Path, is_read_only: bool) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // A FIFO would keep us waiting.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).write(!is_read_only).custom_flags(flags).open(path)
+}
+
+/// The queues of a card's tap: `handed_over`, inherited, or opened by name.
+pub(super) fn open_taps(net: &Net, handed_over: Vec<OwnedFd>) -> Result<Vec<Tap>, VmError> {
+    let name = format!("net {}", net.id);
+    let taps = match &net.backend {
+        _ if !handed_over.is_empty() => Tap::from_descriptors(handed_over),
+        NetBackend::Tap(tap) => Tap::open(tap, usize::from(net.queues)),
+        NetBackend::Descriptors(numbers) => {
+            let descriptors = numbers.iter().map(|&number| inherited(number)).collect();
+            Tap::from_descriptors(descriptors)
+        }
+    };
+    taps.map_err(VmError::device(name))
+}
+
+/// Takes over a descriptor that whoever started us left open.
+#[expect(unsafe_code, reason = "a number from the command line becomes a descriptor that we own")]
+fn inherited(number: i32) -> OwnedFd {
+    // SAFETY: verification made sure that the number is above the standard streams and named once,
+    // and descriptors are taken before this process has opened any of its own with that number: it
+    // was open when we started, so no later `open` got it. If it was not open, the first ioctl on it
+    // fails.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// An address out of the range that anyone may use (IEEE 802, locally administered, unicast).
+fn random_mac() -> io::Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    rustix::rand::getrandom(&mut mac, rustix::rand::GetRandomFlags::empty())?;
+    mac[0] = mac[0] & 0xfc | 0x02;
+    Ok(mac)
+}
+
+/// A bucket holds `burst` tokens and gets `per_second` in each second.
+fn limits(rate: &RateLimit) -> Result<RateLimits, vmm_virtio::rate_limiter::RateLimitError> {
+    let bucket = |bucket: vmm_spec::Bucket| {
+        let refill_ns = u128::from(bucket.burst) * 1_000_000_000 / u128::from(bucket.per_second);
+        let refill_time = Duration::from_nanos(u64::try_from(refill_ns).unwrap_or(u64::MAX));
+        Bucket::new(bucket.burst, refill_time.max(Bucket::REFILL_TIME_MIN), 0)
+    };
+    Ok(RateLimits {
+        bytes: rate.bytes.map(bucket).transpose()?,
+        operations: rate.operations.map(bucket).transpose()?,
+    })
+}

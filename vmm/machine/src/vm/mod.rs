@@ -1,0 +1,247 @@
+//! A VM from its description: a machine with the devices that it names, run to its end.
+//!
+//! ```text
+//!   VerifiedSpec ──► Vm::new ──► Machine (memory, vCPUs)
+//!                       ├──────► pci::Bus ◄── one function for each device   (devices.rs)
+//!                       ├──────► Workers: threads for the devices' units
+//!                       └──────► api::Server, if it has a socket             (control.rs)
+//!
+//!   Vm::run:   start ──► wait ──► ended ──► off, crashed, … ──► Exit
+//!                          ▲         │
+//!                          └─ reset ─┘  in place, if the description lets it
+//! ```
+//!
+//! Everything that may fail for want of a file, a device or memory fails in [`Vm::new`], before the
+//! guest's first instruction. Slots of the bus are given in the order of the description, so that
+//! a guest's `/dev/vda` is its first disk.
+
+mod console;
+mod control;
+mod devices;
+mod error;
+mod hotplug;
+mod metrics;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread;
+use std::time::Instant;
+
+use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
+
+use crate::api::{Listener, Server};
+use crate::boot::{Boot, Image, Loading};
+use crate::interrupts::Interrupts;
+use crate::memory::Backing;
+use crate::memory::layout::{ECAM_ADDRESS, slot};
+use crate::pci::Bus;
+use crate::worker::{ThreadSetup, Workers};
+use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, kvm};
+
+use console::Consoles;
+use control::VmControl;
+use devices::Plugged;
+
+pub use error::VmError;
+
+/// Runs the VM of `spec` until it ends.
+///
+/// # Errors
+/// [`VmError`] when it cannot be started; once it runs, everything is an [`Exit`](vmm_spec::Exit).
+pub fn run(spec: &VerifiedSpec) -> Result<vmm_spec::Exit, VmError> {
+    Vm::new(spec)?.run()
+}
+
+/// A VM.
+pub struct Vm {
+    shared: Arc<Shared>,
+    on_reset: OnReset,
+    consoles: Consoles,
+}
+
+/// What the main thread and the API share.
+struct Shared {
+    machine: RwLock<Machine>,
+    bus: Arc<Bus>,
+    workers: Workers,
+    plugged: Mutex<Vec<Plugged>>,
+    /// The description as it is now.
+    spec: Mutex<VmSpec>,
+    /// Held while the VM pauses, resumes, or resets.
+    lifecycle: Mutex<()>,
+    is_paused: AtomicBool,
+    is_ending: AtomicBool,
+    /// The next reset was asked for through the API: the description has no say in it.
+    reboot_is_wanted: AtomicBool,
+    reboots: AtomicU64,
+    started: Instant,
+    ptys: console::Ptys,
+}
+
+/// The bus behind the machine's door for it.
+struct BusDoor(Arc<Bus>);
+
+impl MmioBus for BusDoor {
+    fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        self.0.read(address, data)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> bool {
+        self.0.write(address, data)
+    }
+}
+
+impl Vm {
+    /// Builds it.
+    ///
+    /// # Errors
+    /// [`VmError`], naming what of the description cannot be had.
+    pub fn new(spec: &VerifiedSpec) -> Result<Self, VmError> {
+        let started = Instant::now();
+        let kvm = kvm::open()?;
+        let mut consoles = Consoles::open(&spec.console, &spec.serial)?;
+        let config = machine_config(spec, &mut consoles)?;
+        let machine = Machine::new(&kvm, config)?;
+        consoles.connect_serial(machine.serial_input());
+
+        let interrupts = Arc::new(Interrupts::new(Arc::clone(machine.vm())));
+        let window = machine.layout().mmio64();
+        let layout = crate::pci::Layout {
+            ecam: ECAM_ADDRESS,
+            ecam_memory_slot: slot::FIRST_FREE,
+            window: window.start..window.end(),
+        };
+        let bus = Arc::new(Bus::new(Arc::clone(machine.vm()), interrupts, layout)?);
+        machine.connect(Arc::new(BusDoor(Arc::clone(&bus))));
+        let setup: ThreadSetup = Arc::new(|_| Ok(()));
+        let shared = Arc::new(Shared {
+            machine: RwLock::new(machine),
+            bus,
+            workers: Workers::new(setup),
+            plugged: Mutex::default(),
+            spec: Mutex::new(spec.spec().clone()),
+            lifecycle: Mutex::default(),
+            is_paused: AtomicBool::new(false),
+            is_ending: AtomicBool::new(false),
+            reboot_is_wanted: AtomicBool::new(false),
+            reboots: AtomicU64::new(0),
+            started,
+            ptys: consoles.ptys(),
+        });
+        shared.add_devices(spec, &mut consoles)?;
+        if let Some(path) = &spec.api_socket {
+            let listener = Listener::bind(path)?;
+            shared.follow_ejections()?;
+            shared.serve_api(listener)?;
+        }
+        Ok(Self { shared, on_reset: spec.on_reset, consoles })
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// [`VmError`] when its threads cannot be started.
+    pub fn run(self) -> Result<vmm_spec::Exit, VmError> {
+        let _input = self.consoles.start_input().map_err(VmError::host("read the console"))?;
+        self.shared.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
+        loop {
+            let exit = self.shared.machine().wait(None);
+            let Some(exit) = exit else { continue };
+            let is_wanted = self.shared.reboot_is_wanted.swap(false, Ordering::SeqCst);
+            if exit == Exit::Reset && (is_wanted || self.on_reset == OnReset::Reboot) {
+                match self.shared.reset() {
+                    Ok(()) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            self.shared.is_ending.store(true, Ordering::SeqCst);
+            if !matches!(exit, Exit::Off) {
+                tracing::error!("the guest ended: {exit}");
+            }
+            return Ok(match exit {
+                Exit::Off => vmm_spec::Exit::Off,
+                Exit::Reset => vmm_spec::Exit::ResetRefused,
+                Exit::Crash(_) | Exit::Panic => vmm_spec::Exit::Crashed,
+                Exit::Watchdog => vmm_spec::Exit::Watchdog,
+                Exit::Failed { .. } => vmm_spec::Exit::HostFailure,
+            });
+        }
+    }
+}
+
+impl Shared {
+    fn machine(&self) -> RwLockReadGuard<'_, Machine> {
+        // A thread that panicked took the process with it, or changed nothing by half.
+        self.machine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn plugged(&self) -> MutexGuard<'_, Vec<Plugged>> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spec(&self) -> MutexGuard<'_, VmSpec> {
+        self.spec.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lifecycle(&self) -> MutexGuard<'_, ()> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the guest over, in place: the vCPUs are parked already.
+    fn reset(&self) -> Result<(), VmError> {
+        let _lifecycle = self.lifecycle();
+        self.machine().pause()?;
+        // A paused device is one that has stopped: reset wants it so.
+        self.is_paused.store(false, Ordering::SeqCst);
+        self.bus.reset()?;
+        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        machine.reset()?;
+        self.reboots.fetch_add(1, Ordering::Relaxed);
+        machine.resume();
+        Ok(())
+    }
+
+    fn serve_api(self: &Arc<Self>, listener: Listener) -> Result<(), VmError> {
+        let control = Arc::new(VmControl(Arc::downgrade(self)));
+        let failed = VmError::host("start the API");
+        let (server, _stopper) = Server::new(listener, control).map_err(failed)?;
+        thread::Builder::new()
+            .name("api".to_owned())
+            .spawn(move || {
+                if let Err(error) = server.run() {
+                    tracing::error!(%error, "the API ended");
+                }
+            })
+            .map_err(VmError::host("start the API's thread"))?;
+        Ok(())
+    }
+}
+
+fn machine_config(spec: &VerifiedSpec, consoles: &mut Consoles) -> Result<MachineConfig, VmError> {
+    let memory = spec.memory;
+    let backing = match (memory.hugepages, memory.shared) {
+        (HugePages::Size2M, _) => Backing::HugePages2Mib,
+        (HugePages::Size1G, _) => Backing::HugePages1Gib,
+        (HugePages::Off, true) => Backing::Memfd,
+        (HugePages::Off, false) => Backing::Anonymous { huge_pages: memory.thp },
+    };
+    Ok(MachineConfig {
+        boot: Boot {
+            kernel: Image::open(&spec.kernel)?,
+            initramfs: spec.initramfs.as_deref().map(Image::open).transpose()?,
+            cmdline: spec.cmdline.clone(),
+            loading: Loading::Copy,
+        },
+        // 1 to 255, verified.
+        vcpu_count: u8::try_from(spec.cpus.count).unwrap_or(u8::MAX),
+        cpu_template: match spec.cpus.template {
+            vmm_spec::CpuTemplate::Host => CpuTemplate::Host,
+            vmm_spec::CpuTemplate::X86_64V2 => CpuTemplate::BaselineV2,
+            vmm_spec::CpuTemplate::X86_64V3 => CpuTemplate::BaselineV3,
+        },
+        memory_mib: memory.size.bytes() >> 20,
+        backing,
+        serial: consoles.take_serial(),
+        has_pci: true,
+    })
+}
