@@ -14,8 +14,9 @@
 //! | 0x7ff0 | initial stack pointer, growing down |
 //! | 0x8000 | the result, a little-endian `u64`, zero at first |
 //! | 0x9000 | page map level 4, one entry |
-//! | 0xa000 | page directory pointer table, one entry |
+//! | 0xa000 | page directory pointer table, two entries |
 //! | 0xb000 | page directory: 512 pages of 2 MiB, the first GiB mapped to itself |
+//! | 0xc000 | page directory: the same for the fourth GiB, where devices are |
 //!
 //! The page tables are used by [`Mode::Long`] guests only. Whoever runs a guest sets the
 //! registers: in [`Mode::Real`] all segment bases and selectors 0, in [`Mode::Long`] flat 64-bit
@@ -25,6 +26,8 @@
 //! the line status. There is no interrupt table: a fault is a triple fault.
 
 #![forbid(unsafe_code)]
+
+pub mod pci;
 
 /// Guest memory, in bytes, from address 0.
 pub const MEMORY_SIZE: usize = 0x1_0000;
@@ -46,7 +49,7 @@ pub const EXIT_PORT: u8 = 0x80;
 pub enum Mode {
     /// 16-bit real mode.
     Real,
-    /// 64-bit long mode, paging on, first GiB mapped to itself.
+    /// 64-bit long mode, paging on, the first and the fourth GiB mapped to themselves.
     Long,
 }
 
@@ -76,10 +79,12 @@ impl BareGuest {
         const PRESENT_WRITABLE: u64 = 0b11;
         const LARGE: u64 = 1 << 7;
         put(&mut memory, 0x9000, &(0xa000 | PRESENT_WRITABLE).to_le_bytes());
-        put(&mut memory, 0xa000, &(0xb000 | PRESENT_WRITABLE).to_le_bytes());
-        for page in 0..512 {
-            let entry = page << 21 | PRESENT_WRITABLE | LARGE;
-            put(&mut memory, 0xb000 + page * 8, &entry.to_le_bytes());
+        for (directory, gib) in [(0xb000, 0), (0xc000, 3)] {
+            put(&mut memory, 0xa000 + gib * 8, &(directory | PRESENT_WRITABLE).to_le_bytes());
+            for page in 0..512 {
+                let entry = gib << 30 | page << 21 | PRESENT_WRITABLE | LARGE;
+                put(&mut memory, directory + page * 8, &entry.to_le_bytes());
+            }
         }
         memory
     }
@@ -193,6 +198,8 @@ mod tests {
         let entry = |at: usize| u64::from_le_bytes(memory[at..at + 8].try_into().unwrap());
         assert_eq!((entry(0x9000), entry(0xa000)), (0xa003, 0xb003));
         assert_eq!((entry(0xb000), entry(0xbff8)), (0x83, 511 << 21 | 0x83));
+        assert_eq!((entry(0xa008), entry(0xa018)), (0, 0xc003));
+        assert_eq!((entry(0xc000), entry(0xcff8)), (0xc000_0083, 0xffe0_0083));
         assert_eq!(BareGuest::result_in(&memory), Some(0));
         assert_eq!(BareGuest::result_in(&memory[..0x8001]), None);
     }
