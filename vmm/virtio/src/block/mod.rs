@@ -1,6 +1,6 @@
 //! A block device (virtio 1.3 §5.2) over any [`Storage`].
 //!
-//! The device half here negotiates; a [`unit`] for each queue moves data; a lane of the storage
+//! The device half here negotiates; a `unit` for each queue moves data; a lane of the storage
 //! does what is asked of the disk.
 //!
 //! ```text
@@ -24,7 +24,7 @@
 //! the host's page cache, or beyond it: it outlives this process, but not the host's power.
 //!
 //! - A *flush* is `fdatasync`, after all writes, discards and zeroes that this queue got before it
-//!   have completed ([`flush_order`]). Writes of other queues are covered once they were answered.
+//!   have completed (`flush_order`). Writes of other queues are covered once they were answered.
 //! - *Write back*, the default, is that. It is in force if the driver accepted
 //!   `VIRTIO_BLK_F_FLUSH` and has not cleared `writeback` in the configuration space, which
 //!   `VIRTIO_BLK_F_CONFIG_WCE` lets it do (§5.2.5.2).

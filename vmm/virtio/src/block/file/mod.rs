@@ -3,15 +3,15 @@
 //!
 //! | file | lane |
 //! |---|---|
-//! | on a disk | [`ring`]: io_uring, so that requests overlap and the thread never waits |
-//! | in memory (tmpfs, ramfs, hugetlbfs) | [`blocking`]: a read is a copy, there is nothing to wait for; a ring would hand each to a worker thread where the file system cannot promise not to wait |
-//! | any, without io_uring (forbidden, or Linux before 5.19) | [`blocking`] |
+//! | on a disk | `ring`: io_uring, so that requests overlap and the thread never waits |
+//! | in memory (tmpfs, ramfs, hugetlbfs) | `blocking`: a read is a copy, there is nothing to wait for; a ring would hand each to a worker thread where the file system cannot promise not to wait |
+//! | any, without io_uring (forbidden, or Linux before 5.19) | `blocking` |
 //!
 //! The page cache of the host is used, unless the options say `direct`. It helps guests that share
 //! an image or read more than they remember; it hurts when a guest caches the same again, or when
 //! its writes crowd out what others have cached. Direct transfers need aligned buffers, offsets and
 //! sizes: the guest learns the block size, a request of less is an error, and buffers that are
-//! aligned otherwise are copied ([`bounce`]).
+//! aligned otherwise are copied (`bounce`).
 //!
 //! A file is locked as long as it is open, shared by readers, else exclusive, so that no two
 //! machines write one disk. The lock is `flock(2)`: it belongs to the open file description,
@@ -31,6 +31,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
@@ -113,6 +115,10 @@ struct Alignment {
 
 /// The largest block that a guest is told of, and that memory is aligned to: drivers refuse more.
 const BLOCK_SIZE_MAX: u32 = 4096;
+
+/// How often a lock is tried, and the time between: half a second in all.
+const LOCK_ATTEMPTS_MAX: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 impl FileDisk {
     /// Opens and locks the disk at `path`.
@@ -211,17 +217,23 @@ fn begin(
     Ok(Some(Job::new(work, offset, size)))
 }
 
+/// Locks the file. When a machine was killed, the kernel may hold its files a little longer than
+/// its process lives, because a ring is taken apart later; hence the patience.
 fn lock(file: &File, is_shared: bool) -> Result<(), FileError> {
     let operation = if is_shared {
         FlockOperation::NonBlockingLockShared
     } else {
         FlockOperation::NonBlockingLockExclusive
     };
-    match rustix::fs::flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(FileError::InUse),
-        Err(error) => Err(host("lock it")(error.into())),
+    for attempt in 1.. {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if attempt < LOCK_ATTEMPTS_MAX => thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => return Err(FileError::InUse),
+            Err(error) => return Err(host("lock it")(error.into())),
+        }
     }
+    Ok(())
 }
 
 /// Sets `O_DIRECT`, and returns the terms (`STATX_DIOALIGN`, since Linux 6.1).

@@ -296,6 +296,9 @@ impl Drop for Ring {
             tracing::error!(count, "disk operations hang in the host: their memory stays mapped");
             return;
         }
+        // The kernel takes rings apart at its leisure. What must not wait for that is the file,
+        // whose lock others may be after.
+        let _ = self.uring.submitter().unregister_files();
         // SAFETY: neither is used after this; the kernel uses no scatter, since none is in flight.
         unsafe {
             ManuallyDrop::drop(&mut self.uring);

@@ -34,6 +34,21 @@ fn a_disk_has_one_writer_or_many_readers() {
     open(WRITER).unwrap();
 }
 
+/// Rings outlive their descriptor; the lock of a disk must not.
+#[test]
+fn the_lock_ends_with_the_disk() {
+    let (file, memory) = (file(1 << 20), testing::memory(1 << 20));
+    for _ in 0..20 {
+        let disk = FileDisk::open(file.path(), WRITER).unwrap();
+        let mut lane = disk.open_lane(&memory, 8).unwrap();
+        let segment = [Segment { address: GuestAddress(0), size: 4096 }];
+        run(&mut *lane, Operation::Write { offset: 0, from: &segment }).unwrap();
+        drop((lane, disk));
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        rustix::fs::flock(&file, FlockOperation::Unlock).unwrap();
+    }
+}
+
 #[test]
 fn only_files_and_block_devices_are_disks() {
     let folder = tempfile::tempdir().unwrap();
