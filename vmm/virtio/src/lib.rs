@@ -24,6 +24,7 @@ mod interrupt;
 pub mod memory;
 pub mod net;
 mod queue;
+pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
