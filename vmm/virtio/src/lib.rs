@@ -27,6 +27,7 @@ pub mod pci;
 pub mod net;
 mod queue;
 pub mod rate_limiter;
+pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vsock;
