@@ -15,7 +15,7 @@
 //!                                              └─ Services     heartbeat, reseed
 //! ```
 //!
-//! The [`mux`] decides and does no I/O; [`host`] does I/O and decides nothing. Payload goes from
+//! `mux` decides and does no I/O; `host` does I/O and decides nothing. Payload goes from
 //! socket to guest memory and back without a copy in between, but for what a slow reader on the
 //! host cannot take, which is kept, within the credit that the guest was given.
 //!
@@ -117,6 +117,11 @@ struct State {
     expects_beats: bool,
 }
 
+impl State {
+    /// Of a guest that had no connections yet.
+    const NEW: Self = Self { next_host_port: mux::HOST_PORT_FIRST, expects_beats: false };
+}
+
 impl Vsock {
     /// A device that listens already, and serves once it is activated.
     ///
@@ -208,9 +213,10 @@ impl Device for Vsock {
     }
 
     fn save(&self) -> Result<serde_json::Value, DeviceError> {
-        let state = self.parked(|switch| State {
-            next_host_port: switch.as_ref().map_or(mux::HOST_PORT_FIRST, Switch::next_host_port),
-            expects_beats: switch.as_ref().is_some_and(Switch::expects_beats),
+        let state = self.parked(|switch| match switch {
+            Some(switch) => switch.state(),
+            // Saved again before it ran, or never used.
+            None => self.restored.unwrap_or(State::NEW),
         });
         serde_json::to_value(state).map_err(|error| DeviceError::State(error.to_string()))
     }

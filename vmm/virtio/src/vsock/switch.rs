@@ -11,8 +11,8 @@ use rustix::net::Shutdown;
 use super::host::{Host, HostEvent, Written};
 use super::mux::{Action, ConnectionId, Mux, Read, Transmit};
 use super::packet::{HEADER_SIZE, Header};
-use super::reseed;
 use super::services::Services;
+use super::{State, reseed};
 use crate::{Buffers, QueueError, UnitError};
 
 /// All connections of a device, with their ends on the host.
@@ -34,14 +34,12 @@ impl Switch {
         self.host.descriptor()
     }
 
-    /// The port that the next connection of the host gets.
-    pub(super) const fn next_host_port(&self) -> u32 {
-        self.mux.next_host_port()
-    }
-
-    /// Whether beats are expected.
-    pub(super) fn expects_beats(&self) -> bool {
-        self.services.expects_beats()
+    /// What a snapshot keeps of it.
+    pub(super) fn state(&self) -> State {
+        State {
+            next_host_port: self.mux.next_host_port(),
+            expects_beats: self.services.expects_beats(),
+        }
     }
 
     /// The guest has not run until now.

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -16,7 +17,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::packet::{HEADER_SIZE, HOST_CID, Header, SHUTDOWN_BOTH, SHUTDOWN_SEND, STREAM, op};
 use super::*;
 use crate::memory::SharedMemory;
-use crate::testing::{self, Buffer, DRIVER_SIZE, Driver, Interrupts, NEXT, WRITE};
+use crate::testing::{self, Buffer, DRIVER_SIZE, Driver, INDIRECT, Interrupts, NEXT, WRITE};
 use crate::{Interrupt, QueueError, UnitError};
 
 const GUEST_CID: u32 = 5;
@@ -413,6 +414,68 @@ fn whoever_is_refused_is_told() {
 }
 
 #[test]
+fn a_client_that_leaves_before_the_answer_costs_nothing() {
+    let mut rig = Rig::new(RX_SIZE);
+    let mut client = rig.client();
+    client.write_all(b"CONNECT 52\n").unwrap();
+    let (header, _) = rig.packet();
+    drop(client);
+    rig.turn().unwrap();
+    let peer = Peer { guest_port: 52, host_port: header.src_port, ..Peer::default() };
+    rig.send(&peer.header(op::RESPONSE), &[]);
+    assert_eq!(rig.packet().0.op, op::RST);
+}
+
+#[test]
+fn what_the_host_sent_before_it_closed_still_arrives() {
+    let mut rig = Rig::new(RX_SIZE);
+    let (mut peer, mut stream) = rig.host_connects(52);
+    peer.write(&mut rig, b"never read");
+    rig.turn().unwrap();
+    let sent = pattern(5)[..10_000].to_vec();
+    stream.write_all(&sent).unwrap();
+    drop(stream);
+    let (mut came, mut flags) = (Vec::new(), 0);
+    for _ in 0..100 {
+        flags |= peer.take(&mut rig, &mut came);
+    }
+    assert!(came == sent, "{} bytes came", came.len());
+    assert_eq!(flags, SHUTDOWN_BOTH);
+}
+
+#[test]
+fn what_the_guest_sent_before_it_closed_still_arrives() {
+    let mut rig = Rig::new(RX_SIZE);
+    let listener = rig.listen(77);
+    let (mut peer, mut stream) = rig.guest_connects(1, &listener, 77);
+    // More than the socket holds: until there is no credit left.
+    let sent = pattern(6);
+    let (mut size, mut idle) = (0, 0);
+    while idle < 10 {
+        let more = peer.write_some(&mut rig, &sent[size..]);
+        size += more;
+        idle = if more == 0 { idle + 1 } else { 0 };
+        peer.take(&mut rig, &mut Vec::new());
+    }
+    assert!(size >= LIMITS.roomy_size as usize && size < MIB, "{size} bytes were sent");
+    peer.shut(&mut rig, SHUTDOWN_BOTH);
+    assert_eq!(rig.packet().0.op, op::RST);
+    let mut came = Vec::<u8>::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        assert!(Instant::now() < deadline, "{} bytes came", came.len());
+        let mut bytes = [0; 4096];
+        match stream.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(size) => came.extend(&bytes[..size]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        rig.turn().unwrap();
+    }
+    assert!(came == sent[..size], "{} of {size} bytes came", came.len());
+}
+
+#[test]
 fn clients_that_talk_nonsense_are_turned_away() {
     let mut rig = Rig::new(RX_SIZE);
     let table: [&[u8]; 6] = [
@@ -707,5 +770,53 @@ fn addresses_that_no_guest_has_are_refused() {
         let settings =
             Settings { guest_cid, listener, silence_max: None, reseeds: false, on_event };
         assert!(matches!(Vsock::new(settings), Err(DeviceError::State(_))));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever a driver puts into the rings, the device goes on or says what is wrong.
+    #[test]
+    fn any_rings_are_survived(
+        steps in prop::collection::vec(
+            (0usize..3, 0u16..16, 0u64..5 << 20, 0u32..200, 0u16..8, 0u16..20, any::<[u8; 12]>()),
+            1..60,
+        ),
+    ) {
+        let mut rig = Rig::new(RX_SIZE);
+        let listener = rig.listen(3);
+        listener.set_nonblocking(true).unwrap();
+        let mut streams = Vec::new();
+        for (queue, index, address, size, flags, next, bytes) in steps {
+            // Half of what is sent is nearly right.
+            let header = Header {
+                src_port: u32::from(bytes[0] % 4),
+                op: u16::from(bytes[1] % 9),
+                len: u32::from(bytes[2] % 100),
+                flags: u32::from(bytes[3] % 4),
+                fwd_cnt: u32::from(bytes[4] % 4),
+                ..Peer { host_port: 3, ..Peer::default() }.header(0)
+            };
+            if bytes[5] % 2 == 0 {
+                rig.send(&header, &bytes);
+            } else {
+                let at = rig.tx_at + u64::from(index) * 64;
+                let address = if bytes[6] % 4 == 0 { address } else { at };
+                rig.memory.write_slice(&header.encode(), GuestAddress(at)).unwrap();
+                rig.drivers[queue].descriptor(index, address, size, flags & !INDIRECT, next);
+                rig.drivers[queue].offer(index);
+            }
+            if let Ok((mut stream, _)) = listener.accept() {
+                stream.write_all(&bytes).unwrap();
+                streams.push(stream);
+            }
+            rig.offers = bytes[7] % 2 == 0;
+            if let Err(error) = rig.turn() {
+                prop_assert!(matches!(error, UnitError::Queue { .. }), "{error}");
+                break;
+            }
+        }
+        prop_assert_eq!(rig.unit.take().unwrap().stop().len(), 3);
     }
 }

@@ -81,18 +81,17 @@ impl VsockUnit {
             return Ok(());
         }
         let memory = Arc::clone(self.event.memory());
-        // Without a buffer the guest is told when it offers one.
-        while self.event.pop(&mut self.chain)? || self.event.rearm()? {
-            if self.chain.writable_size() == 0 {
-                continue;
+        while !self.event.pop(&mut self.chain)? {
+            if !self.event.rearm()? {
+                // It is told as soon as it offers a buffer.
+                return Ok(());
             }
-            let buffer = self.chain.writable(&memory);
-            buffer.write(0, &TRANSPORT_RESET, "an event").map_err(|error| broken(EVENT, error))?;
-            self.event.push(self.chain.head(), 4)?;
-            self.must_tell_reset = false;
-            return self.event.notify();
         }
-        Ok(())
+        let buffer = self.chain.writable(&memory);
+        buffer.write(0, &TRANSPORT_RESET, "an event").map_err(|error| broken(EVENT, error))?;
+        self.event.push(self.chain.head(), 4)?;
+        self.must_tell_reset = false;
+        self.event.notify()
     }
 
     /// Takes what the guest sends. True if there is more.
@@ -119,6 +118,10 @@ impl VsockUnit {
     fn receive(&mut self, now: Instant) -> Result<bool, UnitError> {
         let memory = Arc::clone(self.rx.memory());
         let mut count = 0;
+        if !self.is_starved {
+            // More buffers are of no interest as long as there are some.
+            self.rx.disarm()?;
+        }
         while count < PACKETS_MAX && self.switch.has_packet() {
             if !self.rx.pop(&mut self.chain)? {
                 if self.rx.rearm()? {
@@ -129,9 +132,7 @@ impl VsockUnit {
                 }
                 break;
             }
-            if std::mem::take(&mut self.is_starved) {
-                self.rx.disarm()?;
-            }
+            self.is_starved = false;
             let buffer = self.chain.writable(&memory);
             match self.switch.put_packet(&buffer, now).map_err(|error| broken(RX, error))? {
                 Some(size) => self.rx.push(self.chain.head(), size)?,

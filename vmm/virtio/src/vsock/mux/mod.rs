@@ -45,7 +45,7 @@ pub(super) const HOST_PORT_FIRST: u32 = 1 << 30;
 /// The last one; the next is `VMADDR_PORT_ANY`.
 pub(super) const HOST_PORT_LAST: u32 = u32::MAX - 1;
 
-/// How much of everything there may be. The buffers together are at most 32 MiB, and only if as
+/// How much of everything there may be. The buffers together hold at most 31 MiB, and only if as
 /// many ends on the host read nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -114,7 +114,7 @@ pub(super) enum Read {
     Blocked,
     /// Nothing ever again.
     End,
-    /// It failed.
+    /// It failed, and will not do otherwise again.
     Failed,
 }
 
@@ -314,12 +314,10 @@ impl Mux {
             }
             Read::Blocked => connection.set_readable(false),
             Read::End => connection.stop_sending(),
-            // A peer that closed without reading everything fails one read, and what it had
-            // sent before can still be had.
-            Read::Failed if connection.host_receives() => connection.stop_receiving(),
+            // A peer that closed without reading everything: all that it had sent came before.
             Read::Failed => {
-                self.reset(id);
-                return None;
+                connection.stop_receiving();
+                connection.stop_sending();
             }
         }
         self.settle(id, now);
