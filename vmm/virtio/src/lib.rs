@@ -20,6 +20,7 @@
 mod config;
 mod counter;
 mod device;
+pub mod fs;
 mod interrupt;
 pub mod memory;
 mod queue;
