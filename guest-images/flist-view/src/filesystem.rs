@@ -40,7 +40,7 @@ pub struct Timestamp {
 }
 
 /// What `stat` shows of an inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// Inode number.
     pub ino: Ino,

@@ -21,6 +21,7 @@ pub mod block;
 mod config;
 mod counter;
 mod device;
+pub mod fs;
 mod interrupt;
 pub mod memory;
 pub mod pci;

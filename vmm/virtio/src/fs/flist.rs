@@ -1,0 +1,44 @@
+//! An image as a file system: the index from the node's cache process, contents through it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flist_view::cache_client::{CacheClient, ConnectError};
+use flist_view::view::FlistView;
+
+/// How the cache process is reached.
+#[derive(Debug)]
+pub enum CacheSocket {
+    /// By path, now and whenever it was restarted.
+    Path(PathBuf),
+    /// By a connected socket, in a jail that has no paths. Once the cache process is gone, reads of
+    /// blocks whose place is not known yet fail.
+    Connected(OwnedFd),
+}
+
+/// Opens the image at `image`, a path as the cache process sees it. `stores` replace the image's own
+/// routes unless empty. The client is for [`Fs::with_cache`](super::Fs::with_cache).
+///
+/// # Errors
+/// [`ConnectError`].
+pub fn open(
+    cache: CacheSocket,
+    image: &Path,
+    stores: &[String],
+) -> Result<(FlistView, Arc<CacheClient>), ConnectError> {
+    let (client, index) = match cache {
+        CacheSocket::Path(path) => CacheClient::connect(&path, image, stores)?,
+        CacheSocket::Connected(connected) => {
+            let connected = Mutex::new(Some(connected));
+            let connector = move || {
+                let taken = connected.lock().unwrap_or_else(PoisonError::into_inner).take();
+                taken.ok_or_else(|| io::ErrorKind::NotConnected.into())
+            };
+            CacheClient::with_connector(Box::new(connector), image, stores)?
+        }
+    };
+    let client = Arc::new(client);
+    Ok((FlistView::new(Arc::new(index), Arc::clone(&client) as _), client))
+}

@@ -1,0 +1,238 @@
+//! Making, moving and removing, with an eye on what the guest still remembers.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use flist_view::filesystem::{Attributes, Changes, Creation, Errno, Ino, NewTime, Rename};
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Timespec, Timestamps};
+
+use super::nodes::Data;
+use super::sys::{self, GROUP_EXECUTE, PERMISSIONS, SET_GID, SET_UID, TYPE_MASK};
+use super::{DIRECTORY, HostDirectory, REGULAR, is_directory};
+
+/// Only the owner, who is we until the rest is set.
+const MODE_AT_FIRST: Mode = Mode::RWXU;
+/// What `utimensat` takes for "now" and "leave it".
+const TIME_NOW: i64 = rustix::fs::UTIME_NOW as i64;
+const TIME_OMIT: i64 = rustix::fs::UTIME_OMIT as i64;
+
+impl HostDirectory {
+    /// Makes whatever `new` says, a link to `target` if there is one, and tells the guest of it.
+    pub(super) fn make(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: &Creation,
+        target: Option<&[u8]>,
+    ) -> Result<Attributes, Errno> {
+        let directory = self.path(parent)?;
+        let directory = directory.as_fd();
+        let (mut path, mut data) = (None, None);
+        match new.mode & TYPE_MASK {
+            REGULAR => data = Some(sys::create_file(directory, name)?),
+            DIRECTORY => rustix::fs::mkdirat(directory, name, MODE_AT_FIRST)?,
+            sys::SYMLINK => rustix::fs::symlinkat(target.ok_or(Errno::INVAL)?, directory, name)?,
+            kind => {
+                let device = rustix::fs::makedev(new.rdev.0, new.rdev.1);
+                let kind = FileType::from_raw_mode(kind);
+                rustix::fs::mknodat(directory, name, kind, MODE_AT_FIRST, device)?;
+            }
+        }
+        let made = match &data {
+            Some(file) => file.as_fd(),
+            None => {
+                let path: &OwnedFd = path.insert(sys::open_path(directory, name)?);
+                path.as_fd()
+            }
+        };
+        match self.complete(directory, made, new) {
+            Ok(attributes) => {
+                let mut nodes = self.nodes();
+                nodes.learn(parent, name, &attributes, 1)?;
+                if let Some(file) = data {
+                    let data = Data { file: Arc::new(file), is_writable: true };
+                    nodes.opened_data(attributes.ino, data);
+                }
+                Ok(attributes)
+            }
+            Err(error) => {
+                let flags =
+                    if is_directory(new.mode) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                // As good as can be done: the error counts.
+                let _ = rustix::fs::unlinkat(directory, name, flags);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a file without a name.
+    pub(super) fn make_unnamed(&self, parent: Ino, new: &Creation) -> Result<Attributes, Errno> {
+        let directory = self.path(parent)?;
+        let file = sys::create_unnamed(directory.as_fd())?;
+        let attributes = self.complete(directory.as_fd(), file.as_fd(), new)?;
+        let file = Arc::new(file);
+        let data = Data { file: Arc::clone(&file), is_writable: true };
+        self.nodes().learn_unnamed(&attributes, file, data)?;
+        Ok(attributes)
+    }
+
+    /// Gives what was made in `directory` its owner, group and mode.
+    fn complete(
+        &self,
+        directory: BorrowedFd<'_>,
+        made: BorrowedFd<'_>,
+        new: &Creation,
+    ) -> Result<Attributes, Errno> {
+        let found = self.attributes_of(&sys::stat(made)?)?;
+        if (found.mode ^ new.mode) & TYPE_MASK != 0 {
+            // Somebody was quicker than we.
+            return Err(Errno::STALE);
+        }
+        let mut wanted = Attributes { uid: new.uid, gid: new.gid, ..found };
+        wanted.mode = new.mode;
+        let parent_mode = sys::stat(directory)?.attributes.mode;
+        if parent_mode & SET_GID != 0 {
+            wanted.gid = found.gid;
+            wanted.mode |= if is_directory(new.mode) { SET_GID } else { 0 };
+        }
+        if (found.uid, found.gid) != (wanted.uid, wanted.gid) {
+            sys::set_owner(made, Some(wanted.uid), Some(wanted.gid))?;
+        }
+        if (found.mode ^ wanted.mode) & PERMISSIONS != 0 && wanted.mode & TYPE_MASK != sys::SYMLINK
+        {
+            self.descriptors.set_mode(made, wanted.mode)?;
+        }
+        self.attributes_of(&sys::stat(made)?)
+    }
+
+    /// Takes a name away.
+    pub(super) fn remove(&self, parent: Ino, name: &[u8], is_dir: bool) -> Result<(), Errno> {
+        let directory = self.path(parent)?;
+        let child = self.hold(parent, directory.as_fd(), name)?;
+        let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        rustix::fs::unlinkat(&*directory, name, flags)?;
+        if let Some(child) = child {
+            self.nodes().removed(child, parent, name);
+        }
+        Ok(())
+    }
+
+    /// Moves a name. `leaves_whiteout`: what is left behind covers the same name in a lower layer.
+    pub(in crate::fs) fn move_name(
+        &self,
+        from: (Ino, &[u8]),
+        to: (Ino, &[u8]),
+        how: Rename,
+        leaves_whiteout: bool,
+    ) -> Result<(), Errno> {
+        let (source, target) = (self.path(from.0)?, self.path(to.0)?);
+        let moved = self.peek(from.0, from.1)?.ino;
+        let replaced = match how {
+            Rename::Replace => self.hold(to.0, target.as_fd(), to.1)?,
+            Rename::NoReplace => None,
+            Rename::Exchange => Some(self.peek(to.0, to.1)?.ino),
+        };
+        let mut flags = match how {
+            Rename::Replace => RenameFlags::empty(),
+            Rename::NoReplace => RenameFlags::NOREPLACE,
+            Rename::Exchange => RenameFlags::EXCHANGE,
+        };
+        flags.set(RenameFlags::WHITEOUT, leaves_whiteout);
+        rustix::fs::renameat_with(&*source, from.1, &*target, to.1, flags)?;
+        if replaced == Some(moved) {
+            // Two names of one inode: nothing happened.
+            return Ok(());
+        }
+        let mut nodes = self.nodes();
+        match (how, replaced) {
+            (Rename::Exchange, Some(other)) => nodes.moved(other, from.0, from.1),
+            (_, Some(replaced)) => nodes.removed(replaced, to.0, to.1),
+            (_, None) => {}
+        }
+        nodes.moved(moved, to.0, to.1);
+        Ok(())
+    }
+
+    /// Opens what `name` is, if the guest knows it by no other name: soon it will not be found. Says
+    /// which inode it is, if any.
+    fn hold(
+        &self,
+        parent: Ino,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Result<Option<Ino>, Errno> {
+        let child = match sys::stat_at(directory, name).and_then(|stat| self.attributes_of(&stat)) {
+            Ok(attributes) => attributes.ino,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let must_pin = self.nodes().must_pin(child, parent, name)?;
+        if must_pin {
+            match self.path(child) {
+                // Stale: the guest does not know what is there now.
+                Ok(_) | Err(Errno::STALE) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(child))
+    }
+
+    /// Changes attributes one after the other: size, owner, mode (which a change of owner changes),
+    /// times (which all of them change).
+    pub(super) fn apply(&self, ino: Ino, changes: &Changes) -> Result<(), Errno> {
+        if let Some(size) = changes.size {
+            let file = self.data(ino, true)?;
+            if changes.drops_set_id {
+                self.drop_set_id(ino)?;
+            }
+            rustix::fs::ftruncate(&*file, size)?;
+        }
+        if (changes.uid, changes.gid) != (None, None) {
+            sys::set_owner(self.path(ino)?.as_fd(), changes.uid, changes.gid)?;
+        }
+        if let Some(mode) = changes.mode {
+            if self.nodes().get(ino)?.kind == sys::SYMLINK {
+                return Err(Errno::OPNOTSUPP);
+            }
+            self.descriptors.set_mode(self.path(ino)?.as_fd(), mode)?;
+        }
+        if (changes.atime, changes.mtime) != (None, None) {
+            let times = Timestamps {
+                last_access: timespec(changes.atime),
+                last_modification: timespec(changes.mtime),
+            };
+            self.descriptors.set_times(self.path(ino)?.as_fd(), &times)?;
+        }
+        Ok(())
+    }
+
+    /// Drops set-id bits, as the kernel does for writers without the right to keep them.
+    pub(super) fn drop_set_id(&self, ino: Ino) -> Result<(), Errno> {
+        let path = self.path(ino)?;
+        let mode = sys::stat(path.as_fd())?.attributes.mode;
+        let mut dropped = mode & !SET_UID;
+        if mode & GROUP_EXECUTE != 0 {
+            // Without it, the bit means mandatory locking.
+            dropped &= !SET_GID;
+        }
+        if dropped == mode {
+            return Ok(());
+        }
+        self.descriptors.set_mode(path.as_fd(), dropped)
+    }
+
+    /// Makes contents out of the lower layer's for a file that was just made.
+    pub(in crate::fs) fn file(&self, ino: Ino) -> Result<Arc<OwnedFd>, Errno> {
+        self.data(ino, true)
+    }
+}
+
+fn timespec(time: Option<NewTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: TIME_OMIT },
+        Some(NewTime::Now) => Timespec { tv_sec: 0, tv_nsec: TIME_NOW },
+        Some(NewTime::At(time)) => {
+            Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanoseconds) }
+        }
+    }
+}

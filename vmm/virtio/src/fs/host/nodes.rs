@@ -1,0 +1,369 @@
+//! What is known of the inodes that the guest has looked up.
+//!
+//! A node is where an inode was found last: a directory and a name in it. That is enough to find it
+//! again, so that descriptors are only a cache, and a guest that looks at a million files does not
+//! keep a million of them open on the host:
+//!
+//! ```text
+//!             opened                      its turn to be closed
+//!   named ────────────► named, open ────────────────────────────► named
+//!                          │ ▲
+//!        its name is taken  │ │ found under another name
+//!                 away     ▼ │
+//!                       pinned: open until it is forgotten
+//! ```
+//!
+//! What is found again is compared with what it was (inode number and birth): another file under the
+//! same name is answered `ESTALE`.
+//!
+//! A node stays while the guest remembers it, or a node below it.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use flist_view::filesystem::{Attributes, Errno, Ino, ROOT};
+
+/// Most inodes that a guest may remember: at about 100 bytes each, 100 MB here, and about a
+/// gigabyte in the guest.
+pub(super) const NODE_COUNT_MAX: usize = 1 << 20;
+/// Most nodes that are open (with two descriptors each) only because they were used lately.
+pub(super) const OPEN_COUNT_MAX: usize = 512;
+/// Most files without a name that a guest may remember: each keeps descriptors open.
+pub(super) const PINNED_COUNT_MAX: usize = 4096;
+/// Deepest directory that can be found again from the root.
+const DEPTH_MAX: usize = 4096;
+
+/// All nodes of a host directory.
+pub(super) struct Nodes {
+    map: HashMap<Ino, Node>,
+    /// Open nodes, in the order in which they are asked to close; some may be closed or gone.
+    opened: VecDeque<Ino>,
+    open_count: usize,
+    pinned_count: usize,
+}
+
+/// What is known of one inode.
+pub(super) struct Node {
+    pub(super) parent: Ino,
+    /// Its name there; empty if none is known.
+    pub(super) name: Box<[u8]>,
+    pub(super) generation: u64,
+    /// Its type, of a mode.
+    pub(super) kind: u32,
+    /// How often the guest was told of it.
+    pub(super) lookups: u64,
+    /// Nodes whose parent it is.
+    children: u64,
+    /// Stands for the inode.
+    path: Option<Arc<OwnedFd>>,
+    /// Reads or writes a regular file.
+    data: Option<Data>,
+    was_used: bool,
+}
+
+/// A file open for its contents.
+#[derive(Clone)]
+pub(super) struct Data {
+    pub(super) file: Arc<OwnedFd>,
+    pub(super) is_writable: bool,
+}
+
+/// How to reach a node that is not open: from an open one, down these names.
+pub(super) struct Route {
+    pub(super) start: Arc<OwnedFd>,
+    /// From the top: number, generation and name.
+    pub(super) steps: Vec<(Ino, u64, Box<[u8]>)>,
+}
+
+impl Nodes {
+    /// A table that knows the root only.
+    pub(super) fn new(root: Arc<OwnedFd>, generation: u64, kind: u32) -> Self {
+        let mut nodes =
+            Self { map: HashMap::new(), opened: VecDeque::new(), open_count: 0, pinned_count: 0 };
+        let mut node = Node::new(ROOT, b"/", generation, kind);
+        node.path = Some(root);
+        nodes.map.insert(ROOT, node);
+        nodes
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Result<&Node, Errno> {
+        self.map.get(&ino).ok_or(Errno::STALE)
+    }
+
+    /// All but the root.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Ino, &Node)> {
+        self.map.iter().filter(|(ino, _)| **ino != ROOT).map(|(ino, node)| (*ino, node))
+    }
+
+    /// The guest is told `count` times that `name` in `parent` is the inode with these attributes.
+    pub(super) fn learn(
+        &mut self,
+        parent: Ino,
+        name: &[u8],
+        attributes: &Attributes,
+        count: u64,
+    ) -> Result<(), Errno> {
+        let (ino, generation) = (attributes.ino, attributes.generation);
+        if ino == ROOT {
+            return Ok(());
+        }
+        let kind = attributes.mode & super::sys::TYPE_MASK;
+        match self.map.get(&ino) {
+            None => {
+                if self.map.len() >= NODE_COUNT_MAX {
+                    return Err(Errno::NFILE);
+                }
+                self.map.insert(ino, Node::new(parent, name, generation, kind));
+                self.add_child(parent);
+            }
+            Some(node) if node.generation != generation => {
+                self.close(ino);
+                self.set_name(ino, parent, name);
+                if let Some(node) = self.map.get_mut(&ino) {
+                    (node.generation, node.kind) = (generation, kind);
+                }
+            }
+            Some(_) => self.set_name(ino, parent, name),
+        }
+        if let Some(node) = self.map.get_mut(&ino) {
+            node.lookups = node.lookups.saturating_add(count);
+        }
+        Ok(())
+    }
+
+    /// A file without a name, which `path` stands for.
+    pub(super) fn learn_unnamed(
+        &mut self,
+        attributes: &Attributes,
+        path: Arc<OwnedFd>,
+        data: Data,
+    ) -> Result<(), Errno> {
+        if self.pinned_count >= PINNED_COUNT_MAX {
+            return Err(Errno::NFILE);
+        }
+        self.learn(ROOT, b"", attributes, 1)?;
+        self.opened(attributes.ino, path);
+        self.opened_data(attributes.ino, data);
+        self.unname(attributes.ino);
+        Ok(())
+    }
+
+    /// The guest forgets `count` of the times that it was told of `ino`.
+    pub(super) fn forget(&mut self, ino: Ino, count: u64) {
+        let Some(node) = self.map.get_mut(&ino).filter(|_| ino != ROOT) else { return };
+        node.lookups = node.lookups.saturating_sub(count);
+        self.release(ino);
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.map.retain(|ino, _| *ino == ROOT);
+        if let Some(root) = self.map.get_mut(&ROOT) {
+            root.children = 0;
+        }
+        self.opened.clear();
+        (self.open_count, self.pinned_count) = (0, 0);
+    }
+
+    /// What stands for `ino`, if it is open.
+    pub(super) fn path(&mut self, ino: Ino) -> Result<Option<Arc<OwnedFd>>, Errno> {
+        let node = self.map.get_mut(&ino).ok_or(Errno::STALE)?;
+        node.was_used = true;
+        Ok(node.path.clone())
+    }
+
+    /// What reads `ino` or, if it must, writes it; if it is open.
+    pub(super) fn data(&mut self, ino: Ino, writes: bool) -> Result<Option<Arc<OwnedFd>>, Errno> {
+        let node = self.map.get_mut(&ino).ok_or(Errno::STALE)?;
+        node.was_used = true;
+        let data = node.data.as_ref().filter(|data| data.is_writable || !writes);
+        Ok(data.map(|data| Arc::clone(&data.file)))
+    }
+
+    /// How to reach `ino`, which is not open.
+    pub(super) fn route(&self, ino: Ino) -> Result<Route, Errno> {
+        let mut steps = Vec::new();
+        let mut ino = ino;
+        loop {
+            let node = self.get(ino)?;
+            if let Some(start) = node.path.clone() {
+                steps.reverse();
+                return Ok(Route { start, steps });
+            }
+            if node.name.is_empty() || steps.len() >= DEPTH_MAX {
+                return Err(Errno::STALE);
+            }
+            steps.push((ino, node.generation, node.name.clone()));
+            ino = node.parent;
+        }
+    }
+
+    /// `path` stands for `ino` from now on.
+    pub(super) fn opened(&mut self, ino: Ino, path: Arc<OwnedFd>) {
+        self.open(ino, |node| node.path = Some(path));
+    }
+
+    /// `data` reads or writes `ino` from now on.
+    pub(super) fn opened_data(&mut self, ino: Ino, data: Data) {
+        self.open(ino, |node| node.data = Some(data));
+    }
+
+    /// Whether `name` in `parent` is how `ino` is found, so that it must be open before that name
+    /// is taken away; and whether one more may be kept so.
+    pub(super) fn must_pin(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<bool, Errno> {
+        let is_known = self
+            .map
+            .get(&ino)
+            .is_some_and(|node| node.parent == parent && *node.name == *name && ino != ROOT);
+        if is_known && self.pinned_count >= PINNED_COUNT_MAX {
+            return Err(Errno::NFILE);
+        }
+        Ok(is_known)
+    }
+
+    /// `name` in `parent` is no longer `ino`.
+    pub(super) fn removed(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
+        let is_known =
+            self.map.get(&ino).is_some_and(|node| node.parent == parent && *node.name == *name);
+        if is_known && ino != ROOT {
+            self.unname(ino);
+        }
+    }
+
+    /// `ino` is found as `name` in `parent` now.
+    pub(super) fn moved(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
+        if self.map.contains_key(&ino) && ino != ROOT {
+            self.set_name(ino, parent, name);
+        }
+    }
+
+    fn open(&mut self, ino: Ino, keep: impl FnOnce(&mut Node)) {
+        let Some(node) = self.map.get_mut(&ino) else { return };
+        let was_cached = node.is_cached(ino);
+        keep(node);
+        node.was_used = true;
+        if !was_cached && node.is_cached(ino) {
+            self.open_count += 1;
+            self.opened.push_back(ino);
+            self.close_some();
+        }
+    }
+
+    /// Closes what was not used lately, until few enough are open.
+    fn close_some(&mut self) {
+        // Each one gets one more chance at most, so this ends.
+        let mut chances = self.opened.len() * 2;
+        while (self.open_count > OPEN_COUNT_MAX || self.opened.len() > OPEN_COUNT_MAX * 4)
+            && chances > 0
+        {
+            chances -= 1;
+            let Some(ino) = self.opened.pop_front() else { return };
+            let Some(node) = self.map.get_mut(&ino).filter(|node| node.is_cached(ino)) else {
+                continue;
+            };
+            if std::mem::take(&mut node.was_used) {
+                self.opened.push_back(ino);
+            } else {
+                self.close(ino);
+            }
+        }
+    }
+
+    fn close(&mut self, ino: Ino) {
+        let Some(node) = self.map.get_mut(&ino) else { return };
+        if node.is_cached(ino) {
+            self.open_count -= 1;
+        } else if node.is_pinned() {
+            self.pinned_count -= 1;
+        }
+        (node.path, node.data) = (None, None);
+    }
+
+    fn set_name(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
+        let Some(node) = self.map.get_mut(&ino) else { return };
+        if node.parent == parent && *node.name == *name {
+            return;
+        }
+        let was_pinned = node.is_pinned();
+        let old_parent = std::mem::replace(&mut node.parent, parent);
+        node.name = name.into();
+        if was_pinned && !node.is_pinned() {
+            self.pinned_count -= 1;
+            self.open_count += 1;
+            self.opened.push_back(ino);
+            self.close_some();
+        }
+        self.add_child(parent);
+        self.remove_child(old_parent);
+    }
+
+    fn unname(&mut self, ino: Ino) {
+        let Some(node) = self.map.get_mut(&ino) else { return };
+        if node.is_cached(ino) {
+            self.open_count -= 1;
+        }
+        node.name = Box::default();
+        let old_parent = std::mem::replace(&mut node.parent, ROOT);
+        self.pinned_count += usize::from(node.is_pinned());
+        self.add_child(ROOT);
+        self.remove_child(old_parent);
+    }
+
+    fn add_child(&mut self, parent: Ino) {
+        if let Some(parent) = self.map.get_mut(&parent) {
+            parent.children += 1;
+        }
+    }
+
+    fn remove_child(&mut self, parent: Ino) {
+        if let Some(node) = self.map.get_mut(&parent) {
+            node.children = node.children.saturating_sub(1);
+            self.release(parent);
+        }
+    }
+
+    /// Removes `ino` if nothing holds it, and then perhaps its parent, and so on.
+    fn release(&mut self, ino: Ino) {
+        let mut ino = ino;
+        while ino != ROOT
+            && self.map.get(&ino).is_some_and(|node| node.lookups == 0 && node.children == 0)
+        {
+            self.close(ino);
+            let Some(node) = self.map.remove(&ino) else { return };
+            ino = node.parent;
+            if let Some(parent) = self.map.get_mut(&ino) {
+                parent.children = parent.children.saturating_sub(1);
+            }
+        }
+    }
+}
+
+impl Node {
+    fn new(parent: Ino, name: &[u8], generation: u64, kind: u32) -> Self {
+        Self {
+            parent,
+            name: name.into(),
+            generation,
+            kind,
+            lookups: 0,
+            children: 0,
+            path: None,
+            data: None,
+            was_used: false,
+        }
+    }
+
+    const fn is_open(&self) -> bool {
+        self.path.is_some() || self.data.is_some()
+    }
+
+    /// Open, and can be opened again.
+    fn is_cached(&self, ino: Ino) -> bool {
+        self.is_open() && !self.name.is_empty() && ino != ROOT
+    }
+
+    /// Open, and could not be opened again.
+    fn is_pinned(&self) -> bool {
+        self.is_open() && self.name.is_empty()
+    }
+}

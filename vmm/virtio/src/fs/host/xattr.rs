@@ -1,0 +1,62 @@
+//! Which extended attributes a guest may see and set, and the calls underneath.
+
+use std::os::fd::AsFd;
+
+use flist_view::filesystem::{Errno, Ino, SetAttribute};
+use rustix::fs::XattrFlags;
+
+use super::{HostDirectory, sys};
+
+/// Beginnings of names that pass through; all of the last.
+const PREFIXES: [&[u8]; 2] = [b"user.", b"trusted."];
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// Refuses what a guest has no business with.
+pub(in crate::fs) fn check(name: &[u8]) -> Result<(), Errno> {
+    if is_visible(name) { Ok(()) } else { Err(Errno::OPNOTSUPP) }
+}
+
+/// The names among `names`, each ended by NUL, that a guest may see.
+pub(super) fn visible(names: &[u8]) -> Vec<u8> {
+    let names = names.split_inclusive(|byte| *byte == 0);
+    names
+        .filter(|name| is_visible(name.strip_suffix(b"\0").unwrap_or(name)))
+        .flatten()
+        .copied()
+        .collect()
+}
+
+fn is_visible(name: &[u8]) -> bool {
+    name == CAPABILITY || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+impl HostDirectory {
+    /// Names of all attributes of a file or directory, each ended by NUL.
+    pub(in crate::fs) fn raw_attribute_names(&self, ino: Ino) -> Result<Vec<u8>, Errno> {
+        sys::extended_attribute_names(self.open_any(ino)?.as_fd())
+    }
+
+    /// Value of any attribute of a file or directory.
+    pub(in crate::fs) fn raw_attribute(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        sys::extended_attribute(self.open_any(ino)?.as_fd(), name)
+    }
+
+    pub(in crate::fs) fn set_raw_attribute(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        how: SetAttribute,
+    ) -> Result<(), Errno> {
+        let flags = match how {
+            SetAttribute::Any => XattrFlags::empty(),
+            SetAttribute::Create => XattrFlags::CREATE,
+            SetAttribute::Replace => XattrFlags::REPLACE,
+        };
+        rustix::fs::fsetxattr(&*self.open_any(ino)?, name, value, flags)
+    }
+
+    pub(in crate::fs) fn remove_raw_attribute(&self, ino: Ino, name: &[u8]) -> Result<(), Errno> {
+        rustix::fs::fremovexattr(&*self.open_any(ino)?, name)
+    }
+}
