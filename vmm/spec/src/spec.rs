@@ -104,9 +104,6 @@ pub enum CpuTemplate {
     /// The psABI's x86-64-v3: with AVX2, BMI2, FMA.
     #[serde(rename = "x86-64-v3")]
     X86_64V3,
-    /// The psABI's x86-64-v4: with AVX-512 F, BW, CD, DQ, VL.
-    #[serde(rename = "x86-64-v4")]
-    X86_64V4,
 }
 
 /// Memory.

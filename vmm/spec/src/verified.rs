@@ -6,9 +6,11 @@
 use std::ops::Deref;
 use std::path::PathBuf;
 
-use crate::devices::{BalloonSpec, FsSource, OutputSpec, VsockSpec, WatchdogSpec};
+use crate::devices::{
+    BalloonSpec, DiskSpec, FsSource, NetSpec, OutputSpec, VsockSpec, WatchdogSpec,
+};
 use crate::spec::{CpuSpec, MemorySpec, OnReset, VmSpec};
-use crate::{MacAddress, SpecError};
+use crate::{MacAddress, RateSpec, Size, SpecError};
 
 /// A `T` that passed verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +122,54 @@ pub struct Net {
     pub mtu: Option<u16>,
     /// How much it may move, each way.
     pub rate: RateLimit,
+}
+
+impl Disk {
+    /// As a description has it.
+    #[must_use]
+    pub fn to_spec(&self) -> DiskSpec {
+        DiskSpec {
+            id: Some(self.id.clone()),
+            path: self.path.clone(),
+            readonly: self.readonly,
+            serial: (!self.serial.is_empty()).then(|| self.serial.clone()),
+            rate: self.rate.to_spec(),
+            direct: self.direct,
+            queues: self.queues,
+        }
+    }
+}
+
+impl Net {
+    /// As a description has it.
+    #[must_use]
+    pub fn to_spec(&self) -> NetSpec {
+        let (tap, fds) = match &self.backend {
+            NetBackend::Tap(name) => (Some(name.clone()), Vec::new()),
+            NetBackend::Descriptors(fds) => (None, fds.clone()),
+        };
+        NetSpec {
+            id: Some(self.id.clone()),
+            tap,
+            fds,
+            mac: self.mac,
+            queues: self.queues,
+            mtu: self.mtu,
+            rate: self.rate.to_spec(),
+        }
+    }
+}
+
+impl RateLimit {
+    fn to_spec(self) -> Option<RateSpec> {
+        let spec = RateSpec {
+            bytes_per_s: self.bytes.map(|bucket| Size::from_bytes(bucket.per_second)),
+            ops_per_s: self.operations.map(|bucket| bucket.per_second),
+            burst_bytes: self.bytes.map(|bucket| Size::from_bytes(bucket.burst)),
+            burst_ops: self.operations.map(|bucket| bucket.burst),
+        };
+        (self != Self::default()).then_some(spec)
+    }
 }
 
 /// Where a network card's packets go.

@@ -325,22 +325,18 @@ fn random_seed() -> Result<[u8; linux::SEED_SIZE], BootError> {
     Ok(seed)
 }
 
-fn write(
-    memory: &Memory,
-    what: &'static str,
-    address: u64,
-    bytes: &[u8],
-) -> Result<(), BootError> {
+fn write(memory: &Memory, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
     let size = bytes.len() as u64;
-    memory
-        .write_slice(bytes, GuestAddress(address))
-        .map_err(|_| BootError::NoRoom { what, address, size })
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoRoom {
+        what,
+        address,
+        size,
+    })
 }
 
 fn file_size(file: &File, name: &str) -> Result<u64, BootError> {
     let metadata = file.metadata();
-    let metadata =
-        metadata.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
+    let metadata = metadata.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
     if metadata.is_file() {
         Ok(metadata.len())
     } else {

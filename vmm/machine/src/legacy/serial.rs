@@ -65,7 +65,8 @@ impl SerialConsole {
         let empty = CountingSink { sink: Box::new(io::sink()), lost: lost.clone() };
         let sink = std::mem::replace(device.writer_mut(), empty).sink;
         let sink = CountingSink { sink, lost };
-        if let Ok(new) = Serial::from_state(&SerialState::default(), Interrupt(line), events, sink) {
+        if let Ok(new) = Serial::from_state(&SerialState::default(), Interrupt(line), events, sink)
+        {
             *device = new;
         }
     }

@@ -145,8 +145,7 @@ impl Layout {
         let size = memory_mib * MIB;
         let low_ram = Range { start: 0, size: size.min(LOW_RAM_END_MAX) };
         let high_size = size - low_ram.size;
-        let high_ram =
-            (high_size > 0).then_some(Range { start: HIGH_RAM_START, size: high_size });
+        let high_ram = (high_size > 0).then_some(Range { start: HIGH_RAM_START, size: high_size });
         let ram_end = high_ram.map_or(HIGH_RAM_START, |range| range.end());
         let space_end = 1_u64 << address_bits.clamp(32, 52);
         if high_ram.is_some() && ram_end > space_end {

@@ -52,10 +52,8 @@ impl Consoles {
                 consoles.input = Some(Box::new(io::stdin()));
             }
             OutputSpec::File { path } => {
-                let file = File::create(path).map_err(VmError::device(format!(
-                    "serial file={}",
-                    path.display()
-                )))?;
+                let file = File::create(path)
+                    .map_err(VmError::device(format!("serial file={}", path.display())))?;
                 consoles.serial = Some(Box::new(file));
             }
             OutputSpec::Pty => {

@@ -155,7 +155,10 @@ impl Control for VmControl {
         _path: &Path,
         _files: Option<(OwnedFd, OwnedFd)>,
     ) -> Result<(), ControlError> {
-        Err(ControlError::Conflict { error: "snapshots cannot be taken yet".to_owned(), hint: None })
+        Err(ControlError::Conflict {
+            error: "snapshots cannot be taken yet".to_owned(),
+            hint: None,
+        })
     }
 
     fn metrics(&self) -> Metrics {

@@ -10,11 +10,15 @@ use std::time::{Duration, Instant};
 use vmm_spec::{Disk, Fs, FsSource, Net, NetBackend, RateLimit, VerifiedSpec, VsockSpec};
 use vmm_virtio::block::file::{FileDisk, FileOptions};
 use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
+use vmm_virtio::fs::flist::CacheSocket;
+use vmm_virtio::fs::host::{HostDirectory, HostOptions};
+use vmm_virtio::fs::overlay::{MarkPrefix, Overlay};
 use vmm_virtio::net::{self, NetHandle, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
 use vmm_virtio::rate_limiter::{Bucket, RateLimiter, RateLimits};
+use vmm_virtio::rng::Rng;
 use vmm_virtio::vsock::{self, Vsock, heartbeat};
-use vmm_virtio::{Counter, Device};
+use vmm_virtio::{Counter, Device, fs};
 
 use super::console::Consoles;
 use super::{Shared, VmError};
@@ -35,8 +39,13 @@ pub(super) struct Plugged {
 /// The way to a device that is more than its function.
 pub(super) enum Handle {
     None,
-    Disk { disk: BlockHandle, file: Arc<File> },
-    Net(#[expect(dead_code, reason = "the card lives as long as someone holds on to it")] NetHandle),
+    Disk {
+        disk: BlockHandle,
+        file: Arc<File>,
+    },
+    Net(
+        #[expect(dead_code, reason = "the card lives as long as someone holds on to it")] NetHandle,
+    ),
 }
 
 /// What a device needs to be put on the bus.
@@ -73,14 +82,11 @@ impl Shared {
             let silence = spec.watchdog.map(|dog| Duration::from_secs(u64::from(dog.timeout_s)));
             self.add_vsock(vsock, silence)?;
         }
+        if spec.rng {
+            self.add_shared("rng", Box::new(Rng::new()))?;
+        }
         if let Some(device) = consoles.take_device() {
-            self.add(Placed {
-                id: "console".to_owned(),
-                kind: "console",
-                device,
-                placement: Placement::Shared,
-                handle: Handle::None,
-            })?;
+            self.add_shared("console", device)?;
         }
         if spec.pvpanic {
             self.add_pvpanic()?;
@@ -120,7 +126,10 @@ impl Shared {
             Ok(limiter.0.is_limited().then(|| Arc::new(Mutex::new(limiter)) as _))
         };
         let options = NetOptions {
-            mac: net.mac.map_or_else(random_mac, |mac| Ok(mac.0)).map_err(VmError::device(name()))?,
+            mac: net
+                .mac
+                .map_or_else(random_mac, |mac| Ok(mac.0))
+                .map_err(VmError::device(name()))?,
             mtu: net.mtu,
             speed_mbps: None,
             queue_size: NET_QUEUE_SIZE,
@@ -137,11 +146,7 @@ impl Shared {
         self.add(Placed { id: net.id.clone(), kind: "net", device, placement, handle })
     }
 
-    fn add_vsock(
-        &self,
-        spec: &VsockSpec,
-        silence_max: Option<Duration>,
-    ) -> Result<usize, VmError> {
+    fn add_vsock(&self, spec: &VsockSpec, silence_max: Option<Duration>) -> Result<usize, VmError> {
         let name = || format!("vsock {}", spec.socket.display());
         let ender = self.machine().ender();
         let device = Vsock::new(vsock::Settings {
@@ -154,14 +159,52 @@ impl Shared {
                 event => tracing::debug!(?event, "vsock"),
             }),
         });
+        self.add_shared("vsock", Box::new(device.map_err(VmError::device(name()))?))
+    }
+
+    /// Adds a file system. Reading it may wait for the network, so it has a thread of its own.
+    fn add_fs(&self, spec: &Fs) -> Result<usize, VmError> {
+        let name = || format!("fs {}", spec.tag);
+        let device = match &spec.source {
+            FsSource::Flist { image, cache, upper } => {
+                let socket = CacheSocket::Path(cache.clone());
+                let opened = fs::flist::open(socket, image, &[]);
+                let (view, client) = opened.map_err(VmError::device(name()))?;
+                let device = match upper {
+                    None => fs::Fs::new(&spec.tag, 1, view),
+                    Some(upper) => {
+                        let overlay = Overlay::open(view, upper, MarkPrefix::Trusted);
+                        let overlay = overlay.map_err(VmError::device(name()))?;
+                        fs::Fs::new(&spec.tag, 1, overlay)
+                    }
+                };
+                device.map(|device| device.with_cache(client))
+            }
+            FsSource::Dir { path, readonly, quota } => {
+                if quota.is_some() {
+                    let error = io::Error::other("quotas of directories are not supported yet");
+                    return Err(VmError::device(name())(error));
+                }
+                let options = HostOptions { is_readonly: *readonly, ..HostOptions::default() };
+                let directory = HostDirectory::open(path, options);
+                fs::Fs::new(&spec.tag, 1, directory.map_err(VmError::device(name()))?)
+            }
+        };
         let device = Box::new(device.map_err(VmError::device(name()))?);
+        let placement = Placement::Own { thread_count: 1 };
         self.add(Placed {
-            id: "vsock".to_owned(),
-            kind: "vsock",
+            id: spec.tag.clone(),
+            kind: "fs",
             device,
-            placement: Placement::Shared,
+            placement,
             handle: Handle::None,
         })
+    }
+
+    /// Adds a device that has little to do, and of which there is one.
+    fn add_shared(&self, kind: &'static str, device: Box<dyn Device>) -> Result<usize, VmError> {
+        let placement = Placement::Shared;
+        self.add(Placed { id: kind.to_owned(), kind, device, placement, handle: Handle::None })
     }
 
     fn add_pvpanic(&self) -> Result<(), VmError> {

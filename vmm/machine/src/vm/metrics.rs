@@ -26,7 +26,8 @@ impl Shared {
             kind: Kind::Counter,
             samples: exits,
         });
-        let samples = self.plugged().iter().flat_map(|device| {
+        let plugged = self.plugged();
+        let samples = plugged.iter().flat_map(|device| {
             let labels = |name: &str| {
                 vec![
                     ("kind", device.kind.to_owned()),

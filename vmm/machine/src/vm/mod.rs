@@ -105,7 +105,7 @@ impl Vm {
         consoles.connect_serial(machine.serial_input());
 
         let interrupts = Arc::new(Interrupts::new(Arc::clone(machine.vm())));
-        let window = machine.layout().mmio64();
+        let window = machine.layout().mmio64;
         let layout = crate::pci::Layout {
             ecam: ECAM_ADDRESS,
             ecam_memory_slot: slot::FIRST_FREE,
