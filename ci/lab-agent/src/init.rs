@@ -21,6 +21,8 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{WaitOptions, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
+use crate::net;
+
 /// Where the lab's initramfs lists its modules: one a line, path, then parameters.
 const MODULE_ORDER_PATH: &str = "/lib/modules/load-order";
 
@@ -44,6 +46,7 @@ pub(crate) fn run() -> ! {
         Err(error) => eprintln!("lab-agent: {error:#}, switching off"),
     }
     rustix::fs::sync();
+    net::set_all_down();
     loop {
         // It returns only on failure, which leaves nothing better to do than to try again.
         let _ = reboot(RebootCommand::PowerOff);

@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::system::{RebootCommand, reboot};
 
 use crate::exec::Running;
+use crate::net;
 use crate::tsc;
 
 /// How long the port may take to appear after its driver was loaded.
@@ -172,8 +173,14 @@ fn read_file(path: &str, offset: u64, size: u32) -> Result<Vec<u8>> {
 fn end(power: Power) -> Result<()> {
     rustix::fs::sync();
     match power {
-        Power::Off => reboot(RebootCommand::PowerOff).context("power off"),
-        Power::Reboot => reboot(RebootCommand::Restart).context("reboot"),
+        Power::Off => {
+            net::set_all_down();
+            reboot(RebootCommand::PowerOff).context("power off")
+        }
+        Power::Reboot => {
+            net::set_all_down();
+            reboot(RebootCommand::Restart).context("reboot")
+        }
         Power::Panic => fs::write("/proc/sysrq-trigger", "c").context("panic"),
     }
 }

@@ -38,7 +38,7 @@ fn main() {
     }
     say("end", "");
     rustix::fs::sync();
-    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    guest_init::power_off();
 }
 
 fn say(key: &str, value: &str) {

@@ -43,3 +43,4 @@ pub mod yaml;
 pub mod zosrc;
 
 pub use boot::run;
+pub use sys::power::off as power_off;

@@ -17,7 +17,8 @@ use crate::network::Request;
 pub fn encode(request: &Request, sequence: u32) -> Option<Vec<u8>> {
     match request {
         Request::Sysctl { .. } => None,
-        Request::Up { index, mtu } => Some(up(*index, *mtu, sequence)),
+        Request::Up { index, mtu } => Some(link(*index, IFF_UP, *mtu, sequence)),
+        Request::Down { index } => Some(link(*index, 0, None, sequence)),
         Request::Address { index, prefix } => {
             let mut message = Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, sequence);
             // struct ifaddrmsg: family, prefix length, flags, scope, index. No duplicate address
@@ -52,12 +53,13 @@ pub fn encode(request: &Request, sequence: u32) -> Option<Vec<u8>> {
     }
 }
 
-fn up(index: u32, mtu: Option<u32>, sequence: u32) -> Vec<u8> {
+/// Switches a link on (`IFF_UP`) or off (0).
+fn link(index: u32, flags: u32, mtu: Option<u32>, sequence: u32) -> Vec<u8> {
     let mut message = Message::new(RTM_NEWLINK, 0, sequence);
     // struct ifinfomsg: family, padding, type, index, flags, mask of changed flags.
     message.bytes.extend([0; 4]);
     message.bytes.extend(index.to_ne_bytes());
-    message.bytes.extend(IFF_UP.to_ne_bytes());
+    message.bytes.extend(flags.to_ne_bytes());
     message.bytes.extend(IFF_UP.to_ne_bytes());
     if let Some(mtu) = mtu {
         message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
@@ -174,6 +176,15 @@ mod tests {
             "28000000100005000700000000000000\
              00000000030000000100000001000000\
              08000400dc050000"
+        );
+    }
+
+    #[test]
+    fn down_clears_the_flag() {
+        assert_eq!(
+            hex(&Request::Down { index: 3 }),
+            "20000000100005000700000000000000\
+             00000000030000000000000001000000"
         );
     }
 

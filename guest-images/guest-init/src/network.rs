@@ -39,6 +39,11 @@ pub enum Request {
         /// Largest packet, in bytes.
         mtu: Option<u32>,
     },
+    /// Switch the interface off.
+    Down {
+        /// Kernel index.
+        index: u32,
+    },
     /// Give the interface an address.
     Address {
         /// Kernel index.
@@ -62,6 +67,7 @@ impl fmt::Display for Request {
         match self {
             Self::Sysctl { path, value } => write!(f, "setting {path} to {value}"),
             Self::Up { index, .. } => write!(f, "switching interface {index} on"),
+            Self::Down { index } => write!(f, "switching interface {index} off"),
             Self::Address { index, prefix } => {
                 write!(f, "adding address {prefix} to interface {index}")
             }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
-use rustix::system::{RebootCommand, reboot};
+
+use super::power;
 
 /// Makes `/dev/console` stdin, stdout and stderr, if there is one; says whether there is. The
 /// kernel has done so if its console was ready when it started us; one whose driver is a module was
@@ -53,7 +54,7 @@ pub(crate) fn give_up(why: &str) -> ! {
         let _ = done.send(());
     });
     let _ = synced.recv_timeout(SYNC_LIMIT);
-    let _ = reboot(RebootCommand::PowerOff);
+    power::off();
     // Not allowed to, so this is no machine of ours to power off.
     std::process::exit(1)
 }

@@ -31,6 +31,16 @@ fn read(name: String) -> Option<Link> {
     Some(Link { name, index, mac })
 }
 
+/// Switches every link off, as far as that goes. Before a power-off: the kernel stops all virtio
+/// devices then, and Debian's 6.1 spins for ever when it sends a packet (router solicitation,
+/// multicast report) through a card that was stopped with sent packets not yet reclaimed.
+pub(crate) fn all_off() {
+    let Ok(mut kernel) = Rtnetlink::open() else { return };
+    for Link { index, .. } in list() {
+        let _ = kernel.carry_out(&Request::Down { index });
+    }
+}
+
 /// A connection to the kernel's routing.
 pub(crate) struct Rtnetlink {
     socket: OwnedFd,

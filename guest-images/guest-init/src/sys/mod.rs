@@ -7,6 +7,7 @@ pub(crate) mod disks;
 pub(crate) mod links;
 pub(crate) mod modules;
 pub(crate) mod mount;
+pub(crate) mod power;
 pub(crate) mod root;
 pub(crate) mod switch;
 pub(crate) mod watchdog;
