@@ -1,5 +1,7 @@
 //! The commands that control a VM, against the real server and a machine that isn't there.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod common;
 
 use std::fs::File;
@@ -100,8 +102,7 @@ impl Control for Fake {
         let mut contents = String::new();
         File::from(file.unwrap()).read_to_string(&mut contents).unwrap();
         self.call(format!("add {} {contents}", disk.id))?;
-        let options = format!("id={},path={}", disk.id, disk.path.display());
-        self.0.lock().unwrap().disks.push(DiskSpec::parse("", &options).unwrap());
+        self.0.lock().unwrap().disks.push(disk.spec.clone());
         Ok(())
     }
 

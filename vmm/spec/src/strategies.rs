@@ -92,7 +92,7 @@ fn memory() -> impl Strategy<Value = MemorySpec> {
 
 fn any_template() -> impl Strategy<Value = CpuTemplate> {
     use CpuTemplate::*;
-    prop_oneof![Just(Host), Just(X86_64V2), Just(X86_64V3), Just(X86_64V4)]
+    prop_oneof![Just(Host), Just(BaselineV2), Just(BaselineV3)]
 }
 
 fn disk() -> impl Strategy<Value = DiskSpec> {

@@ -44,6 +44,9 @@ fn names_are_given_where_there_are_none() {
     let ids: Vec<&str> = verified.disks.iter().map(|disk| disk.id.as_str()).collect();
     assert_eq!(ids, ["disk0", "data", "disk2"]);
     assert_eq!(verified.nets[1].id, "net1");
+    // They are written down: what is left keeps its name when the first disk is unplugged.
+    let left = VmSpec { disks: verified.spec().disks[1..].to_vec(), ..verified.spec().clone() };
+    assert_eq!(left.verify().unwrap().disks[1].id, "disk2");
     assert_eq!(verified.nets[1].backend, NetBackend::Descriptors(vec![5, 6]));
 }
 
@@ -108,6 +111,8 @@ fn disks_keep_their_rules() {
         broken(|spec| spec.disks = vec![disk("a,rate=1M/s,burst=5ops")])
             .contains("no rate of its kind")
     );
+    let endless = broken(|spec| spec.disks = vec![disk("a,rate=2000T/s")]);
+    assert!(endless.contains("that is no limit"), "{endless}");
     let mut shared = bootable();
     shared.disks = vec![disk("a,readonly"), disk("a,readonly,rate=10M/s+5ops/s,burst=20M")];
     let rate = shared.verify().unwrap().disks[1].rate;
@@ -214,7 +219,22 @@ proptest! {
     #[test]
     fn verification_never_panics_and_keeps_the_description(spec in any_spec()) {
         if let Ok(verified) = spec.clone().verify() {
-            prop_assert_eq!(verified.spec(), &spec);
+            let mut unnamed = verified.spec().clone();
+            for (disk, given) in unnamed.disks.iter_mut().zip(&spec.disks) {
+                disk.id.clone_from(&given.id);
+            }
+            for (net, given) in unnamed.nets.iter_mut().zip(&spec.nets) {
+                net.id.clone_from(&given.id);
+            }
+            prop_assert_eq!(&unnamed, &spec);
+        }
+    }
+
+    /// What was verified can be verified again, and means the same.
+    #[test]
+    fn verification_is_done_once(spec in any_spec()) {
+        if let Ok(verified) = spec.verify() {
+            prop_assert_eq!(verified.spec().clone().verify(), Ok(verified));
         }
     }
 
