@@ -35,7 +35,7 @@ enum DiskCommand {
     Add {
         /// The VM's API socket
         socket: PathBuf,
-        /// As for `vmm run --disk`: PATH[,readonly][,serial=][,rate=][,direct][,queues=][,id=]
+        /// As for `vmm run --disk`: `PATH[,readonly][,serial=][,rate=][,direct][,queues=][,id=]`
         #[arg(value_name = "PATH[,OPTIONS]")]
         disk: String,
     },

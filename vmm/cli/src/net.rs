@@ -30,7 +30,7 @@ enum NetCommand {
     Add {
         /// The VM's API socket
         socket: PathBuf,
-        /// As for `vmm run --net`: TAP[,mac=][,queues=][,mtu=][,rate=][,id=][,fd=]
+        /// As for `vmm run --net`: `TAP[,mac=][,queues=][,mtu=][,rate=][,id=][,fd=]`
         #[arg(value_name = "TAP[,OPTIONS]")]
         net: String,
     },

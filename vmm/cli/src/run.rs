@@ -50,7 +50,7 @@ pub(crate) struct RunArguments {
     /// may be repeated
     #[arg(long, value_name = "TAP[,OPTIONS]", help_heading = "Devices")]
     net: Vec<String>,
-    /// A file system: tag=,flist=FILE,cache=SOCKET[,upper=DIR] or tag=,dir=DIR[,readonly][,quota=SIZE];
+    /// A file system: `tag=,flist=FILE,cache=SOCKET[,upper=DIR]` or `tag=,dir=DIR[,readonly][,quota=SIZE]`;
     /// may be repeated
     #[arg(long, value_name = "OPTIONS", help_heading = "Devices")]
     fs: Vec<String>,
