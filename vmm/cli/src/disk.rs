@@ -35,7 +35,7 @@ enum DiskCommand {
     Add {
         /// The VM's API socket
         socket: PathBuf,
-        /// As for `vmm run --disk`: PATH[,readonly][,serial=][,rate=][,direct][,queues=][,id=]
+        /// As for `vmm run --disk`: `PATH[,readonly][,serial=][,rate=][,direct][,queues=][,id=]`
         #[arg(value_name = "PATH[,OPTIONS]")]
         disk: String,
     },
@@ -64,7 +64,8 @@ pub(crate) fn run(arguments: &DiskArguments) -> anyhow::Result<()> {
     match &arguments.command {
         DiskCommand::Add { socket, disk } => add(socket, disk),
         DiskCommand::Remove { socket, id, no_wait } => {
-            let gone = |info: &VmInfo| !has_id(info.spec.disks.iter().map(|d| &d.id), "disk", id);
+            let is_it = |disk: &DiskSpec| disk.id.as_ref() == Some(id);
+            let gone = |info: &VmInfo| !info.spec.disks.iter().any(is_it);
             remove(socket, &device_path("disks", id)?, *no_wait, gone)
         }
         DiskCommand::Resize { socket, id, size } => {
@@ -110,16 +111,4 @@ pub(crate) fn remove(
         std::thread::sleep(REMOVE_INTERVAL);
     }
     Ok(())
-}
-
-/// Whether a device of the list has this id, by its name or by its place.
-pub(crate) fn has_id<'a>(
-    ids: impl Iterator<Item = &'a Option<String>>,
-    kind: &str,
-    id: &str,
-) -> bool {
-    ids.enumerate().any(|(index, own)| match own {
-        Some(own) => own == id,
-        None => id == format!("{kind}{index}"),
-    })
 }

@@ -14,13 +14,14 @@ pub(crate) const REFUSED: u8 = 4;
 pub(crate) const TRY_AGAIN: u8 = 75;
 
 /// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+/// A command that `becomes_vm` has codes of its own: of these, only 1 and 2.
+pub(crate) fn report(error: &anyhow::Error, becomes_vm: bool) -> ExitCode {
     eprintln!("vmm: {error:#}");
     let (code, hint) = classify(error);
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
-    ExitCode::from(code)
+    ExitCode::from(if becomes_vm && code != USAGE { FAILED } else { code })
 }
 
 fn classify(error: &anyhow::Error) -> (u8, Option<String>) {

@@ -55,6 +55,7 @@ Environment:
   NO_COLOR  if set, nothing is coloured";
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 enum Command {
     Run(run::RunArguments),
     Restore(restore::RestoreArguments),
@@ -79,7 +80,10 @@ fn main() -> ExitCode {
     start_log();
     match run(&arguments.command) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => exit::report(&error),
+        Err(error) => {
+            let becomes_vm = matches!(arguments.command, Command::Run(_) | Command::Restore(_));
+            exit::report(&error, becomes_vm)
+        }
     }
 }
 

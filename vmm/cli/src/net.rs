@@ -30,7 +30,7 @@ enum NetCommand {
     Add {
         /// The VM's API socket
         socket: PathBuf,
-        /// As for `vmm run --net`: TAP[,mac=][,queues=][,mtu=][,rate=][,id=][,fd=]
+        /// As for `vmm run --net`: `TAP[,mac=][,queues=][,mtu=][,rate=][,id=][,fd=]`
         #[arg(value_name = "TAP[,OPTIONS]")]
         net: String,
     },
@@ -50,8 +50,9 @@ pub(crate) fn run(arguments: &NetArguments) -> anyhow::Result<()> {
     match &arguments.command {
         NetCommand::Add { socket, net } => add(socket, net),
         NetCommand::Remove { socket, id, no_wait } => {
-            let ids = |info: &VmInfo| disk::has_id(info.spec.nets.iter().map(|n| &n.id), "net", id);
-            disk::remove(socket, &device_path("nets", id)?, *no_wait, |info| !ids(info))
+            let is_it = |net: &NetSpec| net.id.as_ref() == Some(id);
+            let gone = |info: &VmInfo| !info.spec.nets.iter().any(is_it);
+            disk::remove(socket, &device_path("nets", id)?, *no_wait, gone)
         }
     }
 }

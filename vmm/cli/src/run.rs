@@ -35,7 +35,7 @@ pub(crate) struct RunArguments {
     /// The kernel's command line [default: one that boots fast and quietly]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Boot")]
     cmdline: Option<String>,
-    /// Processors, 1 to 255; template=host|x86-64-v2|x86-64-v3 says what they can
+    /// Processors, 1 to 255; template=host|baseline-v2|baseline-v3 says what they can
     /// [default: 1,template=host]
     #[arg(long, value_name = "N[,template=]", help_heading = "Machine")]
     cpus: Option<String>,
@@ -50,7 +50,7 @@ pub(crate) struct RunArguments {
     /// may be repeated
     #[arg(long, value_name = "TAP[,OPTIONS]", help_heading = "Devices")]
     net: Vec<String>,
-    /// A file system: tag=,flist=FILE,cache=SOCKET[,upper=DIR] or tag=,dir=DIR[,readonly][,quota=SIZE];
+    /// A file system: `tag=,flist=FILE,cache=SOCKET[,upper=DIR]` or `tag=,dir=DIR[,readonly][,quota=SIZE]`;
     /// may be repeated
     #[arg(long, value_name = "OPTIONS", help_heading = "Devices")]
     fs: Vec<String>,

@@ -42,17 +42,8 @@ fn show(info: &VmInfo) -> String {
     if let Some(kernel) = &spec.kernel {
         lines.push(("kernel", kernel.display().to_string()));
     }
-    // Devices without an id of their own are known by their place.
-    for (index, disk) in spec.disks.iter().enumerate() {
-        let mut disk = disk.clone();
-        disk.id.get_or_insert_with(|| format!("disk{index}"));
-        lines.push(("disk", disk.to_options()));
-    }
-    for (index, net) in spec.nets.iter().enumerate() {
-        let mut net = net.clone();
-        net.id.get_or_insert_with(|| format!("net{index}"));
-        lines.push(("net", net.to_options()));
-    }
+    lines.extend(spec.disks.iter().map(|disk| ("disk", disk.to_options())));
+    lines.extend(spec.nets.iter().map(|net| ("net", net.to_options())));
     lines.extend(spec.fs.iter().map(|fs| ("fs", fs.to_options())));
     lines.extend(spec.vsock.iter().map(|vsock| ("vsock", vsock.to_options())));
     lines.extend(spec.balloon.iter().map(|balloon| ("balloon", balloon.to_options())));

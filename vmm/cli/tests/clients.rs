@@ -1,22 +1,33 @@
 //! The commands that control a VM, against the real server and a machine that isn't there.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use common::{run, said, vmm};
+use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{InputModes, LocalModes, OutputModes, tcgetattr};
 use vmm_machine::api::{
     Attach, Control, ControlError, Kind, Listener, Metrics, Server, Stopper, Value,
 };
 use vmm_spec::api::{BalloonInfo, State, VmInfo};
 use vmm_spec::{Disk, DiskSpec, Net, NetSpec, Size, Verified, VmSpec};
+
+/// Longer than anything takes here.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Remembers what it was asked.
 #[derive(Default)]
@@ -100,8 +111,7 @@ impl Control for Fake {
         let mut contents = String::new();
         File::from(file.unwrap()).read_to_string(&mut contents).unwrap();
         self.call(format!("add {} {contents}", disk.id))?;
-        let options = format!("id={},path={}", disk.id, disk.path.display());
-        self.0.lock().unwrap().disks.push(DiskSpec::parse("", &options).unwrap());
+        self.0.lock().unwrap().disks.push(disk.spec.clone());
         Ok(())
     }
 
@@ -305,6 +315,53 @@ fn a_pipe_is_a_console() {
     child.stdin.take().unwrap().write_all(b"hello\x1dd!").unwrap();
     let (code, out, err) = said(&child.wait_with_output().unwrap());
     assert_eq!((code, out.as_str(), err.as_str()), (0, "HELLO\x1dD", ""));
+}
+
+/// A terminal of our own, whose other end is the program's.
+fn terminal() -> (File, File) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let noctty = i32::try_from(OFlags::NOCTTY.bits()).unwrap();
+    let slave = File::options().read(true).write(true).custom_flags(noctty).open(name).unwrap();
+    (master.into(), slave)
+}
+
+fn modes(terminal: &File) -> (InputModes, OutputModes, LocalModes) {
+    let modes = tcgetattr(terminal).unwrap();
+    (modes.input_modes, modes.output_modes, modes.local_modes)
+}
+
+#[test]
+fn a_terminal_is_raw_while_attached_and_as_before_afterwards() {
+    let running = Running::new();
+    let socket = running.path("a.sock").display().to_string();
+    for by_signal in [false, true] {
+        let (mut master, slave) = terminal();
+        let before = modes(&slave);
+        assert!(before.2.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG));
+        let mut command = vmm(&["console", &socket]);
+        command.stdin(slave.try_clone().unwrap());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let begin = Instant::now();
+        while modes(&slave).2.intersects(LocalModes::ICANON | LocalModes::ISIG) {
+            assert!(begin.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Ctrl-C is the guest's.
+        master.write_all(b"hi\x03").unwrap();
+        let mut echo = [0; 3];
+        child.stdout.as_mut().unwrap().read_exact(&mut echo).unwrap();
+        assert_eq!(&echo, b"HI\x03");
+        if by_signal {
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        } else {
+            master.write_all(b"\x1dd").unwrap();
+        }
+        assert!(child.wait().unwrap().success());
+        assert_eq!(modes(&slave), before, "by signal: {by_signal}");
+    }
 }
 
 #[test]

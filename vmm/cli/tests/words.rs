@@ -1,5 +1,7 @@
 //! What the command says: help, errors, hints, exit codes, descriptions.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 mod common;
 
 use std::io::Write;
@@ -29,7 +31,8 @@ fn errors_are_as_reviewed() {
         &["run"],
         &["run", "--kernel", "/vmlinux", "--cpus", "256"],
         &["run", "--kernel", "/vmlinux", "--cpus", "two"],
-        &["run", "--kernel", "/vmlinux", "--cpus", "2,template=x86-64-v9"],
+        &["run", "--kernel", "/vmlinux", "--cpus", "2,template=baseline-v9"],
+        &["run", "--kernel", "/vmlinux", "--cpus", "70000"],
         &["run", "--kernel", "/vmlinux", "--memory", "512"],
         &["run", "--kernel", "/vmlinux", "--memory", "1.5G"],
         &[

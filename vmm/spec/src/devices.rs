@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::options::{Options, Writer};
+use crate::suggest::nearest;
 use crate::{BadValue, MacAddress, RateSpec, Size, SpecError};
 
 /// A disk (virtio-blk).
@@ -171,7 +172,7 @@ impl DiskSpec {
             serial: options.text("serial")?,
             rate: rate(&mut options)?,
             direct: options.switch("direct")?.unwrap_or(false),
-            queues: options.value("queues")?.unwrap_or_else(one_queue),
+            queues: options.number("queues")?.unwrap_or_else(one_queue),
             id: options.text("id")?,
         })
     }
@@ -204,8 +205,8 @@ impl NetSpec {
             tap: options.text("tap")?,
             fds: fds.map(|fds| fds.0).unwrap_or_default(),
             mac: options.value("mac")?,
-            queues: options.value("queues")?.unwrap_or_else(one_queue),
-            mtu: options.value("mtu")?,
+            queues: options.number("queues")?.unwrap_or_else(one_queue),
+            mtu: options.number("mtu")?,
             rate: rate(&mut options)?,
             id: options.text("id")?,
         })
@@ -300,7 +301,7 @@ impl VsockSpec {
             None => (None, None),
         };
         let missing = |key, why| SpecError::missing(format!("{flag} {key}=…"), why);
-        let cid = options.value("cid")?.or(cid);
+        let cid = options.number("cid")?.or(cid);
         let socket = options.text("socket")?.map(PathBuf::from).or(socket);
         Ok(Self {
             cid: cid.ok_or_else(|| missing("cid", "the guest's address, from 3 on"))?,
@@ -357,7 +358,7 @@ impl OutputSpec {
                 Ok(Self::File { path: options.required("file", "which file")?.into() })
             }
             other => {
-                let near = crate::nearest(other, ["off", "stdio", "pty", "file"]);
+                let near = nearest(other, ["off", "stdio", "pty", "file"]);
                 Err(bad(other).suggest(near.map(str::to_owned)))
             }
         }

@@ -158,7 +158,7 @@ impl CpuSpec {
     fn parse(flag: &str, text: &str, base: Self) -> Result<Self, SpecError> {
         let mut options = Options::parse(flag, text, Some("count"), &["count", "template"])?;
         Ok(Self {
-            count: options.value("count")?.unwrap_or(base.count),
+            count: options.number("count")?.unwrap_or(base.count),
             template: options.value("template")?.unwrap_or(base.template),
         })
     }
@@ -181,7 +181,7 @@ impl WatchdogSpec {
     fn parse(flag: &str, text: &str) -> Result<Self, SpecError> {
         let mut options = Options::parse(flag, text, Some("timeout_s"), &["timeout_s"])?;
         let missing = SpecError::missing(format!("{flag} timeout_s=…"), "how long it waits");
-        Ok(Self { timeout_s: options.value("timeout_s")?.ok_or(missing)? })
+        Ok(Self { timeout_s: options.number("timeout_s")?.ok_or(missing)? })
     }
 }
 
@@ -190,8 +190,8 @@ impl JailSpec {
         let mut options = Options::parse(flag, text, None, &["uid", "gid", "cgroup"])?;
         Ok(Self {
             enabled: base.enabled,
-            uid: options.value("uid")?.or(base.uid),
-            gid: options.value("gid")?.or(base.gid),
+            uid: options.number("uid")?.or(base.uid),
+            gid: options.number("gid")?.or(base.gid),
             cgroup: options.text("cgroup")?.map(PathBuf::from).or(base.cgroup),
         })
     }
@@ -245,7 +245,7 @@ mod tests {
             kernel: Some("vmlinux".into()),
             initramfs: Some("initrd".into()),
             cmdline: some("quiet"),
-            cpus: some("4,template=x86-64-v3"),
+            cpus: some("4,template=baseline-v3"),
             memory: some("size=1G,shared,thp=off"),
             fs: vec!["tag=root,flist=a.fl,cache=/run/c,upper=/up".to_owned()],
             rng: some("on"),
@@ -259,7 +259,7 @@ mod tests {
             no_jail: true,
             ..Flags::default()
         });
-        assert_eq!((spec.cpus.count, spec.cpus.template), (4, CpuTemplate::X86_64V3));
+        assert_eq!((spec.cpus.count, spec.cpus.template), (4, CpuTemplate::BaselineV3));
         assert!(spec.memory.shared && !spec.memory.thp && spec.rng && !spec.pvpanic);
         assert_eq!(spec.console, OutputSpec::File { path: "/log,1".into() });
         assert_eq!(spec.watchdog, Some(WatchdogSpec { timeout_s: 30 }));

@@ -49,12 +49,11 @@ pub use size::{BadValue, Size};
 pub use spec::{
     CpuSpec, CpuTemplate, HugePages, JailSpec, MemorySpec, OnReset, SPEC_VERSION, VmSpec, read_json,
 };
-pub use suggest::nearest;
 pub use verified::{
     Bucket, Disk, Fs, Jail, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
 };
 pub use verify::{
     CMDLINE_SIZE_MAX, CPU_COUNT_MAX, DEVICE_COUNT_MAX, DISK_SERIAL_SIZE_MAX, FS_TAG_SIZE_MAX,
-    ID_SIZE_MAX, MEMORY_SIZE_MAX, MEMORY_SIZE_MIN, MTU_MIN, QUEUE_COUNT_MAX, SOCKET_PATH_SIZE_MAX,
-    TAP_NAME_SIZE_MAX, VSOCK_CID_MIN, WATCHDOG_TIMEOUT_MAX_S,
+    ID_SIZE_MAX, MEMORY_SIZE_MAX, MEMORY_SIZE_MIN, MTU_MIN, QUEUE_COUNT_MAX, RATE_MAX,
+    SOCKET_PATH_SIZE_MAX, TAP_NAME_SIZE_MAX, VSOCK_CID_MIN, WATCHDOG_TIMEOUT_MAX_S,
 };

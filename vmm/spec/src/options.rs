@@ -90,6 +90,21 @@ impl Options {
         text.parse().map(Some).map_err(bad)
     }
 
+    /// The value of `key` as a whole number, if it was given.
+    pub(crate) fn number<T: TryFrom<u64>>(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Option<T>, SpecError> {
+        let Some(text) = self.text(key)? else { return Ok(None) };
+        let bad = |rule: &str| SpecError::option(&self.flag, key, &text, rule);
+        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(bad("it is a whole number"));
+        }
+        // What fits no 64 bits fits no smaller number either.
+        let number = text.parse::<u64>().unwrap_or(u64::MAX);
+        number.try_into().map(Some).map_err(|_| bad("it is far too large"))
+    }
+
     /// Whether the switch `key` is on, if it was given.
     pub(crate) fn switch(&mut self, key: &'static str) -> Result<Option<bool>, SpecError> {
         let Some(value) = self.take(key) else { return Ok(None) };

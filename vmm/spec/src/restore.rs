@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use crate::devices::{DiskSpec, FsSpec, NetSpec, OutputSpec};
 use crate::spec::{JailSpec, VmSpec};
-use crate::{Flags, SpecError, VerifiedSpec, nearest};
+use crate::suggest::nearest;
+use crate::{Flags, SpecError, VerifiedSpec};
 
 /// The file of a snapshot's directory with the machine's state.
 pub const STATE_FILE: &str = "state";
@@ -56,7 +57,8 @@ pub enum RestoreMemory {
 }
 
 impl RestoreSpec {
-    /// The description of the clone of a VM that `saved` describes.
+    /// The description of the clone of a VM that `saved` describes, in which devices have ids, as
+    /// in [`VerifiedSpec::spec`].
     ///
     /// # Errors
     /// A flag that is wrong, a device that the snapshot doesn't have or that differs in what its
@@ -97,7 +99,8 @@ impl OwnFlags {
     }
 
     fn apply_disks(&self, disks: &mut [DiskSpec]) -> Result<(), SpecError> {
-        let known = known_ids(disks.iter().map(|disk| disk.id.as_ref()), "disk");
+        let known: Vec<String> =
+            disks.iter().map(|disk| disk.id.clone().unwrap_or_default()).collect();
         for (index, text) in self.disk.iter().enumerate() {
             let flag = format!("--disk[{index}]");
             let disk = DiskSpec::parse(&flag, text)?;
@@ -107,7 +110,8 @@ impl OwnFlags {
     }
 
     fn apply_nets(&self, nets: &mut [NetSpec]) -> Result<(), SpecError> {
-        let known = known_ids(nets.iter().map(|net| net.id.as_ref()), "net");
+        let known: Vec<String> =
+            nets.iter().map(|net| net.id.clone().unwrap_or_default()).collect();
         for (index, text) in self.net.iter().enumerate() {
             let flag = format!("--net[{index}]");
             let own = NetSpec::parse(&flag, text)?;
@@ -139,14 +143,6 @@ fn stays(before: &OutputSpec, after: &OutputSpec, flag: &str) -> Result<(), Spec
     Err(SpecError::flag(flag, &after.to_options(), message))
 }
 
-fn known_ids<'a>(ids: impl Iterator<Item = Option<&'a String>>, kind: &str) -> Vec<String> {
-    let named = ids.enumerate().map(|(index, id)| match id {
-        Some(id) => id.clone(),
-        None => format!("{kind}{index}"),
-    });
-    named.collect()
-}
-
 /// Which of the `known` devices is meant.
 fn place(flag: &str, key: &str, given: Option<&str>, known: &[String]) -> Result<usize, SpecError> {
     let given = given.ok_or_else(|| {
@@ -173,7 +169,7 @@ mod tests {
     fn saved() -> VmSpec {
         VmSpec {
             kernel: Some("vmlinux".into()),
-            disks: vec![DiskSpec::parse("", "a.img").unwrap()],
+            disks: vec![DiskSpec::parse("", "a.img,id=disk0").unwrap()],
             nets: vec![NetSpec::parse("", "tap0,id=lan").unwrap()],
             vsock: Some(VsockSpec { cid: 3, socket: "/run/a".into() }),
             console: OutputSpec::Stdio,

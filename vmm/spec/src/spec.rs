@@ -90,20 +90,18 @@ pub struct CpuSpec {
     pub template: CpuTemplate,
 }
 
-/// Which processor features a guest sees. A guest under one of the levels can move, as a snapshot,
-/// between all hosts that have it.
+/// Which processor features a guest sees. A guest under one of the baselines can move, as a
+/// snapshot, between all hosts of a vendor that have it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum CpuTemplate {
     /// All that KVM can give on this host.
     #[default]
-    #[serde(rename = "host")]
     Host,
-    /// The psABI's x86-64-v2: up to SSE4.2.
-    #[serde(rename = "x86-64-v2")]
-    X86_64V2,
-    /// The psABI's x86-64-v3: with AVX2, BMI2, FMA.
-    #[serde(rename = "x86-64-v3")]
-    X86_64V3,
+    /// The psABI's x86-64-v2, with AES and carry-less multiplication.
+    BaselineV2,
+    /// The psABI's x86-64-v3, with AES, carry-less multiplication and RDRAND.
+    BaselineV3,
 }
 
 /// Memory.
@@ -304,10 +302,21 @@ macro_rules! from_str_like_json {
                 use serde::de::{IntoDeserializer, value::Error};
                 let deserializer: serde::de::value::StrDeserializer<'_, Error> =
                     text.into_deserializer();
-                Self::deserialize(deserializer).map_err(|error| BadValue(error.to_string()))
+                Self::deserialize(deserializer).map_err(|error| one_of(&error.to_string()))
             }
         }
     )*};
+}
+
+/// The rule in serde's words: ``unknown variant `a`, expected `b` or `c` ``.
+fn one_of(message: &str) -> BadValue {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).skip(1).collect();
+    let rule = match names.as_slice() {
+        [] => message.to_owned(),
+        [only] => format!("it is {only}"),
+        [first @ .., last] => format!("it is {} or {last}", first.join(", ")),
+    };
+    BadValue(rule)
 }
 
 from_str_like_json!(CpuTemplate, HugePages, OnReset);
@@ -363,10 +372,10 @@ mod tests {
 
     #[test]
     fn names_are_the_same_in_flags() {
-        assert_eq!("x86-64-v3".parse(), Ok(CpuTemplate::X86_64V3));
+        assert_eq!("baseline-v3".parse(), Ok(CpuTemplate::BaselineV3));
         assert_eq!("2M".parse(), Ok(HugePages::Size2M));
         assert_eq!("exit".parse(), Ok(OnReset::Exit));
-        let error = "x86-64-v5".parse::<CpuTemplate>().unwrap_err().to_string();
-        assert!(error.contains("expected one of `host`, `x86-64-v2`"), "{error}");
+        let error = "baseline-v5".parse::<CpuTemplate>().unwrap_err().to_string();
+        assert_eq!(error, "it is host, baseline-v2 or baseline-v3");
     }
 }

@@ -4,8 +4,7 @@
 const WORD_SIZE_MAX: usize = 64;
 
 /// The one of `known` that `word` was probably meant to be: at most a third of its letters differ.
-#[must_use]
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > WORD_SIZE_MAX {
         return None;
     }

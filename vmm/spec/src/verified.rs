@@ -32,7 +32,8 @@ pub struct VerifiedSpec {
 }
 
 impl VerifiedSpec {
-    /// The description as it was given, for the API and for snapshots.
+    /// The description as it was given, for the API and for snapshots; with the ids that devices got,
+    /// so that what is known as `disk1` stays that when `disk0` is gone.
     #[must_use]
     pub const fn spec(&self) -> &VmSpec {
         &self.spec
@@ -91,6 +92,8 @@ pub struct Vm {
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
+    /// As it was described, with its id.
+    pub spec: DiskSpec,
     /// Its name, which no other device has.
     pub id: String,
     /// The file or block device.
@@ -110,6 +113,8 @@ pub struct Disk {
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Net {
+    /// As it was described, with its id.
+    pub spec: NetSpec,
     /// Its name, which no other device has.
     pub id: String,
     /// Where packets go.

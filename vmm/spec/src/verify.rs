@@ -42,6 +42,8 @@ pub const VSOCK_CID_MIN: u32 = 3;
 pub const SOCKET_PATH_SIZE_MAX: usize = 107;
 /// Longest pause that a watchdog can allow, in seconds.
 pub const WATCHDOG_TIMEOUT_MAX_S: u32 = 3600;
+/// The most bytes or operations a second that a limit can allow: more is none.
+pub const RATE_MAX: u64 = 1 << 50;
 /// What vsock adds to its socket's path: `_` and a port.
 const VSOCK_SUFFIX_SIZE_MAX: usize = 11;
 /// The first descriptor that isn't standard input, output or error.
@@ -82,7 +84,12 @@ impl VmSpec {
             return Err(SpecError::Conflict(both.to_owned()));
         }
         check_device_count(&self)?;
-        Ok(VerifiedSpec { vm, spec: self })
+        let spec = Self {
+            disks: vm.disks.iter().map(|disk| disk.spec.clone()).collect(),
+            nets: vm.nets.iter().map(|net| net.spec.clone()).collect(),
+            ..self
+        };
+        Ok(VerifiedSpec { vm, spec })
     }
 
     /// How many slots of the PCI bus its devices take.
@@ -171,8 +178,10 @@ impl Names {
             return Err(SpecError::option(flag, "path", &path.to_string_lossy(), rule));
         }
         self.disks.push((path.clone(), !spec.readonly));
+        let id = self.id(flag, "disk", index, spec.id.as_deref())?;
         Ok(Verified(Disk {
-            id: self.id(flag, "disk", index, spec.id.as_deref())?,
+            spec: DiskSpec { id: Some(id.clone()), ..spec.clone() },
+            id,
             path,
             readonly: spec.readonly,
             serial,
@@ -192,8 +201,10 @@ impl Names {
             let rule = format!("it is at least {MTU_MIN}");
             return Err(SpecError::option(flag, "mtu", &mtu.to_string(), rule));
         }
+        let id = self.id(flag, "net", index, spec.id.as_deref())?;
         Ok(Verified(Net {
-            id: self.id(flag, "net", index, spec.id.as_deref())?,
+            spec: NetSpec { id: Some(id.clone()), ..spec.clone() },
+            id,
             queues: queues(flag, spec.queues)?,
             backend: self.backend(flag, spec)?,
             mac: spec.mac,
@@ -452,6 +463,8 @@ fn rate(flag: &str, spec: Option<RateSpec>) -> Result<RateLimit, SpecError> {
             (None, None) => Ok(None),
             (Some(0), _) => bad("rate", 0, "nothing would ever move"),
             (_, Some(0)) => bad("burst", 0, "nothing would ever move"),
+            (Some(over), _) if over > RATE_MAX => bad("rate", over, "that is no limit"),
+            (_, Some(over)) if over > RATE_MAX => bad("burst", over, "that is no limit"),
             (None, Some(burst)) => bad("burst", burst, "there is no rate of its kind"),
             (Some(per_second), burst) => {
                 Ok(Some(Bucket { per_second, burst: burst.unwrap_or(per_second) }))

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::strategies::any_spec;
+use crate::strategies::{any_spec, sensible_spec};
 use crate::{BalloonSpec, Flags, MacAddress, VsockSpec, WatchdogSpec};
 
 fn bootable() -> VmSpec {
@@ -33,6 +33,8 @@ fn a_kernel_is_enough() {
     assert!(verified.jail.is_some());
     let error = VmSpec::default().verify().unwrap_err().to_string();
     assert!(error.starts_with("--kernel is missing: a VM boots a kernel"), "{error}");
+    assert!(broken(|spec| spec.kernel = Some("a\0b".into())).contains("a NUL in it"));
+    assert!(broken(|spec| spec.initramfs = Some("".into())).contains("it is empty"));
 }
 
 #[test]
@@ -44,6 +46,9 @@ fn names_are_given_where_there_are_none() {
     let ids: Vec<&str> = verified.disks.iter().map(|disk| disk.id.as_str()).collect();
     assert_eq!(ids, ["disk0", "data", "disk2"]);
     assert_eq!(verified.nets[1].id, "net1");
+    // They are written down: what is left keeps its name when the first disk is unplugged.
+    let left = VmSpec { disks: verified.spec().disks[1..].to_vec(), ..verified.spec().clone() };
+    assert_eq!(left.verify().unwrap().disks[1].id, "disk2");
     assert_eq!(verified.nets[1].backend, NetBackend::Descriptors(vec![5, 6]));
 }
 
@@ -108,6 +113,8 @@ fn disks_keep_their_rules() {
         broken(|spec| spec.disks = vec![disk("a,rate=1M/s,burst=5ops")])
             .contains("no rate of its kind")
     );
+    let endless = broken(|spec| spec.disks = vec![disk("a,rate=2000T/s")]);
+    assert!(endless.contains("that is no limit"), "{endless}");
     let mut shared = bootable();
     shared.disks = vec![disk("a,readonly"), disk("a,readonly,rate=10M/s+5ops/s,burst=20M")];
     let rate = shared.verify().unwrap().disks[1].rate;
@@ -212,10 +219,23 @@ fn plugged_devices_know_their_neighbours() {
 
 proptest! {
     #[test]
-    fn verification_never_panics_and_keeps_the_description(spec in any_spec()) {
-        if let Ok(verified) = spec.clone().verify() {
-            prop_assert_eq!(verified.spec(), &spec);
+    fn any_description_is_verified_or_refused(spec in any_spec()) {
+        let _ = spec.verify();
+    }
+
+    /// Nothing but ids is added, and what was verified means the same when it is verified again.
+    #[test]
+    fn verification_keeps_the_description(spec in sensible_spec()) {
+        let verified = spec.clone().verify().unwrap();
+        let mut unnamed = verified.spec().clone();
+        for (disk, given) in unnamed.disks.iter_mut().zip(&spec.disks) {
+            disk.id.clone_from(&given.id);
         }
+        for (net, given) in unnamed.nets.iter_mut().zip(&spec.nets) {
+            net.id.clone_from(&given.id);
+        }
+        prop_assert_eq!(&unnamed, &spec);
+        prop_assert_eq!(verified.spec().clone().verify(), Ok(verified));
     }
 
     /// The same description as JSON and as options of flags.

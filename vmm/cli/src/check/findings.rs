@@ -138,7 +138,13 @@ fn namespaces(facts: &Facts) -> Finding {
 }
 
 fn landlock(facts: &Facts) -> Finding {
-    let modules = facts.security_modules.as_deref().unwrap_or_default();
+    let Some(modules) = facts.security_modules.as_deref() else {
+        return limited(
+            "landlock",
+            "unknown: the kernel's list of security modules can't be read",
+            "`sudo mount -t securityfs none /sys/kernel/security` shows it",
+        );
+    };
     if modules.trim().split(',').any(|module| module == "landlock") {
         return ok("landlock", "is there, for the jail");
     }
@@ -256,7 +262,7 @@ mod tests {
             io_uring_disabled: Some(2),
             has_tun: false,
             user_namespaces: Some(0),
-            security_modules: None,
+            security_modules: Some("capability\n".to_owned()),
             cgroup_controllers: Some("\n".to_owned()),
             ..good()
         };

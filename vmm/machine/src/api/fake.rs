@@ -110,8 +110,7 @@ impl Control for Fake {
             File::from(descriptor).read_to_string(&mut contents).unwrap();
         }
         self.call(format!("add {} {contents:?}", disk.id))?;
-        let text = format!("id={},path={}", disk.id, disk.path.display());
-        self.inner().disks.push(DiskSpec::parse("", &text).unwrap());
+        self.inner().disks.push(disk.spec.clone());
         Ok(())
     }
 
