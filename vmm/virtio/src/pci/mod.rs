@@ -23,6 +23,7 @@
 //! | `common` | the common configuration registers and the status state machine |
 //! | `rings` | from registers to checked rings |
 //! | `interrupts` | which vector a queue or a configuration change raises |
+//! | `layout` | who a device is to PCI, and what is where in its BAR |
 //! | `transport` | all of them around a [`Device`](crate::Device): activation, reset, pause |
 //! | `state` | what a snapshot keeps of a transport |
 //! | `pvpanic` | the device by which a guest says that it panicked |
@@ -30,6 +31,7 @@
 mod common;
 mod config;
 mod interrupts;
+mod layout;
 mod msix;
 mod pvpanic;
 mod rings;
@@ -49,8 +51,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::{DeviceError, Queue, Unit, UnitError};
 
 pub use config::{Bar, Changes, Config, FUNCTION_SIZE, Identity};
+pub use layout::{BAR_SIZE, QUEUE_COUNT_MAX};
 pub use pvpanic::{GuestPanic, Pvpanic};
-pub use transport::{BAR_SIZE, Parts, QUEUE_COUNT_MAX, Transport};
+pub use transport::{Parts, Transport};
 
 /// A PCI function.
 pub trait Function: Send {

@@ -1,15 +1,6 @@
 //! A virtio device as a PCI function (virtio 1.3 §4.1, modern interface only).
 //!
-//! One 64-bit BAR holds everything:
-//!
-//! | offset | what |
-//! |---|---|
-//! | 0x0000 | common configuration |
-//! | 0x0100 | interrupt status |
-//! | 0x1000 | the device's configuration space |
-//! | 0x2000 | notifications: 4 bytes for each queue |
-//! | 0x3000 | MSI-X table |
-//! | 0x3800 | MSI-X pending bits |
+//! What is where in its BAR stands in `layout`.
 //!
 //! ```text
 //!            DRIVER_OK                  pause
@@ -30,31 +21,15 @@ use std::time::Duration;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::common::{COMMON_SIZE, Common, DRIVER_OK, Effect, NEEDS_RESET};
+use super::common::{Common, DRIVER_OK, Effect, NEEDS_RESET};
 use super::interrupts::Interrupts;
-use super::msix::{ENTRY_SIZE, Msix};
+use super::layout::{Area, NOTIFY_AT, NOTIFY_MULTIPLIER, QUEUE_COUNT_MAX, configuration};
+use super::msix::Msix;
 use super::rings::RingError;
 use super::state::TransportState;
-use super::{Changes, Config, Doorbell, Executor, Failure, Function, Host, Identity, Running};
+use super::{Changes, Config, Doorbell, Executor, Failure, Function, Host, Running};
 use crate::memory::SharedMemory;
-use crate::{Activation, Counter, Device, DeviceError, DeviceId, Interrupt, Queue, UnitError};
-
-/// The size of the one BAR.
-pub const BAR_SIZE: u64 = 0x4000;
-/// The most queues that a device may have: each has a vector, the configuration has one more, and
-/// the table has room for 128.
-pub const QUEUE_COUNT_MAX: usize = 127;
-
-const COMMON_END: u64 = COMMON_SIZE as u64;
-const ISR_AT: u64 = 0x0100;
-const DEVICE_AT: u64 = 0x1000;
-const NOTIFY_AT: u64 = 0x2000;
-const TABLE_AT: u64 = 0x3000;
-const PENDING_AT: u64 = 0x3800;
-/// The most that a device's configuration space may have.
-const DEVICE_CONFIG_SIZE_MAX: usize = 0x1000;
-/// `notify_off_multiplier`: an address for each queue, so that each has a doorbell of its own.
-const NOTIFY_MULTIPLIER: u32 = 4;
+use crate::{Activation, Counter, Device, DeviceError, Interrupt, Queue, UnitError};
 
 /// How long a vCPU waits for units to stop before a reset goes on without it.
 const RESET_WAIT: Duration = Duration::from_millis(100);
@@ -63,15 +38,6 @@ const PAUSE_WAIT: Duration = Duration::from_secs(5);
 /// After so many complaints about one device, further ones are for debugging only: a guest could
 /// fill the operator's disk with them.
 const COMPLAINT_COUNT_MAX: u32 = 32;
-
-const VENDOR: u16 = 0x1af4;
-/// §4.1.2: device ids begin here.
-const DEVICE_BASE: u16 = 0x1040;
-const CAPABILITY_VENDOR: u8 = 0x09;
-const CAPABILITY_COMMON: u8 = 1;
-const CAPABILITY_NOTIFY: u8 = 2;
-const CAPABILITY_ISR: u8 = 3;
-const CAPABILITY_DEVICE: u8 = 4;
 
 /// What a transport is made of.
 pub struct Parts {
@@ -325,32 +291,6 @@ impl Transport {
         self.msix.set_control(self.config.msix_control());
         self.shared.interrupts.use_msix(self.msix.is_enabled());
     }
-
-    /// What is at `offset` of the BAR, and how far from where that begins.
-    fn area(&self, offset: u64) -> Area {
-        let table_size = ENTRY_SIZE * (self.kicks.len() as u64 + 1);
-        match offset {
-            ..COMMON_END => Area::Common(offset),
-            ISR_AT => Area::Isr,
-            DEVICE_AT..NOTIFY_AT => Area::Device(offset - DEVICE_AT),
-            NOTIFY_AT..TABLE_AT => Area::Notify(offset - NOTIFY_AT),
-            TABLE_AT..PENDING_AT if offset - TABLE_AT < table_size => {
-                Area::Table(offset - TABLE_AT)
-            }
-            PENDING_AT..BAR_SIZE => Area::Pending(offset - PENDING_AT),
-            _ => Area::Nothing,
-        }
-    }
-}
-
-enum Area {
-    Common(u64),
-    Isr,
-    Device(u64),
-    Notify(u64),
-    Table(u64),
-    Pending(u64),
-    Nothing,
 }
 
 impl Function for Transport {
@@ -375,7 +315,7 @@ impl Function for Transport {
 
     fn read_bar(&mut self, _: usize, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        match self.area(offset) {
+        match Area::at(offset, self.kicks.len()) {
             Area::Common(offset) => self.read_common(offset, data),
             Area::Isr => {
                 if let Some(first) = data.first_mut() {
@@ -390,7 +330,7 @@ impl Function for Transport {
     }
 
     fn write_bar(&mut self, _: usize, offset: u64, data: &[u8]) {
-        match self.area(offset) {
+        match Area::at(offset, self.kicks.len()) {
             Area::Common(offset) => self.write_common(offset, data),
             Area::Device(offset) => self.device.write_config(offset, data),
             Area::Notify(offset) => {
@@ -454,6 +394,7 @@ impl Function for Transport {
         }
         self.activate();
         if is_restored {
+            self.shared.config();
             for (index, queue) in (0..).zip(&self.common.queues) {
                 if queue.is_enabled {
                     self.shared.queue(index);
@@ -514,51 +455,5 @@ impl Interrupt for Shared {
 
     fn config(&self) {
         self.interrupts.config();
-    }
-}
-
-/// §4.1.2 and §4.1.4: who it is, and where things are.
-fn configuration(device: &dyn Device, vector_count: u16) -> Config {
-    let size = device.config().size();
-    assert!(size <= DEVICE_CONFIG_SIZE_MAX, "{size} bytes of device configuration");
-    let id = DEVICE_BASE + device.id() as u16;
-    let mut config = Config::new(&Identity {
-        vendor: VENDOR,
-        device: id,
-        class: class(device.id()),
-        revision: 1,
-        subsystem_vendor: VENDOR,
-        subsystem: id,
-    });
-    let narrow = |value: u64| u32::try_from(value).expect("within the BAR");
-    config.add_bar(0, BAR_SIZE);
-    config.add_msix(vector_count, 0, narrow(TABLE_AT), narrow(PENDING_AT));
-    let mut add = |kind: u8, offset: u64, size: u32, more: &[u8]| {
-        let length = u8::try_from(16 + more.len()).expect("short");
-        let mut body = vec![length, kind, 0, 0, 0, 0];
-        body.extend_from_slice(&narrow(offset).to_le_bytes());
-        body.extend_from_slice(&size.to_le_bytes());
-        body.extend_from_slice(more);
-        config.add_capability(CAPABILITY_VENDOR, &body, &[]);
-    };
-    let queue_count = u32::from(vector_count) - 1;
-    add(CAPABILITY_COMMON, 0, narrow(COMMON_END), &[]);
-    let notify_size = queue_count.max(1) * NOTIFY_MULTIPLIER;
-    add(CAPABILITY_NOTIFY, NOTIFY_AT, notify_size, &NOTIFY_MULTIPLIER.to_le_bytes());
-    add(CAPABILITY_ISR, ISR_AT, 1, &[]);
-    if size > 0 {
-        add(CAPABILITY_DEVICE, DEVICE_AT, narrow(size as u64), &[]);
-    }
-    config
-}
-
-/// PCI class codes. Drivers go by the device id; these are for people who list devices.
-const fn class(id: DeviceId) -> u32 {
-    match id {
-        DeviceId::Net => 0x02_0000,
-        DeviceId::Block | DeviceId::Fs => 0x01_8000,
-        DeviceId::Console => 0x07_8000,
-        DeviceId::Vsock => 0x02_8000,
-        DeviceId::Rng | DeviceId::Balloon => 0xff_0000,
     }
 }

@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::testing::{ECHO_FAIL, ECHO_QUEUE_SIZE, Event, Inline, RIG_BAR, Rig, rig_message};
-use super::transport::BAR_SIZE;
-use super::{Executor, Function};
+use super::{BAR_SIZE, Executor, Function};
 use crate::testing::{self, Buffer, DRIVER_SIZE, Driver};
 
 const NEEDS_RESET: u8 = 64;
@@ -257,7 +256,7 @@ fn a_snapshot_goes_on_elsewhere() {
     other.transport.resume();
     let sent = other.host.take();
     assert!(matches!(sent[0], Event::Connect(_)));
-    assert_eq!(sent[1..], [1, 2].map(|v| Event::Send(v.into(), rig_message(v))));
+    assert_eq!(sent[1..], [0, 1, 2].map(|v| Event::Send(v.into(), rig_message(v))));
     executor.run();
     assert_eq!(ready.drivers[0].take_used().unwrap().1, 6);
     assert_eq!(ready.drivers[0].read(answer, 6), b"frozen");
