@@ -81,6 +81,8 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     features: u64,
     shared: Arc<Shared>,
+    /// Whether the driver accepted a write cache that it may switch; unknown until it is ready.
+    has_switch: Option<bool>,
 }
 
 /// How a block device appears to its driver.
@@ -208,6 +210,7 @@ impl Block {
             queue_sizes: vec![queue_size; usize::from(queues)],
             features: config::features(&traits, queues),
             shared: Arc::new(shared),
+            has_switch: None,
         })
     }
 
@@ -253,7 +256,8 @@ impl Device for Block {
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        if let (config::WRITEBACK, [value]) = (offset, data) {
+        // §5.2.5: the one field that a driver may write, if it accepted it.
+        if let (config::WRITEBACK, [value], None | Some(true)) = (offset, data, self.has_switch) {
             self.shared.is_writeback.store(*value != 0, Ordering::Relaxed);
             config::set_writeback(&self.config, *value != 0);
         }
@@ -261,9 +265,10 @@ impl Device for Block {
 
     fn activate(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Unit>>, DeviceError> {
         // §5.2.5.2: what cannot be flushed is written through.
-        let is_writeback = activation.has_feature(abi::VIRTIO_BLK_F_FLUSH)
-            && (!activation.has_feature(abi::VIRTIO_BLK_F_CONFIG_WCE)
-                || config::is_writeback(&self.config));
+        let can_flush = activation.has_feature(abi::VIRTIO_BLK_F_FLUSH);
+        let has_switch = can_flush && activation.has_feature(abi::VIRTIO_BLK_F_CONFIG_WCE);
+        let is_writeback = can_flush && (!has_switch || config::is_writeback(&self.config));
+        self.has_switch = Some(has_switch);
         self.shared.is_writeback.store(is_writeback, Ordering::Relaxed);
         config::set_writeback(&self.config, is_writeback);
         let queues: Vec<_> = activation.queues.iter_mut().filter_map(Option::take).collect();
@@ -274,6 +279,7 @@ impl Device for Block {
     }
 
     fn reset(&mut self) {
+        self.has_switch = None;
         config::set_writeback(&self.config, true);
     }
 

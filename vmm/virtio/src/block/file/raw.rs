@@ -361,3 +361,88 @@ fn counted(result: isize) -> io::Result<u32> {
     // The kernel moves less than 2 GiB at a time.
     u32::try_from(result).map_err(error)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::memory::{Bytes, GuestAddress};
+    use crate::testing;
+
+    /// A pipe that nobody writes to is a host that hangs.
+    #[test]
+    fn memory_outlives_a_ring_that_the_kernel_still_works_for() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let reader = File::from(std::os::fd::OwnedFd::from(reader));
+        let memory = testing::memory(1 << 20);
+        let Ok(mut ring) = Ring::new(&reader, &memory, 4) else {
+            println!("skipped: no io_uring here");
+            return;
+        };
+        let segment = Segment { address: GuestAddress(4096), size: 8 };
+        ring.scatter(2).fill(&[segment]).unwrap();
+        ring.push(2, Step::Read { offset: 0 }).unwrap();
+        ring.enter().unwrap();
+        assert!(ring.next().is_none());
+        drop(ring);
+        assert!(Arc::strong_count(&memory) > 1, "the ring has let go of the memory");
+        writer.write_all(b"too late").unwrap();
+        for _ in 0..400 {
+            let mut bytes = [0; 8];
+            memory.read_slice(&mut bytes, segment.address).unwrap();
+            if &bytes == b"too late" {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the operation did not end");
+    }
+
+    #[test]
+    #[should_panic(expected = "operation 0 is in flight")]
+    fn buffers_in_use_are_not_changed() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let reader = File::from(std::os::fd::OwnedFd::from(reader));
+        let memory = testing::memory(1 << 20);
+        let ring = Ring::new(&reader, &memory, 4);
+        let mut ring = ring.unwrap_or_else(|_| panic!("operation 0 is in flight: not tested"));
+        ring.scatter(0).fill(&[Segment { address: GuestAddress(0), size: 8 }]).unwrap();
+        ring.push(0, Step::Read { offset: 0 }).unwrap();
+        ring.scatter(0);
+    }
+
+    #[test]
+    fn neighbours_become_one_piece_and_what_is_done_is_dropped() {
+        let mut scatter = Scatter::new(testing::memory(1 << 20));
+        let segment = |address, size| Segment { address: GuestAddress(address), size };
+        scatter.fill(&[segment(0, 10), segment(10, 20), segment(100, 5), segment(50, 5)]).unwrap();
+        let sizes = |scatter: &Scatter| -> Vec<usize> {
+            scatter.rest().iter().map(|vector| vector.iov_len).collect()
+        };
+        assert_eq!(sizes(&scatter), [30, 5, 5]);
+        assert!(
+            scatter.is_aligned(2, 5) && !scatter.is_aligned(4, 5) && !scatter.is_aligned(2, 10)
+        );
+        for (skipped, left) in [(0, vec![30, 5, 5]), (29, vec![1, 5, 5]), (1, vec![5, 5])] {
+            scatter.skip(skipped);
+            assert_eq!(sizes(&scatter), left);
+        }
+        scatter.skip(7);
+        assert_eq!(sizes(&scatter), [3]);
+        scatter.skip(u32::MAX);
+        assert!(sizes(&scatter).is_empty());
+    }
+
+    #[test]
+    fn zeroes_are_never_read_into() {
+        let mut scatter = Scatter::new(testing::memory(1 << 20));
+        scatter.fill_zeroes(usize::MAX);
+        assert_eq!(scatter.rest().iter().map(|vector| vector.iov_len).sum::<usize>(), ZEROES_MAX);
+        let file = tempfile::tempfile().unwrap();
+        assert!(scatter.read(&file, 0, false).is_err());
+        assert!(entry(&mut scatter, Step::Read { offset: 0 }).is_err());
+    }
+}

@@ -22,6 +22,11 @@
 //! so much dearer than a failed call that this does not show. With `O_DIRECT` nothing is in the
 //! cache and all goes to the ring.
 //!
+//! Writes go the same way. File systems that can promise not to wait (XFS, Btrfs, anything with
+//! `O_DIRECT` into blocks that exist) take them within `io_uring_enter`; ext4's page cache cannot,
+//! and the kernel hands them to a worker thread. That costs a switch of threads, and buys that a
+//! queue goes on while the host throttles writers.
+//!
 //! The descriptor that announces completions is the ring's own rather than an eventfd: it is
 //! readable as long as the completion queue is not empty, so that taking completions out, which is
 //! a read of shared memory, is all there is to do; an eventfd would have to be read as well.

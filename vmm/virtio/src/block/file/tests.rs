@@ -176,3 +176,40 @@ fn direct_transfers_say_what_they_need() {
     let flags = rustix::fs::fcntl_getfl(&*disk.file).unwrap();
     assert!(flags.contains(OFlags::DIRECT), "descriptor {}", disk.file.as_raw_fd());
 }
+
+/// Pieces of the copy and pieces of the guest's end in different places.
+#[test]
+fn buffers_that_direct_transfers_cannot_use_are_copied_whole() {
+    let (file, memory) = (file(1 << 20), testing::memory(1 << 20));
+    let options = FileOptions { is_direct: true, ..WRITER };
+    let Ok(disk) = FileDisk::open(file.path(), options) else {
+        println!("skipped: no O_DIRECT in {}", file.path().display());
+        return;
+    };
+    let mut lane = disk.open_lane(&memory, 2).unwrap();
+    let segment = |address, size| Segment { address: GuestAddress(address), size };
+    // 300 KiB in all, and none of it aligned.
+    let segments = [segment(1, 100_001), segment(200_001, 7), segment(300_001, 207_192)];
+    let content: Vec<u8> =
+        (0..300 << 10).map(|i: u32| i.wrapping_mul(0x9e37_79b1).to_le_bytes()[3]).collect();
+    let mut at = 0;
+    for segment in &segments {
+        let size = usize::try_from(segment.size).unwrap();
+        memory.write_slice(&content[at..at + size], segment.address).unwrap();
+        at += size;
+    }
+    assert_eq!(at, content.len());
+    run(&mut *lane, Operation::Write { offset: 8192, from: &segments }).unwrap();
+    let written = std::fs::read(file.path()).unwrap();
+    assert!(written[8192..8192 + at] == content && written[..8192].iter().all(|byte| *byte == 0));
+    memory.write_slice(&vec![0xff; 1 << 20], GuestAddress(0)).unwrap();
+    run(&mut *lane, Operation::Read { offset: 8192, into: &segments }).unwrap();
+    let mut read = vec![0; at];
+    let mut at = 0;
+    for segment in &segments {
+        let size = usize::try_from(segment.size).unwrap();
+        memory.read_slice(&mut read[at..at + size], segment.address).unwrap();
+        at += size;
+    }
+    assert!(read == content);
+}

@@ -1,5 +1,9 @@
 //! Random requests, many at a time, against a disk that is a `Vec`.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -109,8 +113,12 @@ fn check(rig: &Rig, lane: u64, action: &Action, model: &mut [u8]) {
 fn run(engine: Engine, is_direct: bool, batches: &[Vec<Action>]) {
     let mut model = pattern(usize::try_from(SECTORS * 512).unwrap(), 77);
     let file = file(&model);
+    run_on(file.path(), engine, is_direct, &mut model, batches);
+}
+
+fn run_on(path: &Path, engine: Engine, is_direct: bool, model: &mut [u8], batches: &[Vec<Action>]) {
     let options = FileOptions { engine, is_direct, is_read_only: false };
-    let Ok(disk) = FileDisk::open(file.path(), options) else {
+    let Ok(disk) = FileDisk::open(path, options) else {
         assert!(is_direct, "only O_DIRECT may be missing");
         return;
     };
@@ -127,10 +135,12 @@ fn run(engine: Engine, is_direct: bool, batches: &[Vec<Action>]) {
             rig.wait_for_used(0);
         }
         for (lane, action) in (0..).zip(batch) {
-            check(&rig, lane, action, &mut model);
+            check(&rig, lane, action, model);
         }
     }
-    assert!(std::fs::read(file.path()).unwrap() == model, "the file differs from the model");
+    let mut content = vec![0; model.len()];
+    File::open(path).unwrap().read_exact(&mut content).unwrap();
+    assert!(content == model, "the file differs from the model");
     assert_eq!(rig.count("errors"), 0);
 }
 
@@ -144,6 +154,26 @@ proptest! {
     ) {
         for engine in engines() {
             run(engine, false, &batches);
+        }
+    }
+
+    /// `BLOCK_TEST_DEVICE` names a device that may be overwritten, such as a loop device.
+    #[test]
+    #[ignore = "needs a block device"]
+    fn any_requests_do_to_a_block_device_what_they_do_to_a_model(
+        batches in prop::collection::vec(
+            prop::collection::vec(action(), 1..=usize::try_from(BATCH).unwrap()), 1..6)
+    ) {
+        let path = std::env::var_os("BLOCK_TEST_DEVICE").expect("a device");
+        let path = Path::new(&path);
+        for (engine, is_direct) in [
+            (Engine::Ring, false), (Engine::Ring, true),
+            (Engine::Blocking, false), (Engine::Blocking, true),
+        ] {
+            let mut model = pattern(usize::try_from(SECTORS * 512).unwrap(), 77);
+            std::fs::OpenOptions::new().write(true).open(path).unwrap()
+                .write_all(&model).unwrap();
+            run_on(path, engine, is_direct, &mut model, &batches);
         }
     }
 
