@@ -18,6 +18,7 @@
 //! an access outside guest memory.
 
 mod config;
+pub mod console;
 mod counter;
 mod device;
 mod interrupt;
