@@ -17,6 +17,7 @@
 //! [`QueueError`] or [`UnitError`] that stops the device and says why, never in a panic, a spin or
 //! an access outside guest memory.
 
+pub mod balloon;
 mod config;
 pub mod console;
 mod counter;
