@@ -13,7 +13,9 @@
 //!
 //! A private mapping of a file (a kernel image, the memory of a snapshot) is left alone because
 //! what comes back after `MADV_DONTNEED` are the file's bytes, not zeros. Where such a mapping was
-//! put over part of a region, only whoever did it knows: those are the excluded ranges.
+//! put over part of a region, only whoever did it knows: those are the excluded ranges. The same
+//! goes for memory whose pages a userfaultfd handler provides: unless the handler learns what has
+//! been removed (`UFFD_EVENT_REMOVE`) and gives zeros for it, that memory must be excluded.
 
 use std::ops::Range;
 
