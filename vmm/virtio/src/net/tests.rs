@@ -419,7 +419,10 @@ fn a_packet_without_a_whole_header_stops_the_device() {
 
 #[test]
 fn a_full_back_end_is_waited_for() {
-    let mut rig = Rig::new(EVENT_IDX, 1);
+    let gate: Arc<Mutex<Gate>> = Arc::default();
+    let mut options = options();
+    options.transmit_throttle = Some(Arc::clone(&gate) as SharedThrottle);
+    let mut rig = Rig::with(options, EVENT_IDX, 1);
     let sent = frame(20_000, 1);
     for _ in 0..30 {
         rig.tx[0].add(&[packet(&sent)]);
@@ -435,6 +438,7 @@ fn a_full_back_end_is_waited_for() {
         rig.units[0].ready(unit::BACKEND).unwrap();
     }
     assert_eq!((count, rig.counter("tx_packets"), rig.counter("tx_drops")), (30, 30, 0));
+    assert_eq!(gate.lock().unwrap().taken, [20_000; 30], "each is paid for once");
 }
 
 /// A batch is bounded, and what is left over is served without another kick.
