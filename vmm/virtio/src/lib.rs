@@ -17,8 +17,10 @@
 //! [`QueueError`] or [`UnitError`] that stops the device and says why, never in a panic, a spin or
 //! an access outside guest memory.
 
+pub mod balloon;
 pub mod block;
 mod config;
+pub mod console;
 mod counter;
 mod device;
 pub mod fs;

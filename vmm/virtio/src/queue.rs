@@ -263,12 +263,17 @@ impl Queue {
 
     fn try_pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         let memory: &Memory = &self.memory;
+        let size_max = usize::from(self.ring.size());
         let mut available = self.ring.iter(memory).map_err(|e| QueueError::Ring(e.to_string()))?;
         let Some(descriptors) = available.next() else { return Ok(false) };
         chain.clear(descriptors.head_index());
         let head = chain.head;
         let mut has_next = true;
-        for descriptor in descriptors {
+        for (i, descriptor) in descriptors.enumerate() {
+            // An indirect table may be longer than the queue, but no chain may (§2.7.5.3.1).
+            if i == size_max {
+                return Err(QueueError::Endless { head });
+            }
             has_next = descriptor.has_next();
             chain.add(memory, descriptor.addr(), descriptor.len(), descriptor.is_write_only())?;
         }
@@ -630,6 +635,25 @@ mod tests {
         driver.descriptor(0, table, 47, INDIRECT, 0);
         driver.offer(0);
         assert_eq!(refused(&mut queue), QueueError::Empty { head: 0 });
+    }
+
+    /// virtio 1.3 §2.7.5.3.1: no chain is longer than the queue.
+    #[test]
+    fn indirect_tables_do_not_make_chains_longer_than_the_queue() {
+        for (count, is_fine) in [(4, true), (5, false)] {
+            let (mut driver, mut queue, _) = rig(4, false);
+            let table = driver.allocate(16 * count);
+            for i in 0..count {
+                let next = u16::try_from(i + 1).unwrap();
+                let flags = if i + 1 < count { NEXT } else { 0 };
+                driver.descriptor_at(table + i * 16, 0x5_0000, 8, flags, next);
+            }
+            driver.descriptor(0, table, u32::try_from(16 * count).unwrap(), INDIRECT, 0);
+            driver.offer(0);
+            let result = queue.try_pop(&mut Chain::new());
+            let expected = if is_fine { Ok(true) } else { Err(QueueError::Endless { head: 0 }) };
+            assert_eq!(result, expected, "{count}");
+        }
     }
 
     #[test]

@@ -52,7 +52,10 @@ pub(super) struct Receiver {
     /// Bytes in them.
     capacity: u32,
     held: Option<Held>,
+    /// There are no buffers, and the driver was asked to say when there are.
     is_starved: bool,
+    /// The driver kicks for each buffer it posts.
+    is_armed: bool,
     window: Window,
     appetite: Appetite,
     overflow: MmapRegion,
@@ -108,6 +111,7 @@ impl Receiver {
             capacity: 0,
             held: None,
             is_starved: false,
+            is_armed: true,
             window: Window::default(),
             appetite: Appetite::default(),
             overflow,
@@ -187,8 +191,12 @@ impl Receiver {
                 }
             }
             if !self.posted.is_empty() {
+                if std::mem::take(&mut self.is_armed) {
+                    self.queue.disarm()?;
+                }
                 return Ok(true);
             }
+            self.is_armed = true;
             if !self.queue.rearm()? {
                 self.is_starved = true;
                 return Ok(false);
@@ -292,6 +300,7 @@ impl Receiver {
         if !self.is_mergeable || has_all || has_waited {
             return Ok(self.drop_held(&shared.received));
         }
+        self.is_armed = true;
         if self.queue.rearm()? {
             // More came meanwhile: the caller comes back to it, for each buffer at most once.
             self.held = Some(Held { wait: Wait::Buffers(deadline_of(held.wait)), ..held });

@@ -73,7 +73,15 @@ impl Tap {
             let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let descriptor = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
                 .map_err(failed("open /dev/net/tun"))?;
-            attach_to(descriptor.as_fd(), request).map_err(failed("attach to the interface"))?;
+            let attached = match attach_to(descriptor.as_fd(), request) {
+                // An interface that was made for several queues takes no other kind.
+                Err(Errno::INVAL) if count == 1 => {
+                    let request = InterfaceRequest { flags: FLAGS | IFF_MULTI_QUEUE, ..request };
+                    attach_to(descriptor.as_fd(), request)
+                }
+                result => result,
+            };
+            attached.map_err(failed("attach to the interface"))?;
             queues.push(Self::new(descriptor).map_err(failed("set the header's size"))?);
         }
         Ok(queues)

@@ -13,6 +13,7 @@ use crate::testing::{self, Buffer, DRIVER_SIZE, Driver, Interrupts};
 use crate::{Interest, Interrupt, Queue, QueueError, Source, UnitError};
 
 mod properties;
+mod real_tap;
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const RING: u16 = 64;
@@ -125,7 +126,7 @@ impl Rig {
 
     fn activate(&mut self, features: u64) -> Result<(), DeviceError> {
         let has_pairs = features & MQ != 0;
-        let pairs = if has_pairs { u16::try_from(self.sockets.len()).unwrap() } else { 1 };
+        let pairs = if has_pairs { self.device.shared.pair_count() } else { 1 };
         let control_index = 2 * pairs;
         let size = DRIVER_SIZE * u64::from(control_index + 1);
         let memory = testing::memory(usize::try_from(size).unwrap());
@@ -418,7 +419,10 @@ fn a_packet_without_a_whole_header_stops_the_device() {
 
 #[test]
 fn a_full_back_end_is_waited_for() {
-    let mut rig = Rig::new(EVENT_IDX, 1);
+    let gate: Arc<Mutex<Gate>> = Arc::default();
+    let mut options = options();
+    options.transmit_throttle = Some(Arc::clone(&gate) as SharedThrottle);
+    let mut rig = Rig::with(options, EVENT_IDX, 1);
     let sent = frame(20_000, 1);
     for _ in 0..30 {
         rig.tx[0].add(&[packet(&sent)]);
@@ -434,6 +438,7 @@ fn a_full_back_end_is_waited_for() {
         rig.units[0].ready(unit::BACKEND).unwrap();
     }
     assert_eq!((count, rig.counter("tx_packets"), rig.counter("tx_drops")), (30, 30, 0));
+    assert_eq!(gate.lock().unwrap().taken, [20_000; 30], "each is paid for once");
 }
 
 /// A batch is bounded, and what is left over is served without another kick.
@@ -482,6 +487,42 @@ fn a_lone_packet_costs_an_interrupt_only_if_the_driver_waits_for_it() {
     rig.tx[0].add(&[packet(&frame(60, 1))]);
     rig.units[0].kicked(1).unwrap();
     assert_eq!(rig.interrupts.take(), [1]);
+}
+
+/// A request and its answer: Linux frees sent buffers when it looks at what it received.
+#[test]
+fn an_answer_saves_the_interrupt_of_its_request() {
+    let mut rig = Rig::new(EVENT_IDX | MERGEABLE, 1);
+    for _ in 0..30 {
+        rig.rx[0].add(&[Buffer::Writable(1526)]);
+    }
+    for round in 0..20_u16 {
+        rig.rx[0].set_used_event(round);
+        rig.tx[0].set_used_event(round);
+        rig.tx[0].add(&[packet(&frame(60, 1))]);
+        rig.units[0].kicked(1).unwrap();
+        assert!(rig.tx[0].take_used().is_some(), "only the interrupt waits");
+        rig.put(0, &rig.arrived(0).unwrap()[HEADER..]).unwrap();
+        rig.units[0].ready(unit::BACKEND).unwrap();
+        assert_eq!(rig.interrupts.take(), [0]);
+        rig.tx[0].set_used_event(round + 1);
+    }
+}
+
+/// Without `VIRTIO_F_EVENT_IDX` (§2.7.10): kicks are wanted only while there are no buffers.
+#[test]
+fn a_driver_with_buffers_posted_need_not_kick_for_more() {
+    let mut rig = Rig::new(0, 1);
+    let used_flags = |rig: &Rig| rig.rx[0].read(0x2_0000, 2);
+    rig.rx[0].add(&[Buffer::Writable(1526)]);
+    rig.rx[0].add(&[Buffer::Writable(1526)]);
+    for (put, flags) in [(1, [1, 0]), (2, [0, 0])] {
+        for _ in 0..put {
+            rig.put(0, &frame(60, 1)).unwrap();
+        }
+        rig.read_all().unwrap();
+        assert_eq!(used_flags(&rig), flags);
+    }
 }
 
 #[test]
