@@ -24,6 +24,9 @@ const GUEST_CID: u32 = 5;
 /// Buffers that the guest offers for packets to come, and their size unless a test says otherwise.
 const RX_COUNT: u16 = 8;
 const RX_SIZE: u32 = 300;
+const RX_QUEUE_SIZE: u16 = 16;
+/// Where a driver keeps its used ring.
+const USED_RING: u64 = 0x2_0000;
 const TX_COUNT: u16 = 64;
 /// Payload of a packet that fits into a buffer of the guest's.
 const TX_SIZE: u32 = 1000;
@@ -46,6 +49,7 @@ struct Rig {
     tx_next: u16,
     /// Buffers of the rx queue that are with the driver.
     rx_kept: Vec<u16>,
+    rx_offered: u16,
     offers: bool,
 }
 
@@ -87,7 +91,7 @@ impl Rig {
             let base = u64::from(index) * DRIVER_SIZE;
             Driver::new(&memory, base, index, size, true, Arc::clone(&interrupt))
         };
-        let (rx, tx, event) = (set_up(RX, 16), set_up(TX, 256), set_up(EVENT, 16));
+        let (rx, tx, event) = (set_up(RX, RX_QUEUE_SIZE), set_up(TX, 256), set_up(EVENT, 16));
         let mut drivers = [rx.0, tx.0, event.0];
         let rx_at = drivers[0].allocate(u64::from(RX_COUNT) * u64::from(rx_size));
         let tx_at = drivers[1].allocate(u64::from(TX_COUNT) * 2048);
@@ -104,6 +108,7 @@ impl Rig {
             tx_at,
             tx_next: 0,
             rx_kept: (0..RX_COUNT).collect(),
+            rx_offered: 0,
             offers: true,
         };
         rig.activate(queues);
@@ -140,6 +145,7 @@ impl Rig {
                 let at = self.rx_at + u64::from(index) * u64::from(self.rx_size);
                 self.drivers[0].descriptor(index, at, self.rx_size, WRITE, 0);
                 self.drivers[0].offer(index);
+                self.rx_offered += 1;
             }
         }
         let unit = self.unit.as_mut().unwrap();
@@ -426,6 +432,15 @@ fn a_client_that_leaves_before_the_answer_costs_nothing() {
     assert_eq!(rig.packet().0.op, op::RST);
 }
 
+/// Without the guest having to write to find out.
+#[test]
+fn a_client_that_closes_ends_both_directions() {
+    let mut rig = Rig::new(RX_SIZE);
+    let (mut peer, stream) = rig.host_connects(52);
+    drop(stream);
+    assert_eq!(peer.take(&mut rig, &mut Vec::new()), SHUTDOWN_BOTH);
+}
+
 #[test]
 fn what_the_host_sent_before_it_closed_still_arrives() {
     let mut rig = Rig::new(RX_SIZE);
@@ -545,6 +560,9 @@ fn clients_that_come_all_at_once_are_all_served() {
             client
         })
         .collect();
+    rig.turn().unwrap();
+    let deadline = rig.unit.as_ref().unwrap().deadline();
+    assert!(deadline.is_some_and(|deadline| deadline <= Instant::now()), "the rest is left alone");
     let mut asked = std::collections::BTreeSet::new();
     for _ in 0..50 {
         asked.extend(rig.packets().iter().map(|(header, _)| (header.op, header.dst_port)));
@@ -567,6 +585,9 @@ fn a_guest_without_buffers_is_waited_for() {
     let offered = usize::from(RX_COUNT) * (RX_SIZE - HEADER_SIZE) as usize;
     assert!(came.len() <= offered, "{} bytes came", came.len());
     assert_eq!(rig.device.rx_starved.value(), 1);
+    // virtio 1.3 §2.7.10: it wants to know of the next buffer (`avail_event`).
+    let event = rig.drivers[0].read(USED_RING + 4 + 8 * u64::from(RX_QUEUE_SIZE), 2);
+    assert_eq!(event, rig.rx_offered.to_le_bytes());
     // Nothing spins meanwhile.
     let unit = rig.unit.as_ref().unwrap();
     assert!(unit.sources().iter().all(|source| !is_readable(source.descriptor)));

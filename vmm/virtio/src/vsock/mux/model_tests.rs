@@ -103,7 +103,10 @@ impl World {
                     self.host.insert(id, ((guest_port, port), HostEnd::default()));
                     self.mux.connected(id);
                 }
-                Action::Connect(id, _) => self.mux.refused(id),
+                Action::Connect(id, _) => {
+                    self.host.insert(id, ((0, 0), HostEnd::default()));
+                    self.mux.refused(id);
+                }
                 Action::Established(id, port) => assert_eq!(self.host[&id].0.1, port),
                 Action::ShutRead(id) => self.host_end(id).has_ended = true,
                 Action::ShutWrite(id) => {
@@ -112,7 +115,11 @@ impl World {
                     end.is_shut = true;
                 }
                 Action::Close(id) => {
-                    self.host.remove(&id);
+                    let (ports, end) = self.host.remove(&id).expect("an end");
+                    let is_orderly = self.guest.get(&ports).is_some_and(|guest| guest.is_closing);
+                    if is_orderly && !end.is_closed {
+                        assert_eq!(end.taken, end.received, "closed before all was taken");
+                    }
                 }
             }
         }
