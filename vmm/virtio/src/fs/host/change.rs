@@ -13,8 +13,8 @@ use super::{DIRECTORY, HostDirectory, REGULAR, is_directory};
 /// Only the owner, who is we until the rest is set.
 const MODE_AT_FIRST: Mode = Mode::RWXU;
 /// What `utimensat` takes for "now" and "leave it".
-const TIME_NOW: i64 = rustix::fs::UTIME_NOW as i64;
-const TIME_OMIT: i64 = rustix::fs::UTIME_OMIT as i64;
+const TIME_NOW: i64 = rustix::fs::UTIME_NOW;
+const TIME_OMIT: i64 = rustix::fs::UTIME_OMIT;
 
 impl HostDirectory {
     /// Makes whatever `new` says, a link to `target` if there is one, and tells the guest of it.

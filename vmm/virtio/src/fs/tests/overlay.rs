@@ -93,7 +93,7 @@ fn writing_copies_up_with_everything_and_keeps_the_number() {
     let after = rig.client.getattr(before.ino).unwrap();
     assert_eq!((after.mode, after.uid, after.gid), (before.mode, before.uid, before.gid));
     assert_eq!(rig.client.walk("bin/su").unwrap().ino, before.ino);
-    assert_eq!(rig.client.read(before.ino, 0, 100).unwrap(), b"#!/usrsh");
+    assert_eq!(rig.client.read(before.ino, 0, 100).unwrap(), b"#!/usr/sh");
     assert_eq!(rig.client.getxattr(before.ino, "user.image").unwrap(), b"yes");
     assert_eq!(rig.client.walk("bin").unwrap().mtime, directory.mtime, "nothing happened to it");
     let metadata = fs::metadata(rig.above("bin/su")).unwrap();
