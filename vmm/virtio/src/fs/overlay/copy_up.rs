@@ -131,11 +131,16 @@ impl Overlay {
     }
 
     fn copy_contents(&self, upper: Ino, lower: Ino, size: u64) -> Result<(), Errno> {
-        let mut copy = Copy { file: self.upper.file(upper)?, size: 0 };
+        let file = self.upper.file(upper)?;
+        let mut copy = Copy { file: Arc::clone(&file), size: 0 };
+        self.upper.charged(file.as_fd(), size, size, || self.copy_into(&mut copy, lower, size))
+    }
+
+    fn copy_into(&self, copy: &mut Copy, lower: Ino, size: u64) -> Result<(), Errno> {
         while copy.size < size {
             let count = u32::try_from(size - copy.size).unwrap_or(COPY_SIZE).min(COPY_SIZE);
             let before = copy.size;
-            self.lower.read(lower, before, count, &mut copy)?;
+            self.lower.read(lower, before, count, copy)?;
             if copy.size == before {
                 // Shorter than its own size: the image is damaged.
                 return Err(Errno::IO);

@@ -72,6 +72,15 @@ const WORK_NAME: &[u8] = b"wd";
 const TEMPORARY_NAME: &[u8] = b"temporary";
 const LINKS_NAME: &[u8] = b"links";
 
+/// How an overlay is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// Where the upper layer's marks are.
+    pub marks: MarkPrefix,
+    /// The most that the volume may take, in bytes.
+    pub quota: Option<u64>,
+}
+
 /// An image with a directory above it.
 pub struct Overlay {
     lower: FlistView,
@@ -96,9 +105,14 @@ impl Overlay {
     ///
     /// # Errors
     /// When the volume cannot be used.
-    pub fn open(lower: FlistView, volume: &Path, prefix: MarkPrefix) -> Result<Self, DeviceError> {
-        let upper = HostDirectory::open(volume, HostOptions::default())?;
-        Self::new(lower, upper, prefix).map_err(|error| DeviceError::Host {
+    pub fn open(
+        lower: FlistView,
+        volume: &Path,
+        options: OverlayOptions,
+    ) -> Result<Self, DeviceError> {
+        let OverlayOptions { marks, quota } = options;
+        let upper = HostDirectory::open(volume, HostOptions { quota, ..HostOptions::default() })?;
+        Self::new(lower, upper, marks).map_err(|error| DeviceError::Host {
             what: format!("{} cannot be the upper layer of an overlay", volume.display()),
             source: error.into(),
         })

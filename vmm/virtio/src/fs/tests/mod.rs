@@ -9,6 +9,7 @@ mod model;
 mod operations;
 mod overlay;
 mod overlayfs;
+mod quota;
 mod snapshot;
 
 use std::path::Path;

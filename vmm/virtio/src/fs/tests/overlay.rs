@@ -9,7 +9,7 @@ use flist_view::filesystem::Errno;
 use super::client::{op, u32_at, u32s};
 use super::image::{Image, TIME};
 use super::*;
-use crate::fs::overlay::{MarkPrefix, Overlay};
+use crate::fs::overlay::{MarkPrefix, Overlay, OverlayOptions};
 
 /// `trusted.` attributes are root's.
 pub(super) fn prefix() -> MarkPrefix {
@@ -17,7 +17,8 @@ pub(super) fn prefix() -> MarkPrefix {
 }
 
 pub(super) fn overlay(image: &Image, volume: &Path) -> Client {
-    Client::new(Overlay::open(image.view(), volume, prefix()).unwrap())
+    let options = OverlayOptions { marks: prefix(), quota: None };
+    Client::new(Overlay::open(image.view(), volume, options).unwrap())
 }
 
 fn image() -> Image {
