@@ -15,13 +15,13 @@
 //! Device nodes that the guest makes are device nodes here too: mount the volume `nodev`.
 //!
 //! Inode numbers are the host's own, but that the root's is 1, and whatever has 1 here has the root's.
-//! [`nodes`] tells how a million known files do not become a million descriptors.
+//! `nodes` tells how a million known files do not become a million descriptors.
 //!
 //! Extended attributes: `user.`, `trusted.` and `security.capability` pass through, of files and
 //! directories. Other `security.` ones would mean something to the host, `system.` ones (ACLs)
 //! something that the guest does not check.
 //!
-//! A quota is the host file system's where it can be, and counted here where not ([`quota`]).
+//! A quota is the host file system's where it can be, and counted here where not (`quota`).
 
 mod change;
 mod nodes;

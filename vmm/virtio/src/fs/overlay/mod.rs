@@ -10,17 +10,17 @@
 //!   image       everything else                                    ── lower layer
 //! ```
 //!
-//! This is the layout of Linux's overlayfs, with its whiteouts and marks ([`marks`]), so that it can
+//! This is the layout of Linux's overlayfs, with its whiteouts and marks (`marks`), so that it can
 //! mount the same layers, and volumes written by it work here. Inside:
 //!
-//! - [`find`] says what a name is, looking at both layers;
-//! - [`copy_up`] brings an inode up before its first change: data, owner, mode, times, attributes; made
+//! - `find` says what a name is, looking at both layers;
+//! - `copy_up` brings an inode up before its first change: data, owner, mode, times, attributes; made
 //!   under a temporary name in `wd`, synced if it has contents, and then renamed to its place, so that
 //!   after a crash it is there whole or not at all;
-//! - [`change`] and [`rename`] make, remove and move names, and leave whiteouts where the lower layer
+//! - `change` and `rename` make, remove and move names, and leave whiteouts where the lower layer
 //!   would show through. A directory of the lower layer is moved by a `redirect`: nothing in it is
 //!   copied;
-//! - [`listing`] merges both layers without keeping anything: places in a listing stay valid.
+//! - `listing` merges both layers without keeping anything: places in a listing stay valid.
 //!
 //! An inode that came from the lower layer keeps its number there for ever, also when it was copied up
 //! (marked by `vmm.origin`; symbolic links and special files, which cannot be marked, only until the

@@ -5,6 +5,7 @@ mod device;
 mod escape;
 mod hostile;
 mod image;
+mod kernel;
 mod model;
 mod operations;
 mod overlay;
