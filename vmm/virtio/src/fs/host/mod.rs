@@ -188,8 +188,11 @@ impl HostDirectory {
                 _ => return Err(Errno::INVAL),
             }
         }
-        // Its type was seen when it was looked up, and `path` makes sure that it is the same one.
         let path = self.path(ino)?;
+        if sys::stat(path.as_fd())?.attributes.mode & TYPE_MASK != REGULAR {
+            // Another inode with the same number, on a host that cannot tell them apart.
+            return Err(Errno::STALE);
+        }
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
         let file = Arc::new(self.descriptors.reopen(path.as_fd(), flags)?);
         let data = Data { file: Arc::clone(&file), is_writable: writes };

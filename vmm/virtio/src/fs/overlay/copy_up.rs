@@ -64,7 +64,7 @@ impl Overlay {
                 self.upper.forget(upper, 1);
             }
             if name.is_empty() {
-                self.upper.unlink(self.temporary, &temporary)
+                self.remove_temporary(&temporary, is_directory(below.mode))
             } else {
                 self.put_in_place(&temporary, parent, name)
             }
@@ -185,16 +185,18 @@ impl Overlay {
 
     /// Removes something from the temporary folder; what stays is removed at the next start.
     pub(super) fn discard(&self, temporary: &[u8], is_dir: bool) {
-        let removed = if is_dir {
-            self.upper.remove_directory(self.temporary, temporary)
-        } else {
-            self.upper.unlink(self.temporary, temporary)
-        };
-        if let Err(error) = removed
+        if let Err(error) = self.remove_temporary(temporary, is_dir)
             && error != Errno::NOENT
         {
             tracing::warn!(%error, "a temporary file of an overlay stays");
         }
+    }
+
+    fn remove_temporary(&self, name: &[u8], is_dir: bool) -> Result<(), Errno> {
+        if is_dir {
+            return self.upper.remove_directory(self.temporary, name);
+        }
+        self.upper.unlink(self.temporary, name)
     }
 
     const fn can_be_marked(&self, attributes: &Attributes) -> bool {
