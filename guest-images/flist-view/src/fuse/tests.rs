@@ -267,8 +267,9 @@ fn an_image_without_extended_attributes_says_never_ask_again() {
 #[test]
 fn opening_is_not_needed_and_not_for_writing() {
     const O_WRONLY: u32 = 1;
+    const OPENDIR: u32 = 27;
     assert_eq!(call(opcode::OPEN, FILE, &[0; 8]), Err(38));
-    assert_eq!(call(opcode::OPENDIR, 1, &[0; 8]), Err(38));
+    assert_eq!(call(OPENDIR, 1, &[0; 8]), Err(38));
     let arguments = [O_WRONLY.to_le_bytes(), [0; 4]].concat();
     assert_eq!(call(opcode::OPEN, FILE, &arguments), Err(30));
     assert_eq!(call(opcode::RELEASE, FILE, &[0; 24]).unwrap(), b"");

@@ -11,7 +11,8 @@ use super::vectored;
 use crate::Buffers;
 
 /// [`REPLY_HEADER_SIZE`] as the ring counts.
-const HEADER_SIZE: u32 = REPLY_HEADER_SIZE as u32;
+const HEADER_SIZE: u32 = 16;
+const _: () = assert!(HEADER_SIZE as usize == REPLY_HEADER_SIZE);
 
 /// A reply under construction in the writable buffers of a chain: the body first, the header last.
 pub(super) struct GuestReply<'a> {

@@ -71,8 +71,31 @@ pub trait GuestFileSystem: FileSystem {
     }
 }
 
-/// Nobody has to remember anything: inode numbers are places in the image's index.
-impl GuestFileSystem for FlistView {}
+/// Nobody has to remember anything: inode numbers are places in the image's index, if it is the same
+/// image.
+impl GuestFileSystem for FlistView {
+    fn save(&self) -> Result<Value, DeviceError> {
+        Ok(Value::String(image_name(self)))
+    }
+
+    fn restore(&self, state: Value) -> Result<(), DeviceError> {
+        check_image(self, state.as_str().unwrap_or_default())
+    }
+}
+
+/// The hash of an image, for states.
+pub(crate) fn image_name(view: &FlistView) -> String {
+    view.index().image_hash().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Refuses a state of another image than this one.
+pub(crate) fn check_image(view: &FlistView, name: &str) -> Result<(), DeviceError> {
+    let own = image_name(view);
+    if name == own {
+        return Ok(());
+    }
+    Err(DeviceError::State(format!("the guest used image {name:?}, this is {own:?}")))
+}
 
 /// The device.
 pub struct Fs {

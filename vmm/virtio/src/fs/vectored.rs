@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use flist_view::filesystem::Errno;
 use vm_memory::VolatileSlice;
 
 /// Most buffers in one system call: a request of 1 MiB in pages of 4 KiB needs 256. Linux takes
@@ -58,7 +59,7 @@ fn transfer<'a>(
         let mut batch = Batch::take(&mut buffers);
         while batch.size > 0 {
             let place = offset.saturating_add(total as u64);
-            let place = libc::off_t::try_from(place).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let place = libc::off_t::try_from(place).map_err(|_| Errno::INVAL)?;
             let (vectors, count) = batch.vectors();
             let moved = usize::try_from(call(vectors, count, place));
             match moved {

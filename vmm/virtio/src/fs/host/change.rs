@@ -13,8 +13,8 @@ use super::{DIRECTORY, HostDirectory, REGULAR, is_directory};
 /// Only the owner, who is we until the rest is set.
 const MODE_AT_FIRST: Mode = Mode::RWXU;
 /// What `utimensat` takes for "now" and "leave it".
-const TIME_NOW: i64 = rustix::fs::UTIME_NOW as i64;
-const TIME_OMIT: i64 = rustix::fs::UTIME_OMIT as i64;
+const TIME_NOW: i64 = rustix::fs::UTIME_NOW;
+const TIME_OMIT: i64 = rustix::fs::UTIME_OMIT;
 
 impl HostDirectory {
     /// Makes whatever `new` says, a link to `target` if there is one, and tells the guest of it.
@@ -27,6 +27,18 @@ impl HostDirectory {
     ) -> Result<Attributes, Errno> {
         let directory = self.path(parent)?;
         let directory = directory.as_fd();
+        self.charge_inode()?;
+        let made = self.make_in(directory, (parent, name), new, target);
+        self.settle_inode(made)
+    }
+
+    fn make_in(
+        &self,
+        directory: BorrowedFd<'_>,
+        (parent, name): (Ino, &[u8]),
+        new: &Creation,
+        target: Option<&[u8]>,
+    ) -> Result<Attributes, Errno> {
         let (mut path, mut data) = (None, None);
         match new.mode & TYPE_MASK {
             REGULAR => data = Some(sys::create_file(directory, name)?),
@@ -68,8 +80,13 @@ impl HostDirectory {
     /// Makes a file without a name.
     pub(super) fn make_unnamed(&self, parent: Ino, new: &Creation) -> Result<Attributes, Errno> {
         let directory = self.path(parent)?;
-        let file = sys::create_unnamed(directory.as_fd())?;
-        let attributes = self.complete(directory.as_fd(), file.as_fd(), new)?;
+        self.charge_inode()?;
+        let made = sys::create_unnamed(directory.as_fd())
+            .and_then(|file| Ok((self.complete(directory.as_fd(), file.as_fd(), new)?, file)));
+        let attributes = self.settle_inode(
+            made.as_ref().map_or_else(|error| Err(*error), |(attributes, _)| Ok(*attributes)),
+        );
+        let (attributes, (_, file)) = (attributes?, made?);
         let file = Arc::new(file);
         let data = Data { file: Arc::clone(&file), is_writable: true };
         self.nodes().learn_unnamed(&attributes, file, data)?;
@@ -112,9 +129,18 @@ impl HostDirectory {
         let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         rustix::fs::unlinkat(&*directory, name, flags)?;
         if let Some(child) = child {
-            self.nodes().removed(child, parent, name);
+            self.let_go(&child, parent, name);
         }
         Ok(())
+    }
+
+    /// `held` has lost the name `name` of `parent`.
+    fn let_go(&self, held: &Held, parent: Ino, name: &[u8]) {
+        self.nodes().removed(held.attributes.ino, parent, name);
+        let was_last = held.attributes.nlink == 1 || is_directory(held.attributes.mode);
+        if was_last && !held.is_known {
+            self.refund(&held.attributes);
+        }
     }
 
     /// Moves a name. `leaves_whiteout`: what is left behind covers the same name in a lower layer.
@@ -130,7 +156,7 @@ impl HostDirectory {
         let replaced = match how {
             Rename::Replace => self.hold(to.0, target.as_fd(), to.1)?,
             Rename::NoReplace => None,
-            Rename::Exchange => Some(self.peek(to.0, to.1)?.ino),
+            Rename::Exchange => Some(Held { attributes: self.peek(to.0, to.1)?, is_known: true }),
         };
         let mut flags = match how {
             Rename::Replace => RenameFlags::empty(),
@@ -139,42 +165,45 @@ impl HostDirectory {
         };
         flags.set(RenameFlags::WHITEOUT, leaves_whiteout);
         rustix::fs::renameat_with(&*source, from.1, &*target, to.1, flags)?;
-        if replaced == Some(moved) {
+        if replaced.as_ref().is_some_and(|replaced| replaced.attributes.ino == moved) {
             // Two names of one inode: nothing happened.
             return Ok(());
         }
-        let mut nodes = self.nodes();
         match (how, replaced) {
-            (Rename::Exchange, Some(other)) => nodes.moved(other, from.0, from.1),
-            (_, Some(replaced)) => nodes.removed(replaced, to.0, to.1),
+            (Rename::Exchange, Some(other)) => {
+                self.nodes().moved(other.attributes.ino, from.0, from.1);
+            }
+            (_, Some(replaced)) => self.let_go(&replaced, to.0, to.1),
             (_, None) => {}
         }
-        nodes.moved(moved, to.0, to.1);
+        self.nodes().moved(moved, to.0, to.1);
         Ok(())
     }
 
     /// Opens what `name` is, if the guest knows it by no other name: soon it will not be found. Says
-    /// which inode it is, if any.
+    /// what it is, if anything.
     fn hold(
         &self,
         parent: Ino,
         directory: BorrowedFd<'_>,
         name: &[u8],
-    ) -> Result<Option<Ino>, Errno> {
-        let child = match sys::stat_at(directory, name).and_then(|stat| self.attributes_of(&stat)) {
-            Ok(attributes) => attributes.ino,
+    ) -> Result<Option<Held>, Errno> {
+        let found = sys::stat_at(directory, name).and_then(|stat| self.attributes_of(&stat));
+        let attributes = match found {
+            Ok(attributes) => attributes,
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let must_pin = self.nodes().must_pin(child, parent, name)?;
-        if must_pin {
-            match self.path(child) {
-                // Stale: the guest does not know what is there now.
-                Ok(_) | Err(Errno::STALE) => {}
+        let mut is_known = self.nodes().must_pin(attributes.ino, parent, name)?;
+        if is_known {
+            match self.path(attributes.ino) {
+                Ok(_) => {}
+                // The guest does not know what is there now.
+                Err(Errno::STALE) => is_known = false,
                 Err(error) => return Err(error),
             }
         }
-        Ok(Some(child))
+        Ok(Some(Held { attributes, is_known }))
     }
 
     /// Changes attributes one after the other: size, owner, mode (which a change of owner changes),
@@ -185,7 +214,7 @@ impl HostDirectory {
             if changes.drops_set_id {
                 self.drop_set_id(ino)?;
             }
-            rustix::fs::ftruncate(&*file, size)?;
+            self.charged(file.as_fd(), 0, 0, || rustix::fs::ftruncate(&*file, size))?;
         }
         if (changes.uid, changes.gid) != (None, None) {
             sys::set_owner(self.path(ino)?.as_fd(), changes.uid, changes.gid)?;
@@ -221,10 +250,17 @@ impl HostDirectory {
         self.descriptors.set_mode(path.as_fd(), dropped)
     }
 
-    /// Makes contents out of the lower layer's for a file that was just made.
+    /// The file `ino`, open for writing: for contents that come from elsewhere than the guest.
     pub(in crate::fs) fn file(&self, ino: Ino) -> Result<Arc<OwnedFd>, Errno> {
         self.data(ino, true)
     }
+}
+
+/// What is about to lose a name.
+struct Held {
+    attributes: Attributes,
+    /// The guest knows it by that name, so that it stays until it is forgotten.
+    is_known: bool,
 }
 
 fn timespec(time: Option<NewTime>) -> Timespec {

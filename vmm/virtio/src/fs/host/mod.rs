@@ -15,17 +15,17 @@
 //! Device nodes that the guest makes are device nodes here too: mount the volume `nodev`.
 //!
 //! Inode numbers are the host's own, but that the root's is 1, and whatever has 1 here has the root's.
-//! [`nodes`] tells how a million known files do not become a million descriptors.
+//! `nodes` tells how a million known files do not become a million descriptors.
 //!
 //! Extended attributes: `user.`, `trusted.` and `security.capability` pass through, of files and
 //! directories. Other `security.` ones would mean something to the host, `system.` ones (ACLs)
 //! something that the guest does not check.
 //!
-//! A quota is the host file system's: volumes are directories with a project quota (ext4, XFS), whose
-//! limits then show in `statfs` by themselves and end in `ENOSPC` or `EDQUOT`.
+//! A quota is the host file system's where it can be, and counted here where not (`quota`).
 
 mod change;
 mod nodes;
+mod quota;
 mod state;
 mod sys;
 mod xattr;
@@ -52,6 +52,7 @@ use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
 use serde_json::Value;
 
 use self::nodes::{Data, Nodes};
+use self::quota::Quota;
 use self::sys::{Descriptors, Mount, Stat};
 use super::GuestFileSystem;
 use crate::DeviceError;
@@ -68,6 +69,8 @@ pub struct HostOptions {
     pub is_readonly: bool,
     /// Others change it while the guest uses it: the guest asks again after a second instead of never.
     pub is_shared: bool,
+    /// The most it may take, in bytes.
+    pub quota: Option<u64>,
 }
 
 /// A directory of the host.
@@ -79,6 +82,8 @@ pub struct HostDirectory {
     root_number: u64,
     descriptors: Descriptors,
     nodes: Mutex<Nodes>,
+    /// Where the host's file system does not count.
+    quota: Option<Quota>,
 }
 
 impl HostDirectory {
@@ -107,8 +112,10 @@ impl HostDirectory {
             return Err(Errno::NOTDIR.into());
         }
         let nodes = Nodes::new(Arc::clone(&root), stat.attributes.generation, DIRECTORY);
+        let quota = options.quota.map(|limit| Quota::new(&root, limit)).transpose()?.flatten();
         Ok(Self {
             options,
+            quota,
             root,
             mount: stat.mount,
             root_number: stat.attributes.ino,
@@ -181,8 +188,11 @@ impl HostDirectory {
                 _ => return Err(Errno::INVAL),
             }
         }
-        // Its type was seen when it was looked up, and `path` makes sure that it is the same one.
         let path = self.path(ino)?;
+        if sys::stat(path.as_fd())?.attributes.mode & TYPE_MASK != REGULAR {
+            // Another inode with the same number, on a host that cannot tell them apart.
+            return Err(Errno::STALE);
+        }
         let flags = if writes { OFlags::RDWR } else { OFlags::RDONLY };
         let file = Arc::new(self.descriptors.reopen(path.as_fd(), flags)?);
         let data = Data { file: Arc::clone(&file), is_writable: writes };
@@ -393,7 +403,7 @@ impl FileSystem for HostDirectory {
 
     fn statistics(&self) -> Result<Statistics, Errno> {
         let statvfs = rustix::fs::fstatvfs(&*self.root)?;
-        Ok(Statistics {
+        let host = Statistics {
             block_size: u32::try_from(statvfs.f_frsize).unwrap_or(u32::MAX),
             block_count: statvfs.f_blocks,
             // What is kept for the host's root is not the guest's to use.
@@ -401,15 +411,18 @@ impl FileSystem for HostDirectory {
             inode_count: statvfs.f_files,
             inode_count_free: statvfs.f_favail,
             name_size_max: u32::try_from(statvfs.f_namemax).unwrap_or(u32::MAX),
-        })
+        };
+        Ok(self.quota.as_ref().map_or(host, |quota| quota.limit(host)))
     }
 
     fn forget(&self, ino: Ino, count: u64) {
-        self.nodes().forget(ino, count);
+        let forgotten = self.nodes().forget(ino, count);
+        self.refund_forgotten(&forgotten);
     }
 
     fn forget_all(&self) {
-        self.nodes().forget_all();
+        let forgotten = self.nodes().forget_all();
+        self.refund_forgotten(&forgotten);
     }
 
     fn create(&self, parent: Ino, name: &[u8], new: &Creation) -> Result<Attributes, Errno> {
@@ -467,8 +480,11 @@ impl FileSystem for HostDirectory {
         if drops_set_id {
             self.drop_set_id(ino)?;
         }
-        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-        let written = source.write(file.as_fd(), offset, size).map_err(|error| errno(&error))?;
+        let count = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        let size = u64::from(size);
+        let written = self.charged(file.as_fd(), offset.saturating_add(size), size, || {
+            source.write(file.as_fd(), offset, count).map_err(|error| errno(&error))
+        })?;
         u32::try_from(written).map_err(|_| Errno::IO)
     }
 
@@ -490,15 +506,20 @@ impl FileSystem for HostDirectory {
 
     fn allocate(&self, ino: Ino, mode: u32, offset: u64, size: u64) -> Result<(), Errno> {
         let mode = rustix::fs::FallocateFlags::from_bits_retain(mode);
-        rustix::fs::fallocate(&*self.data(ino, true)?, mode, offset, size)
+        let file = self.data(ino, true)?;
+        self.charged(file.as_fd(), offset.saturating_add(size), size, || {
+            rustix::fs::fallocate(&*file, mode, offset, size)
+        })
     }
 
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), size: u64) -> Result<u64, Errno> {
         let (source, target) = (self.data(from.0, false)?, self.data(to.0, true)?);
         let (mut from, mut to) = (from.1, to.1);
-        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-        let copied =
-            rustix::fs::copy_file_range(&*source, Some(&mut from), &*target, Some(&mut to), size)?;
+        let count = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        let copied = self.charged(target.as_fd(), to.saturating_add(size), size, || {
+            let (from, to) = (Some(&mut from), Some(&mut to));
+            rustix::fs::copy_file_range(&*source, from, &*target, to, count)
+        })?;
         Ok(copied as u64)
     }
 

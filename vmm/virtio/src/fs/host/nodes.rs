@@ -41,6 +41,8 @@ pub(super) struct Nodes {
     opened: VecDeque<Ino>,
     open_count: usize,
     pinned_count: usize,
+    /// What stood for nodes without a name that are gone: whoever asked for it takes them.
+    forgotten: Vec<Arc<OwnedFd>>,
 }
 
 /// What is known of one inode.
@@ -79,8 +81,13 @@ pub(super) struct Route {
 impl Nodes {
     /// A table that knows the root only.
     pub(super) fn new(root: Arc<OwnedFd>, generation: u64, kind: u32) -> Self {
-        let mut nodes =
-            Self { map: HashMap::new(), opened: VecDeque::new(), open_count: 0, pinned_count: 0 };
+        let mut nodes = Self {
+            map: HashMap::new(),
+            opened: VecDeque::new(),
+            open_count: 0,
+            pinned_count: 0,
+            forgotten: Vec::new(),
+        };
         let mut node = Node::new(ROOT, b"/", generation, kind);
         node.path = Some(root);
         nodes.map.insert(ROOT, node);
@@ -149,20 +156,27 @@ impl Nodes {
         Ok(())
     }
 
-    /// The guest forgets `count` of the times that it was told of `ino`.
-    pub(super) fn forget(&mut self, ino: Ino, count: u64) {
-        let Some(node) = self.map.get_mut(&ino).filter(|_| ino != ROOT) else { return };
-        node.lookups = node.lookups.saturating_sub(count);
-        self.release(ino);
+    /// The guest forgets `count` of the times that it was told of `ino`. Returns what stood for
+    /// files without a name that are forgotten with that.
+    pub(super) fn forget(&mut self, ino: Ino, count: u64) -> Vec<Arc<OwnedFd>> {
+        if let Some(node) = self.map.get_mut(&ino).filter(|_| ino != ROOT) {
+            node.lookups = node.lookups.saturating_sub(count);
+            self.release(ino);
+        }
+        std::mem::take(&mut self.forgotten)
     }
 
-    pub(super) fn forget_all(&mut self) {
+    /// The guest forgets everything. Returns as [`forget`](Self::forget) does.
+    pub(super) fn forget_all(&mut self) -> Vec<Arc<OwnedFd>> {
+        let unnamed = self.map.values().filter(|node| node.name.is_empty());
+        let forgotten = unnamed.filter_map(|node| node.path.clone()).collect();
         self.map.retain(|ino, _| *ino == ROOT);
         if let Some(root) = self.map.get_mut(&ROOT) {
             root.children = 0;
         }
         self.opened.clear();
         (self.open_count, self.pinned_count) = (0, 0);
+        forgotten
     }
 
     /// What stands for `ino`, if it is open.
@@ -328,6 +342,9 @@ impl Nodes {
         while ino != ROOT
             && self.map.get(&ino).is_some_and(|node| node.lookups == 0 && node.children == 0)
         {
+            if let Some(node) = self.map.get(&ino).filter(|node| node.name.is_empty()) {
+                self.forgotten.extend(node.path.clone());
+            }
             self.close(ino);
             let Some(node) = self.map.remove(&ino) else { return };
             ino = node.parent;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
-use flist_view::filesystem::{Ino, ROOT};
+use flist_view::filesystem::{FileSystem, Ino, ROOT};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -63,7 +63,7 @@ impl HostDirectory {
         if state.nodes.len() > NODE_COUNT_MAX {
             return Err(DeviceError::State(format!("{} inodes are too many", state.nodes.len())));
         }
-        self.nodes().forget_all();
+        self.forget_all();
         for saved in parents_first(state.nodes, |node| (node.ino, node.parent))? {
             self.restore_node(&saved).map_err(|reason| {
                 let name = String::from_utf8_lossy(&saved.name);

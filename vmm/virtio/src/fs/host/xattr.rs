@@ -7,6 +7,8 @@ use rustix::fs::XattrFlags;
 
 use super::{HostDirectory, sys};
 
+/// Space that the first attribute of a file may take.
+const ATTRIBUTE_BLOCK_SIZE: u64 = 4096;
 /// Beginnings of names that pass through; all of the last.
 const PREFIXES: [&[u8]; 2] = [b"user.", b"trusted."];
 const CAPABILITY: &[u8] = b"security.capability";
@@ -53,10 +55,15 @@ impl HostDirectory {
             SetAttribute::Create => XattrFlags::CREATE,
             SetAttribute::Replace => XattrFlags::REPLACE,
         };
-        rustix::fs::fsetxattr(&*self.open_any(ino)?, name, value, flags)
+        let file = self.open_any(ino)?;
+        let size = ATTRIBUTE_BLOCK_SIZE.saturating_add(value.len() as u64);
+        self.charged(file.as_fd(), u64::MAX, size, || {
+            rustix::fs::fsetxattr(&*file, name, value, flags)
+        })
     }
 
     pub(in crate::fs) fn remove_raw_attribute(&self, ino: Ino, name: &[u8]) -> Result<(), Errno> {
-        rustix::fs::fremovexattr(&*self.open_any(ino)?, name)
+        let file = self.open_any(ino)?;
+        self.charged(file.as_fd(), 0, 0, || rustix::fs::fremovexattr(&*file, name))
     }
 }

@@ -64,7 +64,7 @@ impl Overlay {
                 self.upper.forget(upper, 1);
             }
             if name.is_empty() {
-                self.upper.unlink(self.temporary, &temporary)
+                self.remove_temporary(&temporary, is_directory(below.mode))
             } else {
                 self.put_in_place(&temporary, parent, name)
             }
@@ -131,11 +131,16 @@ impl Overlay {
     }
 
     fn copy_contents(&self, upper: Ino, lower: Ino, size: u64) -> Result<(), Errno> {
-        let mut copy = Copy { file: self.upper.file(upper)?, size: 0 };
+        let file = self.upper.file(upper)?;
+        let mut copy = Copy { file: Arc::clone(&file), size: 0 };
+        self.upper.charged(file.as_fd(), size, size, || self.copy_into(&mut copy, lower, size))
+    }
+
+    fn copy_into(&self, copy: &mut Copy, lower: Ino, size: u64) -> Result<(), Errno> {
         while copy.size < size {
             let count = u32::try_from(size - copy.size).unwrap_or(COPY_SIZE).min(COPY_SIZE);
             let before = copy.size;
-            self.lower.read(lower, before, count, &mut copy)?;
+            self.lower.read(lower, before, count, copy)?;
             if copy.size == before {
                 // Shorter than its own size: the image is damaged.
                 return Err(Errno::IO);
@@ -180,16 +185,18 @@ impl Overlay {
 
     /// Removes something from the temporary folder; what stays is removed at the next start.
     pub(super) fn discard(&self, temporary: &[u8], is_dir: bool) {
-        let removed = if is_dir {
-            self.upper.remove_directory(self.temporary, temporary)
-        } else {
-            self.upper.unlink(self.temporary, temporary)
-        };
-        if let Err(error) = removed
+        if let Err(error) = self.remove_temporary(temporary, is_dir)
             && error != Errno::NOENT
         {
             tracing::warn!(%error, "a temporary file of an overlay stays");
         }
+    }
+
+    fn remove_temporary(&self, name: &[u8], is_dir: bool) -> Result<(), Errno> {
+        if is_dir {
+            return self.upper.remove_directory(self.temporary, name);
+        }
+        self.upper.unlink(self.temporary, name)
     }
 
     const fn can_be_marked(&self, attributes: &Attributes) -> bool {

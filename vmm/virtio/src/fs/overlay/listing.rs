@@ -158,18 +158,17 @@ impl List<'_> {
         let is_file = entry.attributes.mode & host::TYPE_MASK != host::DIRECTORY;
         let may_be_elsewhere = is_file && entry.attributes.nlink > 1;
         let counts = self.listing == Listing::Counted;
-        if !may_be_covered && !(counts && may_be_elsewhere) {
-            if !counts {
-                return Ok((self.each)(*entry));
-            }
-            let place = Place { upper: None, lower: Some(entry.attributes.ino) };
-            let known = (self.ino, entry.name);
-            let ino = entry.attributes.ino;
-            // Known from before, it may have been copied up: then the upper layer has the name.
-            self.overlay.tree().learn(ino, known, place, 1)?;
-            return Ok(self.put_counted(ino, *entry));
+        if may_be_covered || (counts && may_be_elsewhere) {
+            return self.find_and_put(entry.name, entry.next_offset);
         }
-        self.find_and_put(entry.name, entry.next_offset)
+        if !counts {
+            return Ok((self.each)(*entry));
+        }
+        let ino = entry.attributes.ino;
+        let place = Place { upper: None, lower: Some(ino) };
+        // Known from before, it has no copy above: the upper layer would have the name.
+        self.overlay.tree().learn(ino, (self.ino, entry.name), place, 1)?;
+        Ok(self.put_counted(ino, *entry))
     }
 
     /// Upper names which the lower layer does not have, from `offset` on.

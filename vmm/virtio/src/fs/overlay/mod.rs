@@ -10,17 +10,17 @@
 //!   image       everything else                                    ── lower layer
 //! ```
 //!
-//! This is the layout of Linux's overlayfs, with its whiteouts and marks ([`marks`]), so that it can
+//! This is the layout of Linux's overlayfs, with its whiteouts and marks (`marks`), so that it can
 //! mount the same layers, and volumes written by it work here. Inside:
 //!
-//! - [`find`] says what a name is, looking at both layers;
-//! - [`copy_up`] brings an inode up before its first change: data, owner, mode, times, attributes; made
+//! - `find` says what a name is, looking at both layers;
+//! - `copy_up` brings an inode up before its first change: data, owner, mode, times, attributes; made
 //!   under a temporary name in `wd`, synced if it has contents, and then renamed to its place, so that
 //!   after a crash it is there whole or not at all;
-//! - [`change`] and [`rename`] make, remove and move names, and leave whiteouts where the lower layer
+//! - `change` and `rename` make, remove and move names, and leave whiteouts where the lower layer
 //!   would show through. A directory of the lower layer is moved by a `redirect`: nothing in it is
 //!   copied;
-//! - [`listing`] merges both layers without keeping anything: places in a listing stay valid.
+//! - `listing` merges both layers without keeping anything: places in a listing stay valid.
 //!
 //! An inode that came from the lower layer keeps its number there for ever, also when it was copied up
 //! (marked by `vmm.origin`; symbolic links and special files, which cannot be marked, only until the
@@ -72,6 +72,15 @@ const WORK_NAME: &[u8] = b"wd";
 const TEMPORARY_NAME: &[u8] = b"temporary";
 const LINKS_NAME: &[u8] = b"links";
 
+/// How an overlay is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverlayOptions {
+    /// Where the upper layer's marks are.
+    pub marks: MarkPrefix,
+    /// The most that the volume may take, in bytes.
+    pub quota: Option<u64>,
+}
+
 /// An image with a directory above it.
 pub struct Overlay {
     lower: FlistView,
@@ -96,9 +105,14 @@ impl Overlay {
     ///
     /// # Errors
     /// When the volume cannot be used.
-    pub fn open(lower: FlistView, volume: &Path, prefix: MarkPrefix) -> Result<Self, DeviceError> {
-        let upper = HostDirectory::open(volume, HostOptions::default())?;
-        Self::new(lower, upper, prefix).map_err(|error| DeviceError::Host {
+    pub fn open(
+        lower: FlistView,
+        volume: &Path,
+        options: OverlayOptions,
+    ) -> Result<Self, DeviceError> {
+        let OverlayOptions { marks, quota } = options;
+        let upper = HostDirectory::open(volume, HostOptions { quota, ..HostOptions::default() })?;
+        Self::new(lower, upper, marks).map_err(|error| DeviceError::Host {
             what: format!("{} cannot be the upper layer of an overlay", volume.display()),
             source: error.into(),
         })

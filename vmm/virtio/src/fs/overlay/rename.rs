@@ -15,7 +15,6 @@ use flist_view::filesystem::{Errno, FileSystem, Ino, Rename};
 
 use super::Overlay;
 use super::find::Found;
-use super::tree::Place;
 use crate::fs::host::is_directory;
 
 /// One end of a move.
@@ -23,7 +22,6 @@ struct End<'a> {
     /// The guest's number of the directory.
     parent: Ino,
     name: &'a [u8],
-    place: Place,
     /// The directory in the upper layer.
     directory: Ino,
     /// The lower layer has this name, and shows it if the upper one does not.
@@ -105,7 +103,7 @@ impl Overlay {
         let directory = self.copy_up(parent, 0)?;
         let place = self.place(parent)?;
         let shows_below = self.shows_below(place, name)?;
-        Ok(End { parent, name, place, directory, shows_below })
+        Ok(End { parent, name, directory, shows_below })
     }
 
     /// Makes `found`, at `here`, a name of the upper layer that can be moved to `there`.

@@ -10,11 +10,13 @@ use super::tree::NODE_COUNT_MAX;
 use super::{Overlay, host};
 use crate::DeviceError;
 use crate::fs::host::parents_first;
+use crate::fs::{check_image, image_name};
 
-/// All nodes.
+/// All nodes, and the lower layer's hash.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
+    image: String,
     nodes: Vec<SavedNode>,
 }
 
@@ -48,7 +50,8 @@ impl Overlay {
                 lost_links: node.lost_links,
             });
         }
-        serde_json::to_value(State { nodes }).map_err(|error| DeviceError::State(error.to_string()))
+        serde_json::to_value(State { image: image_name(&self.lower), nodes })
+            .map_err(|error| DeviceError::State(error.to_string()))
     }
 
     /// # Errors
@@ -59,6 +62,7 @@ impl Overlay {
         if state.nodes.len() > NODE_COUNT_MAX {
             return Err(DeviceError::State(format!("{} inodes are too many", state.nodes.len())));
         }
+        check_image(&self.lower, &state.image)?;
         self.forget_all();
         for saved in parents_first(state.nodes, |node| (node.ino, node.parent))? {
             self.restore_node(&saved).map_err(|reason| {

@@ -83,7 +83,7 @@ fn a_directory_that_turns_into_a_link_leads_nowhere() {
         while begun.elapsed() < Duration::from_millis(600) {
             tries += 1;
             // A new one each time, so that nothing is open.
-            let options = HostOptions { is_shared: true, is_readonly: false };
+            let options = HostOptions { is_shared: true, ..HostOptions::default() };
             let mut client = host_with(&path("inner"), options);
             let Ok(sub) = client.lookup(1, "sub") else { continue };
             let _ = client.touch(sub.ino, "made");
@@ -108,7 +108,7 @@ fn a_file_that_turns_into_a_pipe_is_not_opened() {
     let path = directory.path().join("file");
     fs::write(&path, "contents").unwrap();
     let mut client =
-        host_with(directory.path(), HostOptions { is_shared: true, is_readonly: false });
+        host_with(directory.path(), HostOptions { is_shared: true, ..HostOptions::default() });
     let file = client.lookup(1, "file").unwrap().ino;
     fs::remove_file(&path).unwrap();
     let kind = rustix::fs::FileType::Fifo;

@@ -52,7 +52,7 @@ fn lying_sizes_are_errors() {
     assert_eq!(call(op::GETATTR, 16, &[0; 16], 100), (16, invalid));
     let read = super::client::read_arguments(0, 1 << 20);
     assert_eq!(call(op::READ, 40, &read, 19), (19, 0), "three bytes fit");
-    assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"datatents");
+    assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"dataents");
 }
 
 /// A lookup whose reply does not fit is not counted: the guest never learned of the inode.

@@ -134,7 +134,10 @@ impl Image {
             Node::Pipe => Contents::Other,
         };
         let xattrs: [(&[u8], &[u8]); 1] = [(b"user.image", b"yes")];
-        let nlink = if mode & 0o170_000 == 0o040_000 { 2 } else { paths.len() };
+        let nlink = match contents {
+            Contents::Directory { .. } => 2 + self.directory_count(path),
+            _ => paths.len(),
+        };
         let record = InodeRecord {
             mode,
             nlink: u32::try_from(nlink).unwrap(),
@@ -146,6 +149,16 @@ impl Image {
             xattrs: if matches!(contents, Contents::File { .. }) { &xattrs } else { &[] },
         };
         assert_eq!(writer.inode(&record).unwrap(), node.map_or(ROOT, number));
+    }
+
+    /// How many directories are in the directory `path`.
+    fn directory_count(&self, path: &str) -> usize {
+        let entries = self.entries(path);
+        let is_directory = |ino: u64| {
+            let node = usize::try_from(ino).unwrap() - 2;
+            matches!(self.nodes[node].1, Node::Directory)
+        };
+        entries.into_iter().filter(|(_, ino)| is_directory(*ino)).count()
     }
 
     /// Names in the directory `path`, and their inode numbers.

@@ -5,10 +5,12 @@ mod device;
 mod escape;
 mod hostile;
 mod image;
+mod kernel;
 mod model;
 mod operations;
 mod overlay;
 mod overlayfs;
+mod quota;
 mod snapshot;
 
 use std::path::Path;

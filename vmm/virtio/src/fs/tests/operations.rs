@@ -391,7 +391,7 @@ fn a_readonly_directory_refuses_to_change() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("file"), "contents").unwrap();
     let mut client =
-        host_with(directory.path(), HostOptions { is_readonly: true, is_shared: false });
+        host_with(directory.path(), HostOptions { is_readonly: true, ..HostOptions::default() });
     let file = client.walk("file").unwrap().ino;
     assert_eq!(client.read(file, 0, 100).unwrap(), b"contents");
     assert_eq!(client.write(file, 0, b"x"), Err(Errno::ROFS));
@@ -408,7 +408,7 @@ fn a_shared_directory_is_seen_as_it_is() {
     fs::create_dir(path("sub")).unwrap();
     fs::write(path("sub/file"), "old").unwrap();
     let mut client =
-        host_with(directory.path(), HostOptions { is_shared: true, is_readonly: false });
+        host_with(directory.path(), HostOptions { is_shared: true, ..HostOptions::default() });
     let file = client.walk("sub/file").unwrap();
     assert_eq!(file.valid, 1);
     fs::write(path("sub/new"), "newer").unwrap();

@@ -9,7 +9,7 @@ use flist_view::filesystem::Errno;
 use super::client::{op, u32_at, u32s};
 use super::image::{Image, TIME};
 use super::*;
-use crate::fs::overlay::{MarkPrefix, Overlay};
+use crate::fs::overlay::{MarkPrefix, Overlay, OverlayOptions};
 
 /// `trusted.` attributes are root's.
 pub(super) fn prefix() -> MarkPrefix {
@@ -17,7 +17,8 @@ pub(super) fn prefix() -> MarkPrefix {
 }
 
 pub(super) fn overlay(image: &Image, volume: &Path) -> Client {
-    Client::new(Overlay::open(image.view(), volume, prefix()).unwrap())
+    let options = OverlayOptions { marks: prefix(), quota: None };
+    Client::new(Overlay::open(image.view(), volume, options).unwrap())
 }
 
 fn image() -> Image {
@@ -93,7 +94,7 @@ fn writing_copies_up_with_everything_and_keeps_the_number() {
     let after = rig.client.getattr(before.ino).unwrap();
     assert_eq!((after.mode, after.uid, after.gid), (before.mode, before.uid, before.gid));
     assert_eq!(rig.client.walk("bin/su").unwrap().ino, before.ino);
-    assert_eq!(rig.client.read(before.ino, 0, 100).unwrap(), b"#!/usrsh");
+    assert_eq!(rig.client.read(before.ino, 0, 100).unwrap(), b"#!/usr/sh");
     assert_eq!(rig.client.getxattr(before.ino, "user.image").unwrap(), b"yes");
     assert_eq!(rig.client.walk("bin").unwrap().mtime, directory.mtime, "nothing happened to it");
     let metadata = fs::metadata(rig.above("bin/su")).unwrap();

@@ -5,6 +5,7 @@ use std::fs;
 use flist_view::filesystem::Errno;
 use serde_json::json;
 
+use super::image::Image;
 use super::*;
 use crate::{Device, DeviceError};
 
@@ -42,6 +43,20 @@ fn a_file_without_a_name_cannot_be_saved() {
     client.unlink(1, "file").unwrap();
     let error = client.device.save().unwrap_err().to_string();
     assert!(error.contains("deleted"), "{error}");
+}
+
+#[test]
+fn an_image_needs_no_state_but_to_be_the_same() {
+    let image = Image::default().file("file", "contents");
+    let mut client = Client::new(image.view());
+    let file = client.walk("file").unwrap().ino;
+    let state = client.device.save().unwrap();
+    let mut client = Client::new(image.view());
+    client.device.restore(state).unwrap();
+    assert_eq!(client.read(file, 0, 100).unwrap(), b"contents");
+    for state in [json!("00"), json!(null), json!({})] {
+        assert!(error(client.device.restore(state)).contains("image"));
+    }
 }
 
 #[test]
