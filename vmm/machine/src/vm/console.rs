@@ -1,29 +1,33 @@
-//! Where the guest's serial port is heard, and who may type into it.
+//! Where the guest's console and serial port are heard, and who may type into them.
 //!
-//! `stdio` is the terminal that the VMM was started in: its keys go to the guest one by one, Ctrl-C
-//! included, if it is a terminal; what was piped in is read to its end. Another terminal can be had
-//! with `pty`. The terminal is put back as it was when the VM ends.
+//! The console (`hvc0`) is a virtio device that moves whole buffers and never holds a guest up; the
+//! serial port (`ttyS0`) is there from the first instruction, costs an exit for each character, and
+//! waits for whoever reads it. Both can go to the terminal that the VMM was started in: its keys
+//! then reach the guest one by one, Ctrl-C included; what was piped in is read to its end. The
+//! terminal is put back as it was when the VM ends.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use vmm_spec::OutputSpec;
-use vmm_virtio::Device;
+use vmm_virtio::console::{Console, Stream};
 
 use super::VmError;
 use crate::{SerialInput, Sink};
 
-/// The guest's serial port, as the host sees it.
+/// Both, as the host sees them.
 pub(super) struct Consoles {
+    device: Option<Console>,
     serial: Option<Sink>,
     input: Option<Box<dyn Read + Send>>,
     serial_input: Option<SerialInput>,
+    uses_terminal: bool,
     ptys: Ptys,
 }
 
@@ -42,29 +46,61 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Consoles {
     /// Opens what the description names.
-    pub(super) fn open(_console: &OutputSpec, serial: &OutputSpec) -> Result<Self, VmError> {
-        let mut consoles =
-            Self { serial: None, input: None, serial_input: None, ptys: Ptys::default() };
-        match serial {
+    pub(super) fn open(console: &OutputSpec, serial: &OutputSpec) -> Result<Self, VmError> {
+        let mut consoles = Self {
+            device: None,
+            serial: None,
+            input: None,
+            serial_input: None,
+            uses_terminal: [console, serial].contains(&&OutputSpec::Stdio),
+            ptys: Ptys::default(),
+        };
+        consoles.open_console(console)?;
+        consoles.open_serial(serial)?;
+        Ok(consoles)
+    }
+
+    fn open_console(&mut self, spec: &OutputSpec) -> Result<(), VmError> {
+        let streams = match spec {
+            OutputSpec::Off => return Ok(()),
+            OutputSpec::Stdio => Stream::stdio().map_err(VmError::device("console stdio"))?,
+            OutputSpec::File { path } => {
+                let name = || format!("console file={}", path.display());
+                let file = open_file(path).map_err(VmError::device(name()))?;
+                vec![Stream::file(file).map_err(VmError::device(name()))?]
+            }
+            OutputSpec::Pty => {
+                let (stream, path) = Stream::pty().map_err(VmError::device("console pty"))?;
+                self.ptys.console = Some(path);
+                vec![stream]
+            }
+        };
+        let (columns, rows) = terminal_size();
+        let device = Console::new(columns, rows, streams);
+        self.device = Some(device.map_err(VmError::device("console"))?);
+        Ok(())
+    }
+
+    fn open_serial(&mut self, spec: &OutputSpec) -> Result<(), VmError> {
+        match spec {
             OutputSpec::Off => {}
             OutputSpec::Stdio => {
-                consoles.serial = Some(Box::new(io::stdout()));
-                consoles.input = Some(Box::new(io::stdin()));
+                self.serial = Some(Box::new(io::stdout()));
+                self.input = Some(Box::new(io::stdin()));
             }
             OutputSpec::File { path } => {
-                let file = File::create(path)
-                    .map_err(VmError::device(format!("serial file={}", path.display())))?;
-                consoles.serial = Some(Box::new(file));
+                let name = format!("serial file={}", path.display());
+                self.serial = Some(Box::new(open_file(path).map_err(VmError::device(name))?));
             }
             OutputSpec::Pty => {
                 let (pty, path) = open_pty().map_err(VmError::device("serial pty"))?;
                 let input = pty.try_clone().map_err(VmError::device("serial pty"))?;
-                consoles.serial = Some(Box::new(pty));
-                consoles.input = Some(Box::new(input));
-                consoles.ptys.serial = Some(path);
+                self.serial = Some(Box::new(pty));
+                self.input = Some(Box::new(input));
+                self.ptys.serial = Some(path);
             }
         }
-        Ok(consoles)
+        Ok(())
     }
 
     pub(super) fn take_serial(&mut self) -> Option<Sink> {
@@ -75,20 +111,21 @@ impl Consoles {
         self.serial_input = input;
     }
 
-    pub(super) fn take_device(&mut self) -> Option<Box<dyn Device>> {
-        None
+    pub(super) fn take_device(&mut self) -> Option<Console> {
+        self.device.take()
     }
 
     pub(super) fn ptys(&self) -> Ptys {
         self.ptys.clone()
     }
 
-    /// Begins to read keys, in a thread that ends with the process.
+    /// Makes the terminal raw if it is used, and begins to read the serial port's keys, in a thread
+    /// that ends with the process.
     pub(super) fn start_input(self) -> io::Result<Terminal> {
+        let terminal = if self.uses_terminal { Terminal::raw()? } else { Terminal(None) };
         let (Some(mut from), Some(to)) = (self.input, self.serial_input) else {
-            return Ok(Terminal(None));
+            return Ok(terminal);
         };
-        let terminal = Terminal::raw()?;
         thread::Builder::new().name("input".to_owned()).spawn(move || {
             let mut keys = [0; 64];
             while let Ok(size) = from.read(&mut keys)
@@ -131,6 +168,16 @@ impl Drop for Terminal {
             let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, before);
         }
     }
+}
+
+/// Written to at its end, so that a VM that is started again keeps what the last one said.
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Columns and rows of our own terminal, or of the usual one.
+fn terminal_size() -> (u16, u16) {
+    rustix::termios::tcgetwinsize(io::stdout()).map_or((80, 24), |size| (size.ws_col, size.ws_row))
 }
 
 /// A new pseudo-terminal, and where its other end is. It stays open without anyone at that end, and

@@ -27,6 +27,10 @@ fn ending() -> ControlError {
     ControlError::Conflict { error: "the VM is ending".to_owned(), hint: None }
 }
 
+fn no_balloon() -> ControlError {
+    absent("balloon", "start it with --balloon")
+}
+
 fn absent(what: &str, hint: &'static str) -> ControlError {
     ControlError::Conflict { error: format!("the VM has no {what}"), hint: Some(hint) }
 }
@@ -93,11 +97,16 @@ impl Control for VmControl {
     }
 
     fn balloon(&self) -> Result<BalloonInfo, ControlError> {
-        Err(absent("balloon", "start it with --balloon"))
+        let shared = self.shared()?;
+        let balloon = shared.balloon.get().ok_or_else(no_balloon)?;
+        Ok(BalloonInfo { target_mib: balloon.target() >> 20, actual_mib: balloon.actual() >> 20 })
     }
 
-    fn set_balloon(&self, _target_mib: u64) -> Result<(), ControlError> {
-        Err(absent("balloon", "start it with --balloon"))
+    fn set_balloon(&self, target_mib: u64) -> Result<(), ControlError> {
+        let shared = self.shared()?;
+        let balloon = shared.balloon.get().ok_or_else(no_balloon)?;
+        let bytes = target_mib.saturating_mul(1 << 20);
+        balloon.set_target(bytes).map_err(|error| ControlError::Invalid(error.to_string()))
     }
 
     fn add_disk(
@@ -166,7 +175,15 @@ impl Control for VmControl {
     }
 
     fn attach_console(&self) -> Result<Attach, ControlError> {
-        Err(absent("console to attach to", "start it with --console"))
+        let shared = self.shared()?;
+        let Some(console) = shared.console.get().cloned() else {
+            return Err(absent("console", "start it with --console"));
+        };
+        Ok(Box::new(move |stream| {
+            if let Err(error) = console.attach(stream.into()) {
+                tracing::warn!(%error, "a client cannot be attached to the console");
+            }
+        }))
     }
 }
 

@@ -7,12 +7,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vmm_spec::{Disk, Fs, FsSource, Net, NetBackend, RateLimit, VerifiedSpec, VsockSpec};
+use vmm_spec::{
+    BalloonSpec, Disk, Fs, FsSource, Net, NetBackend, RateLimit, VerifiedSpec, VsockSpec,
+};
+use vmm_virtio::balloon::{Balloon, BalloonOptions};
 use vmm_virtio::block::file::{FileDisk, FileOptions};
 use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
 use vmm_virtio::fs::flist::CacheSocket;
 use vmm_virtio::fs::host::{HostDirectory, HostOptions};
-use vmm_virtio::fs::overlay::{MarkPrefix, Overlay};
+use vmm_virtio::fs::overlay::{Overlay, OverlayOptions};
 use vmm_virtio::net::{self, NetHandle, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
 use vmm_virtio::rate_limiter::{Bucket, RateLimiter, RateLimits};
@@ -85,8 +88,13 @@ impl Shared {
         if spec.rng {
             self.add_shared("rng", Box::new(Rng::new()))?;
         }
-        if let Some(device) = consoles.take_device() {
-            self.add_shared("console", device)?;
+        if let Some(balloon) = spec.balloon {
+            self.add_balloon(balloon)?;
+        }
+        if let Some(console) = consoles.take_device() {
+            // Nobody else sets it.
+            let _ = self.console.set(console.handle());
+            self.add_shared("console", Box::new(console))?;
         }
         if spec.pvpanic {
             self.add_pvpanic()?;
@@ -173,7 +181,7 @@ impl Shared {
                 let device = match upper {
                     None => fs::Fs::new(&spec.tag, 1, view),
                     Some(upper) => {
-                        let overlay = Overlay::open(view, upper, MarkPrefix::Trusted);
+                        let overlay = Overlay::open(view, upper, OverlayOptions::default());
                         let overlay = overlay.map_err(VmError::device(name()))?;
                         fs::Fs::new(&spec.tag, 1, overlay)
                     }
@@ -181,11 +189,11 @@ impl Shared {
                 device.map(|device| device.with_cache(client))
             }
             FsSource::Dir { path, readonly, quota } => {
-                if quota.is_some() {
-                    let error = io::Error::other("quotas of directories are not supported yet");
-                    return Err(VmError::device(name())(error));
-                }
-                let options = HostOptions { is_readonly: *readonly, ..HostOptions::default() };
+                let options = HostOptions {
+                    is_readonly: *readonly,
+                    quota: quota.map(Size::bytes),
+                    ..HostOptions::default()
+                };
                 let directory = HostDirectory::open(path, options);
                 fs::Fs::new(&spec.tag, 1, directory.map_err(VmError::device(name()))?)
             }
@@ -205,6 +213,21 @@ impl Shared {
     fn add_shared(&self, kind: &'static str, device: Box<dyn Device>) -> Result<usize, VmError> {
         let placement = Placement::Shared;
         self.add(Placed { id: kind.to_owned(), kind, device, placement, handle: Handle::None })
+    }
+
+    fn add_balloon(&self, spec: BalloonSpec) -> Result<usize, VmError> {
+        let memory_size = self.machine().layout().ram().map(|range| range.size).sum();
+        let balloon = Balloon::new(BalloonOptions {
+            memory_size,
+            deflates_on_oom: spec.deflate_on_oom,
+            has_reporting: spec.free_page_reporting,
+            excluded: Vec::new(),
+        });
+        let balloon = balloon.map_err(VmError::device("balloon"))?;
+        let handle = balloon.handle();
+        handle.set_target(spec.target.bytes()).map_err(VmError::device("balloon"))?;
+        let _ = self.balloon.set(handle);
+        self.add_shared("balloon", Box::new(balloon))
     }
 
     fn add_pvpanic(&self) -> Result<(), VmError> {

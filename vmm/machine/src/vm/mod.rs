@@ -23,11 +23,13 @@ mod hotplug;
 mod metrics;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::Instant;
 
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
+use vmm_virtio::balloon::BalloonHandle;
+use vmm_virtio::console::ConsoleHandle;
 
 use crate::api::{Listener, Server};
 use crate::boot::{Boot, Image, Loading};
@@ -65,6 +67,8 @@ struct Shared {
     bus: Arc<Bus>,
     workers: Workers,
     plugged: Mutex<Vec<Plugged>>,
+    console: OnceLock<ConsoleHandle>,
+    balloon: OnceLock<BalloonHandle>,
     /// The description as it is now.
     spec: Mutex<VmSpec>,
     /// Held while the VM pauses, resumes, or resets.
@@ -119,6 +123,8 @@ impl Vm {
             bus,
             workers: Workers::new(setup),
             plugged: Mutex::default(),
+            console: OnceLock::new(),
+            balloon: OnceLock::new(),
             spec: Mutex::new(spec.spec().clone()),
             lifecycle: Mutex::default(),
             is_paused: AtomicBool::new(false),
@@ -236,8 +242,8 @@ fn machine_config(spec: &VerifiedSpec, consoles: &mut Consoles) -> Result<Machin
         vcpu_count: u8::try_from(spec.cpus.count).unwrap_or(u8::MAX),
         cpu_template: match spec.cpus.template {
             vmm_spec::CpuTemplate::Host => CpuTemplate::Host,
-            vmm_spec::CpuTemplate::X86_64V2 => CpuTemplate::BaselineV2,
-            vmm_spec::CpuTemplate::X86_64V3 => CpuTemplate::BaselineV3,
+            vmm_spec::CpuTemplate::BaselineV2 => CpuTemplate::BaselineV2,
+            vmm_spec::CpuTemplate::BaselineV3 => CpuTemplate::BaselineV3,
         },
         memory_mib: memory.size.bytes() >> 20,
         backing,
