@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_spec::{
-    BalloonSpec, Disk, Fs, FsSource, Net, NetBackend, RateLimit, VerifiedSpec, VsockSpec,
+    BalloonSpec, Disk, Fs, FsSource, Net, NetBackend, RateLimit, Size, VerifiedSpec, VsockSpec,
 };
 use vmm_virtio::balloon::{Balloon, BalloonOptions};
 use vmm_virtio::block::file::{FileDisk, FileOptions};
