@@ -1,6 +1,8 @@
 //! A guest without a kernel finds an echo device on the bus, kicks it, and is interrupted: ECAM,
 //! BARs, ioeventfd, worker, irqfd and MSI-X in one go, on whatever `/dev/kvm` there is.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
