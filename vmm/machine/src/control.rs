@@ -51,8 +51,7 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new() -> std::io::Result<Self> {
-        let state =
-            State { wish: Wish::Park, parked_count: 0, kickers: Vec::new(), exit: None };
+        let state = State { wish: Wish::Park, parked_count: 0, kickers: Vec::new(), exit: None };
         Ok(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),

@@ -83,7 +83,9 @@ fn absent(cpuinfo: &str, is_loaded: bool) -> KvmError {
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// The CPU can't, or the firmware or an outer hypervisor does not let it.
-    #[error("no hardware virtualization: /dev/kvm is missing and the CPU shows neither vmx nor svm")]
+    #[error(
+        "no hardware virtualization: /dev/kvm is missing and the CPU shows neither vmx nor svm"
+    )]
     NoVirtualization,
     /// The CPU can, the kernel does not.
     #[error("/dev/kvm is missing: the CPU has virtualization, the module {module} is not loaded")]

@@ -27,8 +27,8 @@ mod machine;
 pub mod memory;
 
 pub use acpi::Hotplug;
-pub use cpu::{CpuError, CpuTemplate, ExitCounters, ExitKind, VCPU_COUNT_MAX, VcpuState};
 pub use cpu::run::{CrashReason, CrashReport};
+pub use cpu::{CpuError, CpuTemplate, ExitCounters, ExitKind, VCPU_COUNT_MAX, VcpuState};
 pub use end::{Ender, Exit};
 pub use legacy::{SerialInput, Sink};
 pub use machine::{Machine, MachineConfig, MachineError, MachineState, MmioBus};

@@ -14,7 +14,10 @@ pub(crate) struct Line(Target);
 
 #[derive(Clone, Debug)]
 enum Target {
-    Kvm { vm: Arc<VmFd>, gsi: u32 },
+    Kvm {
+        vm: Arc<VmFd>,
+        gsi: u32,
+    },
     #[cfg(test)]
     Count(vmm_virtio::Counter),
 }

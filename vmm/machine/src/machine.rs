@@ -42,9 +42,7 @@ use crate::end::{Ender, Exit};
 use crate::kvm::KvmError;
 use crate::legacy::{Ports, SerialConsole, SerialInput, Sink};
 use crate::line::Line;
-use crate::memory::layout::{
-    ACPI_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, gsi,
-};
+use crate::memory::layout::{ACPI_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, gsi};
 use crate::memory::{Backing, MemoryError, Ram};
 
 /// A virtual CPU's thread needs little: our code is shallow, and KVM's is the kernel's.
@@ -394,8 +392,7 @@ fn load(
 ) -> Result<Entry, MachineError> {
     let entry = boot::load(boot, ram)?;
     let Description { has_serial, has_pci } = description;
-    let description =
-        tables::Description { layout: ram.layout(), vcpu_count, has_serial, has_pci };
+    let description = tables::Description { layout: ram.layout(), vcpu_count, has_serial, has_pci };
     let tables = tables::build(&description);
     let size = tables.len() as u64;
     ram.memory()
@@ -534,3 +531,6 @@ pub enum MachineError {
         wanted: usize,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,10 +36,10 @@
 //! ```
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName,
-    Else, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
-    Interrupt, Local, Memory32Fixed, Method, MethodCall, Name, Notify, ONE, OpRegion,
-    OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
+    Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local,
+    Memory32Fixed, Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package,
+    Path, ResourceTemplate, Return, Scope, Store, Uuid, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
@@ -199,9 +199,7 @@ impl Aml for Windows<'_> {
 fn operating_system_capabilities() -> Raw {
     const CAPABILITY_STRUCTURE: u8 = 1 << 4;
     const UNRECOGNIZED_UUID: u8 = 1 << 2;
-    let dword = |name: &str, at: u8| {
-        raw(&CreateDWordField::new(&Path::new(name), &Arg(3), &at))
-    };
+    let dword = |name: &str, at: u8| raw(&CreateDWordField::new(&Path::new(name), &Arg(3), &at));
     let granted = [
         dword("CTRL", 8),
         raw(&And::new(&Path::new("CTRL"), &Path::new("CTRL"), &CAPABILITY_STRUCTURE)),
@@ -232,8 +230,7 @@ fn slot(slot: u8) -> Raw {
 /// The method that asks which slots have changed, and passes it on.
 fn scan() -> Raw {
     let mut parts = Vec::new();
-    for (register, notification) in
-        [("PUP_", NOTIFY_DEVICE_CHECK), ("PDWN", NOTIFY_EJECT_REQUEST)]
+    for (register, notification) in [("PUP_", NOTIFY_DEVICE_CHECK), ("PDWN", NOTIFY_EJECT_REQUEST)]
     {
         parts.push(raw(&Store::new(&Local(0), &Path::new(register))));
         for slot in 1..SLOT_COUNT {

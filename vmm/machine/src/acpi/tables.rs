@@ -1,12 +1,14 @@
 //! The tables, as they lie in guest memory: the root pointer first, then each on 16 bytes.
 
+use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::Aml;
 
 use super::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, dsdt};
 use crate::memory::layout::{
@@ -77,9 +79,8 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     const NO_VGA: u16 = 1 << 2;
     const NO_CLOCK: u16 = 1 << 5;
-    let port = |port: u16| {
-        GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
-    };
+    let port =
+        |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
     let mut builder = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
@@ -123,7 +124,7 @@ mod tests {
         let u32_at = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().unwrap());
         let u64_at = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().unwrap());
         let table = |address: u64| {
-            let at = (address - ACPI_ADDRESS) as usize;
+            let at = usize::try_from(address - ACPI_ADDRESS).unwrap();
             let table = block[at..at + u32_at(at + 4) as usize].to_vec();
             assert_eq!(address % 16, 0);
             (String::from_utf8(table[..4].to_vec()).unwrap(), table)
@@ -165,6 +166,15 @@ mod tests {
             }
             let apics = tables[1].1[44 + 12..].chunks_exact(8).count();
             assert_eq!(apics, usize::from(vcpu_count));
+        }
+    }
+
+    #[test]
+    fn dump() {
+        let layout = Layout::new(8192, 46).unwrap();
+        let d = Description { layout: &layout, vcpu_count: 2, has_serial: true, has_pci: true };
+        for (n, t) in tables(&d) {
+            std::fs::write(format!("/tmp/mach/{n}.dat"), t).unwrap();
         }
     }
 

@@ -55,7 +55,9 @@ impl BzImage {
             .map_err(|source| BootError::Read { name: name.to_owned(), source })?;
         let protocol = u16_at(&start, 0x206);
         if protocol < PROTOCOL_WITH_64_BIT_ENTRY || u16_at(&start, 0x236) & XLF_KERNEL_64 == 0 {
-            return Err(refuse("a bzImage without 64-bit entry point (older than Linux 3.8, or 32-bit)"));
+            return Err(refuse(
+                "a bzImage without 64-bit entry point (older than Linux 3.8, or 32-bit)",
+            ));
         }
         let sectors = match start.get(SETUP_HEADER_OFFSET) {
             Some(0) | None => 4,

@@ -122,10 +122,9 @@ impl Reader<'_> {
             return Err(self.refuse("headers or notes outside the file"));
         }
         let mut bytes = vec![0; size];
-        self.file.read_exact_at(&mut bytes, offset).map_err(|source| BootError::Read {
-            name: self.name.to_owned(),
-            source,
-        })?;
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(|source| BootError::Read { name: self.name.to_owned(), source })?;
         Ok(bytes)
     }
 
@@ -267,9 +266,7 @@ pub(crate) mod tests {
         for (at, kind, offset, address, file_size, memory_size) in headers {
             put(at, &kind.to_le_bytes());
             put(at + 4, &5_u32.to_le_bytes());
-            for (field, value) in
-                [(8, offset), (24, address), (32, file_size), (40, memory_size)]
-            {
+            for (field, value) in [(8, offset), (24, address), (32, file_size), (40, memory_size)] {
                 put(at + field, &value.to_le_bytes());
             }
         }
@@ -281,7 +278,8 @@ pub(crate) mod tests {
     /// A note.
     pub(crate) fn note(name: &[u8], kind: u32, contents: &[u8]) -> Vec<u8> {
         let mut note = Vec::new();
-        for word in [name.len() as u32, contents.len() as u32, kind] {
+        let size = |field: &[u8]| u32::try_from(field.len()).unwrap();
+        for word in [size(name), size(contents), kind] {
             note.extend(word.to_le_bytes());
         }
         for field in [name, contents] {
@@ -326,10 +324,7 @@ pub(crate) mod tests {
         let xen = note(b"Xen\0", 6, b"linux\0");
         assert_eq!(entry(&[xen, pvh]).unwrap().entry, linux);
         let other = note(b"Xen\0", 6, b"NetBSD\0");
-        assert_eq!(
-            entry(&[other, pvh_note(0x20_0000)]).unwrap().entry,
-            ElfEntry::Pvh(0x20_0000)
-        );
+        assert_eq!(entry(&[other, pvh_note(0x20_0000)]).unwrap().entry, ElfEntry::Pvh(0x20_0000));
         assert!(entry(&[pvh_note(0x10)]).is_err(), "an entry outside the kernel");
     }
 

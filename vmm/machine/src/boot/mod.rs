@@ -19,7 +19,7 @@
 
 mod bzimage;
 mod e820;
-mod elf;
+pub(crate) mod elf;
 mod linux;
 mod paging;
 mod pvh;
@@ -317,30 +317,26 @@ fn check_cmdline(cmdline: &str) -> Result<Vec<u8>, BootError> {
     Ok(bytes)
 }
 
-fn random_seed() -> Result<[u8; linux::SEED_SIZE], BootError> {
-    let mut seed = [0; linux::SEED_SIZE];
+fn random_seed() -> Result<[u8; linux::SEED_SIZE as usize], BootError> {
+    let mut seed = [0; linux::SEED_SIZE as usize];
     // So few bytes come whole or not at all.
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| BootError::Random { source: error.into() })?;
     Ok(seed)
 }
 
-fn write(
-    memory: &Memory,
-    what: &'static str,
-    address: u64,
-    bytes: &[u8],
-) -> Result<(), BootError> {
+fn write(memory: &Memory, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
     let size = bytes.len() as u64;
-    memory
-        .write_slice(bytes, GuestAddress(address))
-        .map_err(|_| BootError::NoRoom { what, address, size })
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoRoom {
+        what,
+        address,
+        size,
+    })
 }
 
 fn file_size(file: &File, name: &str) -> Result<u64, BootError> {
     let metadata = file.metadata();
-    let metadata =
-        metadata.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
+    let metadata = metadata.map_err(|source| BootError::Read { name: name.to_owned(), source })?;
     if metadata.is_file() {
         Ok(metadata.len())
     } else {

@@ -45,9 +45,11 @@ pub(super) fn write_page_tables(memory: &Memory) -> Result<(), BootError> {
 
 fn put(memory: &Memory, address: u64, words: &[u64]) -> Result<(), BootError> {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    memory
-        .write_slice(&bytes, GuestAddress(address))
-        .map_err(|_| BootError::NoRoom { what: "boot tables", address, size: bytes.len() as u64 })
+    memory.write_slice(&bytes, GuestAddress(address)).map_err(|_| BootError::NoRoom {
+        what: "boot tables",
+        address,
+        size: bytes.len() as u64,
+    })
 }
 
 #[cfg(test)]
@@ -77,7 +79,10 @@ mod tests {
         for (table, code_is_64_bit) in [(GDT_LONG, true), (GDT_PROTECTED, false)] {
             let code = table[usize::from(CODE_SELECTOR / 8)];
             let data = table[usize::from(DATA_SELECTOR / 8)];
-            assert_eq!((code >> 53 & 1 == 1, code >> 54 & 1 == 1), (code_is_64_bit, !code_is_64_bit));
+            assert_eq!(
+                (code >> 53 & 1 == 1, code >> 54 & 1 == 1),
+                (code_is_64_bit, !code_is_64_bit)
+            );
             for segment in [code, data] {
                 let limit = segment & 0xffff | segment >> 32 & 0xf_0000;
                 let base = segment >> 16 & 0xff_ffff | segment >> 32 & 0xff00_0000;

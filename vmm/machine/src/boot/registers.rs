@@ -3,9 +3,7 @@
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
 use super::Entry;
-use super::paging::{
-    CODE_SELECTOR, DATA_SELECTOR, GDT_LONG, GDT_PROTECTED, TASK_SELECTOR,
-};
+use super::paging::{CODE_SELECTOR, DATA_SELECTOR, GDT_LONG, GDT_PROTECTED, TASK_SELECTOR};
 use crate::memory::layout::{
     BOOT_PARAMETERS_ADDRESS, GDT_ADDRESS, PAGE_TABLES_ADDRESS, STACK_ADDRESS,
 };
@@ -76,9 +74,8 @@ impl Entry {
 /// The hidden part of a segment register, from its descriptor (Intel SDM vol. 3 §3.4.5).
 fn segment(table: &[u64; 5], selector: u16) -> kvm_segment {
     let descriptor = table.get(usize::from(selector / 8)).copied().unwrap_or(0);
-    let bits = |from: u32, count: u32| {
-        u8::try_from(descriptor >> from & ((1 << count) - 1)).unwrap_or(0)
-    };
+    let bits =
+        |from: u32, count: u32| u8::try_from(descriptor >> from & ((1 << count) - 1)).unwrap_or(0);
     let limit = descriptor & 0xffff | descriptor >> 32 & 0xf_0000;
     let granularity = bits(55, 1);
     let limit = if granularity == 1 { limit << 12 | 0xfff } else { limit };

@@ -92,9 +92,7 @@ fn a_bzimage_is_entered_at_its_64_bit_entry_point() {
 
 #[test]
 fn what_has_no_room_is_refused_by_name() {
-    let error = |boot: &Boot, memory_mib| {
-        load(boot, &mut ram(memory_mib)).unwrap_err().to_string()
-    };
+    let error = |boot: &Boot, memory_mib| load(boot, &mut ram(memory_mib)).unwrap_err().to_string();
     for address in [0, 0x9000, 0xf_ffff, 8 * MIB, 8 * MIB - 0x2000, 3 << 30, 1 << 40] {
         let kernel = elf(address, &[0xf4; 16], &[]);
         let error = error(&boot(&kernel, None, Loading::Map), 8);

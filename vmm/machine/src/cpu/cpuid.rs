@@ -201,7 +201,15 @@ mod tests {
 
     fn entry(leaf: u32, subleaf: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 { function: leaf, index: subleaf, eax, ebx, ecx, edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function: leaf,
+            index: subleaf,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
     }
 
     fn supported(vendor: &[u8; 4]) -> CpuId {
@@ -234,7 +242,8 @@ mod tests {
 
     #[test]
     fn ids_take_as_many_bits_as_they_need() {
-        for (count, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (128, 7), (129, 8), (255, 8)] {
+        for (count, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (128, 7), (129, 8), (255, 8)]
+        {
             assert_eq!(id_bits(count), bits, "{count} CPUs");
         }
     }

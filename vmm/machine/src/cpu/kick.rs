@@ -58,12 +58,7 @@ impl Kicker {
 /// Installs the handler, once a process: it does nothing, it only has to exist.
 pub(crate) fn prepare() -> Result<(), kvm_ioctls::Error> {
     static ONCE: Once = Once::new();
-    extern "C" fn handle(
-        _: libc::c_int,
-        _: *mut libc::siginfo_t,
-        _: *mut libc::c_void,
-    ) {
-    }
+    extern "C" fn handle(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     let mut result = Ok(());
     ONCE.call_once(|| result = register_signal_handler(SIGRTMIN(), handle));
     result

@@ -56,10 +56,8 @@ impl CpuModel {
         let supported = kvm_fd
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        let facts = Facts {
-            vcpu_count,
-            has_tsc_deadline: kvm_fd.check_extension(Cap::TscDeadlineTimer),
-        };
+        let facts =
+            Facts { vcpu_count, has_tsc_deadline: kvm_fd.check_extension(Cap::TscDeadlineTimer) };
         let msrs = kvm_fd.get_msr_index_list().map_err(kvm("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(Self {
             cpuid: MachineCpuid::new(&supported, template, facts)?,

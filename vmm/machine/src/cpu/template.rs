@@ -279,7 +279,9 @@ fn trim_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
     let main = entries.iter().find(|entry| (entry.function, entry.index) == (0xd, 0));
     let xcr0 = main.map_or(0, |entry| entry.eax);
     entries.retain(|entry| {
-        entry.function != 0xd || entry.index < 2 || (entry.index < 32 && xcr0 >> entry.index & 1 == 1)
+        entry.function != 0xd
+            || entry.index < 2
+            || (entry.index < 32 && xcr0 >> entry.index & 1 == 1)
     });
     let components = entries.iter().filter(|entry| entry.function == 0xd && entry.index >= 2);
     // Of a component, EAX is the size and EBX the offset.
@@ -301,7 +303,15 @@ mod tests {
 
     fn entry(leaf: u32, subleaf: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 { function: leaf, index: subleaf, eax, ebx, ecx, edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function: leaf,
+            index: subleaf,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
     }
 
     /// A CPU with every bit set, and AVX-512 state.

@@ -51,9 +51,8 @@ impl Mapping {
         let (protection, flags) = (protection.bits() as i32, flags.bits() as i32);
         // SAFETY: `address` and `size` are a mapping of this process, readable and writable,
         // which is never undone (see the story of the parent module).
-        let region = unsafe {
-            MmapRegion::build_raw(self.address as *mut u8, self.size, protection, flags)
-        };
+        let region =
+            unsafe { MmapRegion::build_raw(self.address as *mut u8, self.size, protection, flags) };
         let region = region.map_err(|_| MemoryError::Regions)?;
         GuestRegionMmap::new(region, GuestAddress(start)).ok_or(MemoryError::Regions)
     }
@@ -115,7 +114,11 @@ impl Mapping {
         // A dump without the kernel's text is as good.
         // SAFETY: As above; the advice changes no contents.
         let advised = unsafe { madvise(address, length, Advice::LinuxDontDump) };
-        advised.map_err(|error| MemoryError::Host { what: "madvise", size, source: error.into() })?;
+        advised.map_err(|error| MemoryError::Host {
+            what: "madvise",
+            size,
+            source: error.into(),
+        })?;
         Ok(true)
     }
 
