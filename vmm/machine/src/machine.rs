@@ -531,3 +531,6 @@ pub enum MachineError {
         wanted: usize,
     },
 }
+
+#[cfg(test)]
+mod tests;

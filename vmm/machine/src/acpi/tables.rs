@@ -124,7 +124,7 @@ mod tests {
         let u32_at = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().unwrap());
         let u64_at = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().unwrap());
         let table = |address: u64| {
-            let at = (address - ACPI_ADDRESS) as usize;
+            let at = usize::try_from(address - ACPI_ADDRESS).unwrap();
             let table = block[at..at + u32_at(at + 4) as usize].to_vec();
             assert_eq!(address % 16, 0);
             (String::from_utf8(table[..4].to_vec()).unwrap(), table)
@@ -166,6 +166,15 @@ mod tests {
             }
             let apics = tables[1].1[44 + 12..].chunks_exact(8).count();
             assert_eq!(apics, usize::from(vcpu_count));
+        }
+    }
+
+    #[test]
+    fn dump() {
+        let layout = Layout::new(8192, 46).unwrap();
+        let d = Description { layout: &layout, vcpu_count: 2, has_serial: true, has_pci: true };
+        for (n, t) in tables(&d) {
+            std::fs::write(format!("/tmp/mach/{n}.dat"), t).unwrap();
         }
     }
 

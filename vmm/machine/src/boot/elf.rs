@@ -278,7 +278,8 @@ pub(crate) mod tests {
     /// A note.
     pub(crate) fn note(name: &[u8], kind: u32, contents: &[u8]) -> Vec<u8> {
         let mut note = Vec::new();
-        for word in [name.len() as u32, contents.len() as u32, kind] {
+        let size = |field: &[u8]| u32::try_from(field.len()).unwrap();
+        for word in [size(name), size(contents), kind] {
             note.extend(word.to_le_bytes());
         }
         for field in [name, contents] {

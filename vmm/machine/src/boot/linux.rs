@@ -24,7 +24,7 @@ use crate::memory::Range;
 /// Size of the zero page.
 pub(super) const ZERO_PAGE_SIZE: usize = 4096;
 /// Size of the seed handed over for random numbers.
-pub(super) const SEED_SIZE: usize = 32;
+pub(super) const SEED_SIZE: u8 = 32;
 
 /// A boot loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -69,11 +69,11 @@ pub(super) fn zero_page(parameters: &Parameters<'_>) -> Vec<u8> {
 
 /// A `setup_data` node of type `SETUP_RNG_SEED`: next, type, length, contents. With it the guest's
 /// random numbers are good before any device is up; kernels that don't know the type skip it.
-pub(super) fn seed_node(seed: &[u8; SEED_SIZE]) -> Vec<u8> {
+pub(super) fn seed_node(seed: &[u8; SEED_SIZE as usize]) -> Vec<u8> {
     const SETUP_RNG_SEED: u32 = 9;
     let mut node = 0_u64.to_le_bytes().to_vec();
     node.extend(SETUP_RNG_SEED.to_le_bytes());
-    node.extend((SEED_SIZE as u32).to_le_bytes());
+    node.extend(u32::from(SEED_SIZE).to_le_bytes());
     node.extend(seed);
     node
 }

@@ -19,7 +19,7 @@
 
 mod bzimage;
 mod e820;
-mod elf;
+pub(crate) mod elf;
 mod linux;
 mod paging;
 mod pvh;
@@ -317,8 +317,8 @@ fn check_cmdline(cmdline: &str) -> Result<Vec<u8>, BootError> {
     Ok(bytes)
 }
 
-fn random_seed() -> Result<[u8; linux::SEED_SIZE], BootError> {
-    let mut seed = [0; linux::SEED_SIZE];
+fn random_seed() -> Result<[u8; linux::SEED_SIZE as usize], BootError> {
+    let mut seed = [0; linux::SEED_SIZE as usize];
     // So few bytes come whole or not at all.
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| BootError::Random { source: error.into() })?;

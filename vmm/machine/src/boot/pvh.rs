@@ -19,8 +19,8 @@ use super::e820::Entry;
 use crate::memory::Range;
 
 const MAGIC: u32 = 0x336e_c578;
-const MODULES_OFFSET: u64 = 0x40;
-const MAP_OFFSET: u64 = 0x80;
+const MODULES_OFFSET: u8 = 0x40;
+const MAP_OFFSET: u8 = 0x80;
 
 /// The structure's bytes and its lists, to be put at `address`.
 pub(super) fn start_info(
@@ -35,17 +35,17 @@ pub(super) fn start_info(
     for word in [MAGIC, 1, 0, module_count] {
         bytes.extend(word.to_le_bytes());
     }
-    let modules = if initramfs.is_some() { address + MODULES_OFFSET } else { 0 };
-    for address in [modules, cmdline, rsdp, address + MAP_OFFSET] {
+    let modules = if initramfs.is_some() { address + u64::from(MODULES_OFFSET) } else { 0 };
+    for address in [modules, cmdline, rsdp, address + u64::from(MAP_OFFSET)] {
         bytes.extend(address.to_le_bytes());
     }
     bytes.extend(u32::try_from(map.len()).unwrap_or(0).to_le_bytes());
-    bytes.resize(MODULES_OFFSET as usize, 0);
+    bytes.resize(usize::from(MODULES_OFFSET), 0);
     if let Some(initramfs) = initramfs {
         bytes.extend(initramfs.start.to_le_bytes());
         bytes.extend(initramfs.size.to_le_bytes());
     }
-    bytes.resize(MAP_OFFSET as usize, 0);
+    bytes.resize(usize::from(MAP_OFFSET), 0);
     for entry in map {
         bytes.extend(entry.address.to_le_bytes());
         bytes.extend(entry.size.to_le_bytes());

@@ -166,3 +166,93 @@ impl Write for CountingSink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keeps what it is given.
+    #[derive(Clone, Default)]
+    struct Record(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Record {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    const INTERRUPT_ENABLE: u16 = PORT_FIRST + 1;
+    const LINE_STATUS: u16 = PORT_FIRST + 5;
+    const SCRATCH: u16 = PORT_FIRST + 7;
+
+    fn console(sink: Sink) -> (SerialConsole, Counter) {
+        let interrupts = Counter::default();
+        (SerialConsole::new(sink, Line::counting(interrupts.clone())).unwrap(), interrupts)
+    }
+
+    #[test]
+    fn output_arrives_in_order_and_at_once() {
+        let record = Record::default();
+        let (console, _) = console(Box::new(record.clone()));
+        for byte in 0..=255 {
+            assert_eq!(console.read(LINE_STATUS) & 0x60, 0x60, "ready for the next");
+            console.write(PORT_FIRST, byte);
+            assert_eq!(record.0.lock().unwrap().last(), Some(&byte));
+        }
+        assert_eq!(*record.0.lock().unwrap(), (0..=255).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn a_sink_that_fails_costs_its_bytes_and_nothing_else() {
+        let (console, _) = console(Box::new(Broken));
+        (0..10).for_each(|byte| console.write(PORT_FIRST, byte));
+        assert_eq!(console.input().lost().value(), 10);
+        assert_eq!(console.read(LINE_STATUS) & 0x60, 0x60);
+    }
+
+    #[test]
+    fn input_is_bounded_and_asks_for_more_when_it_was_taken() {
+        let (console, interrupts) = console(Box::new(io::sink()));
+        console.write(INTERRUPT_ENABLE, 1);
+        let input = console.input();
+        let bytes: Vec<u8> = (0..100).collect();
+        assert_eq!(input.enqueue(&bytes), 64);
+        assert_eq!(input.enqueue(&bytes[64..]), 0);
+        assert!(interrupts.value() > 0);
+        assert!(input.drained().read().is_err(), "nothing was taken yet");
+        let taken: Vec<u8> = (0..64).map(|_| console.read(PORT_FIRST)).collect();
+        assert_eq!(taken, bytes[..64]);
+        assert_eq!(input.drained().read().unwrap(), 1);
+        assert_eq!(input.enqueue(&bytes[64..]), 36);
+    }
+
+    #[test]
+    fn reset_forgets_registers_and_input_but_not_the_sink() {
+        let record = Record::default();
+        let (console, _) = console(Box::new(record.clone()));
+        console.write(SCRATCH, 0x5a);
+        console.write(PORT_FIRST, b'a');
+        assert_eq!(console.input().enqueue(b"old"), 3);
+        console.reset();
+        assert_eq!((console.read(SCRATCH), console.read(LINE_STATUS) & 1), (0, 0));
+        console.write(PORT_FIRST, b'b');
+        assert_eq!(*record.0.lock().unwrap(), b"ab");
+    }
+}
