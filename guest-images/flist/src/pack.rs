@@ -367,7 +367,7 @@ mod tests {
             .iter()
             .flat_map(|block| {
                 let mut stored = memory.get(&block.id.0).unwrap();
-                codec.decode(BlockCipher::Aes256Gcm, block, &mut stored).unwrap().to_vec()
+                codec.decode(BlockCipher::Aes256Gcm, block, &mut stored).unwrap()
             })
             .collect();
         assert!(read == bytes);

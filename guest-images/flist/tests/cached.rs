@@ -372,6 +372,7 @@ fn bound(node: &Node, daemon: &Daemon) -> (OwnedFd, Index) {
 }
 
 fn request(index: &Index, tag: u64, position: u32) -> Vec<u8> {
+    assert_eq!(error.matches(&block.id.to_string()).count(), 1, "{error}");
     Request::Block { tag, position, block: index.block(position).unwrap() }.encode()
 }
 

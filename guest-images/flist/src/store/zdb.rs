@@ -58,7 +58,7 @@ impl Store for ZdbStore {
         match self.pool.with(|client| client.get(name)) {
             Ok(Some(stored)) if stored.is_empty() => Err(StoreError::Failed {
                 store: self.name.clone(),
-                reason: format!("block {} is an empty value", hex(name)),
+                reason: "has an empty value for it".to_owned(),
             }),
             Ok(Some(stored)) => Ok(stored),
             Ok(None) => Err(StoreError::Missing { store: self.name.clone(), block: hex(name) }),
