@@ -1,4 +1,5 @@
-//! Exit codes: 0 done, 1 failed, 2 usage (clap's own), 3 not found, 4 refused, 75 try again.
+//! Exit codes: 0 done, 1 failed, 2 usage (clap's own), 3 not found, 4 refused, 75 try again. Work that
+//! a signal stopped ends by that signal, once it has cleaned up.
 
 use std::process::ExitCode;
 
@@ -11,6 +12,8 @@ use flist::store::fetch::FetchError;
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     eprintln!("flist: {error:#}");
     let (code, hint) = classify(error);
+    // The hint would be about what the interruption left undone.
+    super::terminal::end_as_signalled();
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
     }
