@@ -31,6 +31,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    cli::allocator::tune();
     let filter = EnvFilter::try_from_env("FLIST_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     // https://no-color.org: any value but an empty one.
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
