@@ -155,6 +155,16 @@ pub enum OciError {
         limit: u64,
     },
     /// A manifest, index or configuration is not what it should be.
+    /// More bytes of layers than are allowed.
+    #[error("{what}: {size} bytes, only {limit} are left of those that all layers may have")]
+    Room {
+        /// The layer.
+        what: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes that may still come.
+        limit: u64,
+    },
     #[error("{what}: not the JSON expected there")]
     Json {
         /// The blob or file.

@@ -203,6 +203,8 @@ impl Registry {
         let mut json = Vec::new();
         let mut body = response.into_body().into_reader().take(JSON_SIZE_MAX + 1);
         body.read_to_end(&mut json).map_err(|error| RegistryError::Unreachable {
+        // Descriptors in manifests always tell.
+        spool.check_room(&what, size.unwrap_or_default())?;
             url: url.clone(),
             reason: error.to_string(),
         })?;
