@@ -114,7 +114,11 @@ impl BoundImage {
     }
 
     /// Whoever fetches this image's blocks. An error is not remembered: the file may come back.
-    pub(super) fn fetcher(&self, id: BlockId) -> Result<Arc<Fetcher>, BlockError> {
+    pub(super) fn fetcher(
+        &self,
+        id: BlockId,
+        options: &StoreOptions,
+    ) -> Result<Arc<Fetcher>, BlockError> {
         let mut fetcher = self.fetcher.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fetcher) = fetcher.as_ref() {
             return Ok(Arc::clone(fetcher));
@@ -127,7 +131,7 @@ impl BoundImage {
         } else {
             self.routes.clone()
         };
-        let stores = Stores::new(&routes, &StoreOptions::default());
+        let stores = Stores::new(&routes, options);
         let made = Arc::new(Fetcher::new(stores, self.cipher(), RetryOptions::default()));
         *fetcher = Some(Arc::clone(&made));
         Ok(made)

@@ -23,6 +23,7 @@ use super::indexer::Indexer;
 use crate::block::Codec;
 use crate::cache::{self, Cache, Handout};
 
+use crate::store::route::StoreOptions;
 /// Workers in all. Each may hold 1.5 MB while it has a large block in hand.
 const THREADS: usize = 10;
 /// Workers that one image may hold.
@@ -64,6 +65,7 @@ struct Shared {
     cache: Arc<Cache>,
     indexer: Indexer,
     queue: Mutex<Queue>,
+    stores: StoreOptions,
     work: Condvar,
     done: Mutex<Vec<Done>>,
     wake: OwnedFd,
@@ -99,12 +101,17 @@ enum Job {
 
 impl Pool {
     /// A pool without threads yet.
-    pub(super) fn new(cache: Arc<Cache>, indexer: Indexer) -> std::io::Result<Self> {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        indexer: Indexer,
+        stores: StoreOptions,
+    ) -> std::io::Result<Self> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Shared {
             cache,
             indexer,
             queue: Mutex::default(),
+            stores,
             work: Condvar::new(),
             done: Mutex::default(),
             wake,
@@ -273,7 +280,7 @@ impl Shared {
             Err(error) => return (Err(cache::cache_error(&error)), false),
         }
         let result = image
-            .fetcher(block.id)
+            .fetcher(block.id, &self.stores)
             .and_then(|fetcher| cache::fetch_into(&self.cache, &*fetcher, codec, cipher, block));
         (result, true)
     }
