@@ -22,8 +22,9 @@ use ureq::{Body, SendBody};
 use url::Url;
 
 use crate::format::{FormatError, Image};
-use crate::oci::registry::{agent, is_local};
+use crate::oci::registry::agent;
 use crate::progress::{Cancelled, Progress};
+use crate::web::{WebError, is_local};
 
 /// Longest name of an image or a user, in bytes.
 pub const NAME_SIZE_MAX: usize = 200;
@@ -97,22 +98,9 @@ pub enum HubError {
         /// What it must be.
         rule: &'static str,
     },
-    /// The hub refused. Trying again will not help.
-    #[error("{url}: {reason}")]
-    Refused {
-        /// What was asked for.
-        url: String,
-        /// What it said.
-        reason: String,
-    },
-    /// The hub could not be reached, or broke off. Trying again may help.
-    #[error("{url}: {reason}")]
-    Unreachable {
-        /// What was asked for.
-        url: String,
-        /// What happened.
-        reason: String,
-    },
+    /// The hub refused, or could not be reached.
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// The hub has another image than the one that was sent.
     #[error("{url}: the hub has {found:?}, {expected} was sent")]
     Differs {
@@ -181,7 +169,7 @@ pub fn push(
     insecure: bool,
     progress: &dyn Progress,
 ) -> Result<Published, HubError> {
-    let (hub, local) = parse_hub(hub, insecure)?;
+    let hub = parse_hub(hub, insecure)?;
     Image::open(image)?;
     let (md5, size) = copy(image, &mut io::sink(), progress)?;
     let published = Published::new(name, size, md5);
@@ -191,7 +179,7 @@ pub fn push(
     progress.begin("uploading", size);
     let counted = Counted { file: file.take(size), progress };
     let mut body = head.as_bytes().chain(counted).chain(tail.as_bytes());
-    let agent = agent(local);
+    let agent = agent(hub.as_str());
     let mut request = agent
         .post(&url)
         .config()
@@ -365,8 +353,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     text.into()
 }
 
-/// The hub's URL, and whether it is on this machine. A token may not travel in the clear.
-fn parse_hub(text: &str, insecure: bool) -> Result<(Url, bool), HubError> {
+/// The hub's URL. A token may not travel in the clear, except within this machine.
+fn parse_hub(text: &str, insecure: bool) -> Result<Url, HubError> {
     let address = |rule| HubError::Address { hub: text.to_owned(), rule };
     let Ok(url) = Url::parse(text) else {
         return Err(address("must be a URL: https://HOST"));
@@ -376,10 +364,9 @@ fn parse_hub(text: &str, insecure: bool) -> Result<(Url, bool), HubError> {
         let rule = "a name or password does not belong into the URL; use a token";
         return Err(HubError::Address { hub, rule });
     }
-    let local = url.host_str().is_some_and(is_local);
     match url.scheme() {
-        "https" => Ok((url, local)),
-        "http" if local || insecure => Ok((url, local)),
+        "https" => Ok(url),
+        "http" if insecure || url.host_str().is_some_and(is_local) => Ok(url),
         "http" => Err(address("the token would travel in the clear; use https or --insecure")),
         _ => Err(address("must be a URL: https://HOST")),
     }
@@ -401,7 +388,7 @@ fn multipart(published: &Published) -> (String, String) {
 }
 
 /// Whether the hub says that it took the upload.
-fn accept(url: &str, response: Response<Body>) -> Result<(), HubError> {
+fn accept(url: &str, response: Response<Body>) -> Result<(), WebError> {
     let status = response.status();
     let mut body = response.into_body().into_reader().take(ANSWER_SIZE_MAX);
     let mut text = Vec::new();
@@ -417,13 +404,13 @@ fn accept(url: &str, response: Response<Body>) -> Result<(), HubError> {
     let separator = if message.is_empty() { "" } else { ": " };
     let (url, reason) = (url.to_owned(), format!("{status}{separator}{message}"));
     if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-        return Err(HubError::Unreachable { url, reason });
+        return Err(WebError::Unreachable { url, reason });
     }
     if status.is_success() && message.is_empty() {
         let reason = "the answer is not a hub's".to_owned();
-        return Err(HubError::Refused { url, reason });
+        return Err(WebError::Refused { url, reason });
     }
-    Err(HubError::Refused { url, reason })
+    Err(WebError::Refused { url, reason })
 }
 
 /// Asks the hub what it has.
@@ -432,12 +419,12 @@ fn compare(agent: &ureq::Agent, url: &str, expected: &str) -> Result<(), HubErro
     let status = response.status();
     if !status.is_success() {
         let reason = format!("{status}: the hub took the image but does not show it");
-        return Err(HubError::Unreachable { url: url.to_owned(), reason });
+        return Err(WebError::Unreachable { url: url.to_owned(), reason }.into());
     }
     let mut found = String::new();
     let mut body = response.into_body().into_reader().take(expected.len() as u64 + 1);
     let read = body.read_to_string(&mut found);
-    read.map_err(|error| HubError::Unreachable { url: url.to_owned(), reason: error.to_string() })?;
+    read.map_err(|error| WebError::Unreachable { url: url.to_owned(), reason: error.to_string() })?;
     if found.trim_end() == expected {
         return Ok(());
     }
@@ -445,8 +432,8 @@ fn compare(agent: &ureq::Agent, url: &str, expected: &str) -> Result<(), HubErro
     Err(HubError::Differs { url, expected, found })
 }
 
-fn unreachable(url: &str, error: &ureq::Error) -> HubError {
-    HubError::Unreachable { url: url.to_owned(), reason: error.to_string() }
+fn unreachable(url: &str, error: &ureq::Error) -> WebError {
+    WebError::Unreachable { url: url.to_owned(), reason: error.to_string() }
 }
 
 fn io_error(path: &Path, source: io::Error) -> HubError {
@@ -502,7 +489,7 @@ mod tests {
         assert!(Token::new("two words").is_err() && Token::new("").is_err());
         assert!(parse_hub("http://hub.example", false).is_err());
         assert!(parse_hub("http://hub.example", true).is_ok());
-        assert!(parse_hub("http://127.0.0.1:80", false).unwrap().1);
+        assert!(parse_hub("http://127.0.0.1:80", false).is_ok());
         let error = parse_hub("https://me:secret@hub.example", false).unwrap_err();
         assert!(!error.to_string().contains("secret"));
     }

@@ -18,6 +18,7 @@
 //! | [`verify`], [`inspect`], [`clone`] | an image's blocks checked, its metadata shown, its blocks copied |
 //! | [`mount`] | a view of an image, mounted through `/dev/fuse` |
 //! | [`store`] | where blocks live: directories, ZDB, HTTP, S3; routes, sharding, retries |
+//! | [`web`] | HTTP: what stores, registries and hubs have in common |
 
 #![forbid(unsafe_code)]
 
@@ -38,4 +39,5 @@ pub mod store;
 pub mod tree;
 pub mod unpack;
 pub mod verify;
+pub mod web;
 mod workers;

@@ -9,6 +9,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -27,8 +28,10 @@ pub const SPAN_SIZE: u64 = 32 * BLOCK_SIZE as u64;
 /// Most worker threads: beyond that, stores on a network are busy enough.
 pub const WORKER_COUNT_MAX: usize = 64;
 
-/// Blocks that a worker reads before it encodes and stores them together.
-const BATCH_COUNT: usize = 8;
+/// Most bytes and most blocks that a worker reads before it encodes and stores them together. Many
+/// small files make one batch: processors hash four blocks at a time, as long as there are four.
+const BATCH_SIZE_MAX: usize = 4 * BLOCK_SIZE as usize;
+const BATCH_COUNT_MAX: usize = 64;
 
 /// Where a packer finds the bytes of a tree's files.
 pub trait Contents: Sync {
@@ -189,11 +192,18 @@ struct Worker<'a> {
     packer: &'a Packer<'a>,
     spans: &'a [Span],
     codec: Codec,
-    /// Buffers of a full batch; the first `batch.len()` are in use.
-    plaintexts: Vec<Vec<u8>>,
-    /// For each block of the batch, the position of its span.
-    batch: Vec<usize>,
+    /// Plaintext of the batch, block behind block, and room for one byte more.
+    plaintext: Vec<u8>,
+    batch: Vec<Batched>,
     packed: Packed,
+}
+
+/// A block that was read and waits to be encoded.
+struct Batched {
+    /// Position of its span.
+    position: usize,
+    /// Where its plaintext is.
+    range: Range<usize>,
 }
 
 impl<'a> Worker<'a> {
@@ -202,8 +212,8 @@ impl<'a> Worker<'a> {
             packer,
             spans,
             codec: Codec::new(),
-            plaintexts: vec![Vec::new(); BATCH_COUNT],
-            batch: Vec::with_capacity(BATCH_COUNT),
+            plaintext: vec![0; BATCH_SIZE_MAX + 1],
+            batch: Vec::with_capacity(BATCH_COUNT_MAX),
             packed: Vec::new(),
         }
     }
@@ -225,33 +235,38 @@ impl<'a> Worker<'a> {
         let mut reader = contents.open(span.file, span.offset).map_err(failed)?;
         let mut left = span.size;
         while left > 0 {
-            let wanted = left.min(u64::from(BLOCK_SIZE));
-            let plaintext = &mut self.plaintexts[self.batch.len()];
-            plaintext.clear();
-            let size = reader.by_ref().take(wanted).read_to_end(plaintext).map_err(failed)? as u64;
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(BLOCK_SIZE as usize);
+            let start = self.room_for(wanted)?;
+            left -= wanted as u64;
+            let is_last = left == 0 && span.offset + span.size == span.file_size;
+            // One byte more shows whether the file has grown.
+            let end = start + wanted + usize::from(is_last);
+            let size = read_at_least(&mut reader, wanted, &mut self.plaintext[start..end])
+                .map_err(failed)?;
             if size != wanted {
-                return Err(self.changed(span, span.offset + (span.size - left) + size));
+                let before = span.offset + span.size - left - wanted as u64;
+                return Err(self.changed(span, before + size as u64));
             }
-            self.batch.push(position);
-            if self.batch.len() == BATCH_COUNT {
-                self.store_batch()?;
-            }
-            left -= wanted;
-            self.packer.progress.advance(wanted);
-        }
-        let is_last = span.offset + span.size == span.file_size;
-        if is_last && reader.read(&mut [0]).map_err(failed)? != 0 {
-            return Err(self.changed(span, span.file_size + 1));
+            self.batch.push(Batched { position, range: start..start + wanted });
+            self.packer.progress.advance(wanted as u64);
         }
         Ok(())
     }
 
+    /// Where in the buffer a block of `size` bytes may be read to; stores the batch if it is full.
+    fn room_for(&mut self, size: usize) -> Result<usize, PackError> {
+        let end = |batch: &[Batched]| batch.last().map_or(0, |block| block.range.end);
+        if end(&self.batch) + size > BATCH_SIZE_MAX || self.batch.len() >= BATCH_COUNT_MAX {
+            self.store_batch()?;
+        }
+        Ok(end(&self.batch))
+    }
+
     fn store_batch(&mut self) -> Result<(), PackError> {
         let plaintexts: Vec<&[u8]> =
-            self.plaintexts.iter().take(self.batch.len()).map(Vec::as_slice).collect();
-        for (position, (block, stored)) in
-            self.batch.drain(..).zip(self.codec.encode_batch(&plaintexts))
-        {
+            self.batch.iter().map(|block| &self.plaintext[block.range.clone()]).collect();
+        let encoded = self.codec.encode_batch(&plaintexts);
+        for (Batched { position, .. }, (block, stored)) in self.batch.drain(..).zip(encoded) {
             self.packer.store(&block, stored, &self.spans[position])?;
             self.packed.push((position, block));
         }
@@ -262,6 +277,21 @@ impl<'a> Worker<'a> {
         let file = self.packer.contents.name(span.file);
         PackError::Changed { file, expected: span.file_size, found }
     }
+}
+
+/// Reads until `wanted` bytes of `buffer` are filled, or the file ends. A file gives all it has at once,
+/// so that the room behind `wanted` costs no second call.
+fn read_at_least(reader: &mut dyn Read, wanted: usize, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < wanted {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(size) => filled += size,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 impl Packer<'_> {
@@ -367,7 +397,7 @@ mod tests {
             .iter()
             .flat_map(|block| {
                 let mut stored = memory.get(&block.id.0).unwrap();
-                codec.decode(BlockCipher::Aes256Gcm, block, &mut stored).unwrap().to_vec()
+                codec.decode(BlockCipher::Aes256Gcm, block, &mut stored).unwrap()
             })
             .collect();
         assert!(read == bytes);

@@ -108,12 +108,11 @@ pub fn verify(
                 if unreachable.fetch_add(1, Ordering::Relaxed) + 1 >= UNREACHABLE_COUNT_MAX {
                     return Err(VerifyError::Unreachable(error));
                 }
-                error.to_string()
+                error.reason()
             }
-            Err(error) => error.to_string(),
+            Err(error) => error.reason(),
         };
         let id = block.id.to_string();
-        let reason = reason.trim_start_matches(&format!("block {id}: ")).to_owned();
         let (files, file_count) = (usage.files.clone(), usage.file_count);
         let problem = Problem { block: id, reason, files, file_count };
         problems.lock().unwrap_or_else(PoisonError::into_inner).push(problem);

@@ -95,7 +95,12 @@ impl Node {
         self.start_on("cache", extra)
     }
 
+    /// A daemon that may follow the route to our store, which is a folder.
     fn start_on(&self, cache: &str, extra: &[&str]) -> Daemon {
+        self.start_restricted(cache, &[&["--allow-route", "local"], extra].concat())
+    }
+
+    fn start_restricted(&self, cache: &str, extra: &[&str]) -> Daemon {
         let socket = self.path("socket");
         let _ = fs::remove_file(&socket);
         let mut process = Command::new(FLIST)
@@ -317,6 +322,45 @@ fn stores_of_the_binding_replace_the_images_own() {
 }
 
 #[test]
+fn routes_to_the_node_itself_are_followed_only_where_an_operator_allows_it() {
+    let node = Node::new(0);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let fails = |daemon: &Daemon, stores: &[String], rule: &str| {
+        let (client, index) = CacheClient::connect(&daemon.socket, &node.image(), stores).unwrap();
+        let error = client.block(0, &index.block(0).unwrap()).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, BlockError::Unavailable { .. }), "{text}");
+        assert!(text.contains(rule) && text.contains("--allow-route"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    };
+    let daemon = node.start_restricted("cache", &[]);
+    fails(&daemon, &[], "a folder of this node");
+    for (store, rule) in [
+        (format!("zdb://u:hunter2@127.0.0.1:{port}/ns"), "127.0.0.1 is a loopback address"),
+        (format!("zdb://localhost:{port}"), "is a loopback address"),
+        (format!("http://u:hunter2@127.0.0.1:{port}/b"), "127.0.0.1 is a loopback address"),
+        (format!("http://[::ffff:127.0.0.1]:{port}/"), "127.0.0.1 is a loopback address"),
+        (format!("https://localhost:{port}/"), "is a loopback address"),
+        (format!("s3://K:hunter2@127.0.0.1:{port}/b"), "127.0.0.1 is a loopback address"),
+        ("http://169.254.169.254/latest".to_owned(), "a link-local address"),
+        ("zdb://10.0.0.1".to_owned(), "a private address"),
+        ("zdb:///run/zdb.sock".to_owned(), "a unix socket of this node"),
+        ("dir:///etc".to_owned(), "a folder of this node"),
+    ] {
+        fails(&daemon, &[store], rule);
+    }
+    assert!(listener.accept().is_err(), "nobody connected");
+    drop(daemon);
+    let rule = format!("dir://{}", node.path("store").canonicalize().unwrap().display());
+    let daemon = node.start_restricted("cache", &["--allow-route", &rule]);
+    fails(&daemon, &["dir:///etc".to_owned()], "a folder of this node");
+    let (client, index) = node.connect(&daemon);
+    check_small_files(&client, &index);
+}
+
+#[test]
 fn a_damaged_block_is_an_error_by_name_and_is_asked_for_again() {
     let node = Node::new(0);
     let daemon = node.start(&[]);
@@ -328,6 +372,7 @@ fn a_damaged_block_is_an_error_by_name_and_is_asked_for_again() {
     fs::write(&stored, bad).unwrap();
     let block = index.block(150).unwrap();
     let error = client.block(150, &block).unwrap_err().to_string();
+    assert_eq!(error.matches(&block.id.to_string()).count(), 1, "{error}");
     assert!(error.contains(&block.id.to_string()), "{error}");
     assert!(daemon.image_counter("bad") > 0);
     fs::write(&stored, whole).unwrap();

@@ -243,6 +243,7 @@ fn the_cache_process_serves_a_mount() {
         .arg(&socket)
         .arg("--cache")
         .arg(directory.path().join("cache"))
+        .args(["--allow-route", "local"])
         .spawn()
         .unwrap();
     let _watchdog = watch(pid(&daemon));

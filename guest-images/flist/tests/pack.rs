@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -105,8 +106,20 @@ fn an_interrupt_leaves_no_image() {
     }
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_failed(&output, 1, "interrupted");
+    assert_eq!(output.status.signal(), Some(Signal::INT.as_raw()), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "flist: interrupted\n");
     assert_eq!(left_in(folder.path()), ["blocks"]);
+}
+
+#[test]
+fn a_log_that_goes_to_no_terminal_has_no_colours() {
+    let folder = folder_with_tree();
+    let store = format!("dir://{}", folder.path().join("blocks").display());
+    let mut command = Command::new(FLIST);
+    command.args(["pack", "tree", "-o", "x.fl", "--store", &store]).current_dir(folder.path());
+    let output = command.env("FLIST_LOG", "flist=debug").output().unwrap();
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("listed") && !log.contains('\u{1b}'), "{log}");
 }
 
 #[test]

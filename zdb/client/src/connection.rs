@@ -15,7 +15,7 @@ use zdb_resp::buffer::Buffer;
 use zdb_resp::reply::{self, Parsed, Reply};
 use zdb_resp::{BULK_SIZE_MAX, Limits, UNREAD_SIZE_MAX, write};
 
-use crate::stream::Stream;
+use crate::stream::{AddressCheck, ConnectFailure, Stream};
 use crate::{ClientError, Endpoint, Password, Timeouts};
 
 /// Requests of a batch that are sent before the first reply is read. Small enough that a server's
@@ -63,22 +63,30 @@ impl Client {
     /// # Errors
     /// [`ClientError::Connect`].
     pub fn connect(endpoint: &Endpoint, timeouts: &Timeouts) -> Result<Self, ClientError> {
-        Self::connect_with_limit(endpoint, timeouts, BULK_SIZE_MAX)
+        Self::connect_with(endpoint, timeouts, BULK_SIZE_MAX, None)
     }
 
-    /// Connects, and accepts values of up to `value_size_max` bytes. A reply with a larger one
-    /// breaks the connection.
+    /// Connects to an address that `check` lets pass, and accepts values of up to `value_size_max`
+    /// bytes. A reply with a larger one breaks the connection.
     ///
     /// # Errors
-    /// [`ClientError::Connect`].
-    pub fn connect_with_limit(
+    /// [`ClientError::Connect`], [`ClientError::Forbidden`].
+    pub fn connect_with(
         endpoint: &Endpoint,
         timeouts: &Timeouts,
         value_size_max: usize,
+        check: Option<&AddressCheck>,
     ) -> Result<Self, ClientError> {
         let name = endpoint.to_string();
-        let stream = Stream::connect(endpoint, timeouts.connect)
-            .map_err(|source| ClientError::Connect { endpoint: name.clone(), source })?;
+        let stream =
+            Stream::connect(endpoint, timeouts.connect, check).map_err(|error| match error {
+                ConnectFailure::Io(source) => {
+                    ClientError::Connect { endpoint: name.clone(), source }
+                }
+                ConnectFailure::Forbidden(reason) => {
+                    ClientError::Forbidden { endpoint: name.clone(), reason }
+                }
+            })?;
         let bulk_size_max = value_size_max.min(BULK_SIZE_MAX);
         let unread_size_max = bulk_size_max.saturating_add(REPLY_OVERHEAD_SIZE);
         Ok(Self {
@@ -567,9 +575,9 @@ mod tests {
     fn a_value_larger_than_accepted_is_not_read() {
         let server = server();
         connect(&server).set(b"k", &[0; 2000]).unwrap();
-        let mut client = Client::connect_with_limit(&server.endpoint, &TIMEOUTS, 1999).unwrap();
+        let mut client = Client::connect_with(&server.endpoint, &TIMEOUTS, 1999, None).unwrap();
         assert!(matches!(client.get(b"k"), Err(ClientError::Protocol { .. })));
-        let mut client = Client::connect_with_limit(&server.endpoint, &TIMEOUTS, 2000).unwrap();
+        let mut client = Client::connect_with(&server.endpoint, &TIMEOUTS, 2000, None).unwrap();
         assert_eq!(client.get(b"k").unwrap().unwrap().len(), 2000);
     }
 

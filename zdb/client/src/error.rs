@@ -16,6 +16,14 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// The pool's [`AddressCheck`](crate::AddressCheck) lets none of the server's addresses pass.
+    #[error("{endpoint}: {reason}")]
+    Forbidden {
+        /// The server.
+        endpoint: String,
+        /// What the check said.
+        reason: String,
+    },
     /// The connection broke.
     #[error("{endpoint}: the connection broke")]
     Io {

@@ -21,7 +21,7 @@ mod testing;
 pub use connection::{BATCH_COUNT_MAX, Client, Value};
 pub use error::ClientError;
 pub use pool::{Namespace, Pool, PoolOptions};
-pub use stream::{Endpoint, Timeouts};
+pub use stream::{AddressCheck, Endpoint, Timeouts};
 
 use std::fmt;
 

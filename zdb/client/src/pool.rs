@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use zdb_resp::BULK_SIZE_MAX;
 
-use crate::{Client, ClientError, Endpoint, Password, Timeouts};
+use crate::{AddressCheck, Client, ClientError, Endpoint, Password, Timeouts};
 
 /// Connections to one server and namespace.
 pub struct Pool {
@@ -31,6 +31,8 @@ pub struct PoolOptions {
     pub connection_count_max: usize,
     /// Largest value that is accepted, in bytes.
     pub value_size_max: usize,
+    /// Which of a server's addresses may be connected to; all if there is no check.
+    pub address_check: Option<AddressCheck>,
 }
 
 /// A namespace and its password.
@@ -59,6 +61,7 @@ impl PoolOptions {
             timeouts: Timeouts::default(),
             connection_count_max: 20,
             value_size_max: BULK_SIZE_MAX,
+            address_check: None,
         }
     }
 }
@@ -123,10 +126,11 @@ impl Pool {
 
     fn connect(&self) -> Result<Client, ClientError> {
         let options = &self.options;
-        let mut client = Client::connect_with_limit(
+        let mut client = Client::connect_with(
             &options.endpoint,
             &options.timeouts,
             options.value_size_max,
+            options.address_check.as_ref(),
         )?;
         match &options.namespace {
             None => {}

@@ -4,6 +4,8 @@ mod counted;
 mod tree;
 mod workload;
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -92,14 +94,14 @@ impl Bench {
         for round in 0..rounds {
             // A folder of its own: ext4 is slow to reuse the inodes of files deleted a moment ago.
             self.blocks = self.folder.join(format!("blocks-{round}"));
-            costs[0].push(process::run(&self.pack_command()?)?);
+            costs[0].push(self.run_until_safe(&self.pack_command()?)?);
             let peer = ["mksquashfs", path(&self.tree)?, path(&self.squashfs)?];
             let options =
                 ["-comp", "lz4", "-processors", "2", "-noappend", "-quiet", "-no-progress"];
-            costs[1].push(process::run(&[peer.as_slice(), &options].concat())?);
+            costs[1].push(self.run_until_safe(&[peer.as_slice(), &options].concat())?);
             let _ = std::fs::remove_file(&self.erofs);
             let erofs = ["mkfs.erofs", "--quiet", path(&self.erofs)?, path(&self.tree)?];
-            costs[2].push(process::run(&erofs)?);
+            costs[2].push(self.run_until_safe(&erofs)?);
         }
         let [ours, squashfs, erofs] = costs;
         let seconds = |costs: &[process::Cost]| median(costs.iter().map(|cost| cost.seconds));
@@ -132,6 +134,16 @@ impl Bench {
             goal: Goal::None,
         });
         Ok(())
+    }
+
+    /// Runs a packer until what it wrote is on the disk, and nothing but that: ours syncs by itself, and
+    /// would otherwise write back the tree just copied and what its peers left in memory; they do not.
+    fn run_until_safe<S: AsRef<OsStr>>(&self, arguments: &[S]) -> anyhow::Result<process::Cost> {
+        rustix::fs::sync();
+        let cost = process::run(arguments)?;
+        let begin = Instant::now();
+        rustix::fs::syncfs(File::open(&self.folder)?)?;
+        Ok(process::Cost { seconds: cost.seconds + begin.elapsed().as_secs_f64(), ..cost })
     }
 
     fn mounts(&self, rounds: u32, table: &mut Table) -> anyhow::Result<()> {

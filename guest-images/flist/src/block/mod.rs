@@ -27,40 +27,33 @@ const TAG_SIZE: usize = 16;
 const NONCE_SIZE: usize = 12;
 const PLAINTEXT_SIZE_MAX: usize = BLOCK_SIZE as usize;
 
-/// Encodes and decodes blocks; keeps its buffers from one block to the next. One per thread.
+/// Encodes and decodes blocks; keeps its encoding buffers from one block to the next. One per thread.
 pub struct Codec {
     encoder: snap::raw::Encoder,
     decoder: snap::raw::Decoder,
-    /// As long as the longest plaintext so far, whatever the size of the last one: growing and
-    /// shrinking would clear it each time.
-    plaintext: Vec<u8>,
-    /// One for each block of the largest batch so far, of [`STORED_SIZE_MAX`] each.
-    stored: Vec<Vec<u8>>,
+    /// What encoding made of the last batch, block behind block. As long as the largest batch so far
+    /// needed: growing and shrinking would clear it each time.
+    stored: Vec<u8>,
 }
 
-/// Why stored bytes are not the block they should be.
+/// Why stored bytes are not the block they should be. Which block that is, the caller knows and says.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
     /// The stored bytes do not hash to the block's id.
-    #[error("block {0}: stored bytes do not match its id")]
-    Id(BlockId),
+    #[error("stored bytes do not match its id")]
+    Id,
     /// Longer than any block can be.
-    #[error("block {id}: {size} stored bytes, at most {STORED_SIZE_MAX} allowed")]
-    StoredSize {
-        /// The block.
-        id: BlockId,
-        /// Bytes the store returned.
-        size: usize,
-    },
+    #[error("{0} stored bytes, at most {STORED_SIZE_MAX} allowed")]
+    StoredSize(usize),
     /// The cipher's own check failed: the key is not this block's key.
-    #[error("block {0}: decryption failed, the image's key does not fit")]
-    Decrypt(BlockId),
+    #[error("decryption failed, the image's key does not fit")]
+    Decrypt,
     /// What was encrypted is not snappy data of at most 512 KiB.
-    #[error("block {0}: not a compressed block of at most {BLOCK_SIZE} bytes")]
-    Decompress(BlockId),
+    #[error("not a compressed block of at most {BLOCK_SIZE} bytes")]
+    Decompress,
     /// The plaintext does not hash to the block's key.
-    #[error("block {0}: plaintext does not match its key")]
-    Key(BlockId),
+    #[error("plaintext does not match its key")]
+    Key,
 }
 
 impl Default for Codec {
@@ -68,7 +61,6 @@ impl Default for Codec {
         Self {
             encoder: snap::raw::Encoder::new(),
             decoder: snap::raw::Decoder::new(),
-            plaintext: Vec::new(),
             stored: Vec::new(),
         }
     }
@@ -100,18 +92,19 @@ impl Codec {
         plaintexts: &[&[u8]],
     ) -> impl Iterator<Item = (BlockRef, &[u8])> {
         let keys = blake2b_256_many(plaintexts);
-        if self.stored.len() < plaintexts.len() {
-            self.stored.resize_with(plaintexts.len(), || vec![0; STORED_SIZE_MAX]);
+        let room = |plaintext: &[u8]| snap::raw::max_compress_len(plaintext.len()) + TAG_SIZE;
+        let wanted = plaintexts.iter().map(|plaintext| room(plaintext)).sum();
+        if self.stored.len() < wanted {
+            self.stored.resize(wanted, 0);
         }
-        let stored: Vec<&[u8]> = plaintexts
-            .iter()
-            .zip(&keys)
-            .zip(&mut self.stored)
-            .map(|((plaintext, key), stored)| {
-                assert!(plaintext.len() <= PLAINTEXT_SIZE_MAX, "the caller cuts files into blocks");
-                compress_and_encrypt(&mut self.encoder, plaintext, key, stored)
-            })
-            .collect();
+        let mut rest = self.stored.as_mut_slice();
+        let mut stored: Vec<&[u8]> = Vec::with_capacity(plaintexts.len());
+        for (plaintext, key) in plaintexts.iter().zip(&keys) {
+            assert!(plaintext.len() <= PLAINTEXT_SIZE_MAX, "the caller cuts files into blocks");
+            let (front, behind) = rest.split_at_mut(room(plaintext));
+            rest = behind;
+            stored.push(compress_and_encrypt(&mut self.encoder, plaintext, key, front));
+        }
         let ids = blake2b_256_many(&stored);
         ids.into_iter()
             .zip(keys)
@@ -128,28 +121,22 @@ impl Codec {
         cipher: BlockCipher,
         block: &BlockRef,
         stored: &mut Vec<u8>,
-    ) -> Result<&[u8], DecodeError> {
+    ) -> Result<Vec<u8>, DecodeError> {
         if stored.len() > STORED_SIZE_MAX {
-            return Err(DecodeError::StoredSize { id: block.id, size: stored.len() });
+            return Err(DecodeError::StoredSize(stored.len()));
         }
         if hash(cipher, stored) != block.id.0 {
-            return Err(DecodeError::Id(block.id));
+            return Err(DecodeError::Id);
         }
         let compressed = decrypt(cipher, block, stored)?;
-        let size =
-            snap::raw::decompress_len(compressed).map_err(|_| DecodeError::Decompress(block.id))?;
+        let size = snap::raw::decompress_len(compressed).map_err(|_| DecodeError::Decompress)?;
         if size > PLAINTEXT_SIZE_MAX {
-            return Err(DecodeError::Decompress(block.id));
+            return Err(DecodeError::Decompress);
         }
-        if self.plaintext.len() < size {
-            self.plaintext.resize(size, 0);
-        }
-        let plaintext = &mut self.plaintext[..size];
-        self.decoder
-            .decompress(compressed, plaintext)
-            .map_err(|_| DecodeError::Decompress(block.id))?;
-        if !is_plaintext_of(cipher, &block.key, plaintext) {
-            return Err(DecodeError::Key(block.id));
+        let mut plaintext = vec![0; size];
+        self.decoder.decompress(compressed, &mut plaintext).map_err(|_| DecodeError::Decompress)?;
+        if !is_plaintext_of(cipher, &block.key, &plaintext) {
+            return Err(DecodeError::Key);
         }
         Ok(plaintext)
     }
@@ -211,7 +198,7 @@ fn decrypt<'a>(
     block: &BlockRef,
     stored: &'a mut Vec<u8>,
 ) -> Result<&'a [u8], DecodeError> {
-    let error = DecodeError::Decrypt(block.id);
+    let error = DecodeError::Decrypt;
     match cipher {
         BlockCipher::Aes256Gcm => {
             if stored.len() < TAG_SIZE {
@@ -280,7 +267,7 @@ mod tests {
             let mut bad = stored.clone();
             bad[position] ^= 1;
             let error = Codec::new().decode(BlockCipher::Aes256Gcm, &block, &mut bad).unwrap_err();
-            assert_eq!(error, DecodeError::Id(block.id));
+            assert_eq!(error, DecodeError::Id);
         }
     }
 
@@ -289,7 +276,7 @@ mod tests {
         let (mut block, mut stored) = encoded(b"some text");
         block.key.0[0] ^= 1;
         let error = Codec::new().decode(BlockCipher::Aes256Gcm, &block, &mut stored).unwrap_err();
-        assert_eq!(error, DecodeError::Decrypt(block.id));
+        assert_eq!(error, DecodeError::Decrypt);
     }
 
     #[test]
@@ -301,7 +288,7 @@ mod tests {
         cipher.seal_in_place_append_tag(nonce, Aad::empty(), &mut stored).unwrap();
         let block = BlockRef { id: BlockId(blake2b_256(&stored)), key: BlockKey(key) };
         let error = Codec::new().decode(BlockCipher::Aes256Gcm, &block, &mut stored).unwrap_err();
-        assert_eq!(error, DecodeError::Decompress(block.id));
+        assert_eq!(error, DecodeError::Decompress);
     }
 
     #[test]
@@ -312,6 +299,6 @@ mod tests {
         cipher.seal_in_place_append_tag(nonce, Aad::empty(), &mut stored).unwrap();
         let block = BlockRef { id: BlockId(blake2b_256(&stored)), key: BlockKey(key) };
         let error = Codec::new().decode(BlockCipher::Aes256Gcm, &block, &mut stored).unwrap_err();
-        assert_eq!(error, DecodeError::Key(block.id));
+        assert_eq!(error, DecodeError::Key);
     }
 }

@@ -102,7 +102,7 @@ impl Fetch for Fetcher {
         match Self::fetch(self, codec, block) {
             // Its own cipher is the one that it verified with.
             Ok(plaintext) => Ok(Verified::fetched(self.cipher(), *block, plaintext)),
-            Err(error) => Err(BlockError::Unavailable { id: block.id, reason: error.to_string() }),
+            Err(error) => Err(BlockError::Unavailable { id: block.id, reason: error.reason() }),
         }
     }
 }

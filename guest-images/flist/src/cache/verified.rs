@@ -21,13 +21,13 @@ impl<'a> Verified<'a> {
     /// # Errors
     /// [`DecodeError`] tells which check failed.
     pub fn decode(
-        codec: &'a mut Codec,
+        codec: &mut Codec,
         cipher: BlockCipher,
         block: &BlockRef,
         stored: &mut Vec<u8>,
     ) -> Result<Self, DecodeError> {
         let plaintext = codec.decode(cipher, block, stored)?;
-        Ok(Self { cipher, block: *block, plaintext: Cow::Borrowed(plaintext) })
+        Ok(Self { cipher, block: *block, plaintext: Cow::Owned(plaintext) })
     }
 
     /// Takes plaintext that someone else decoded, hashing it again.
@@ -41,10 +41,10 @@ impl<'a> Verified<'a> {
         plaintext: &'a [u8],
     ) -> Result<Self, DecodeError> {
         if plaintext.len() > BLOCK_SIZE as usize {
-            return Err(DecodeError::Decompress(block.id));
+            return Err(DecodeError::Decompress);
         }
         if !block::is_plaintext_of(cipher, &block.key, plaintext) {
-            return Err(DecodeError::Key(block.id));
+            return Err(DecodeError::Key);
         }
         Ok(Self { cipher, block: *block, plaintext: Cow::Borrowed(plaintext) })
     }

@@ -9,9 +9,9 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use flist_view::block::{BlockCipher, BlockError, BlockId};
 use flist_view::index::Index;
@@ -46,12 +46,17 @@ pub(super) struct BoundImage {
     pub(super) index_file: File,
     pub(super) index_directory: PathBuf,
     pub(super) counters: Counters,
+    pub(super) pace: Pace,
     recorder: Mutex<Recorder>,
     /// Routes given by the client, parsed; none for the image's own.
     routes: Vec<Route>,
     /// Made when a block is first missing: with a warm cache, nobody needs the image's routes.
     fetcher: Mutex<Option<Arc<Fetcher>>>,
 }
+
+/// How many workers an image's stores deserve: few until they have shown that they answer, one once
+/// they keep a worker waiting.
+pub(super) struct Pace(AtomicUsize);
 
 /// What happened to one image's blocks.
 #[derive(Default)]
@@ -80,6 +85,30 @@ pub(super) enum ImageError {
     Build(#[from] BuildError),
 }
 
+/// Workers for an image of which nothing is known yet.
+const WORKERS_FIRST: usize = 2;
+/// A fetch that takes longer has held up a worker.
+const FETCH_TIME_QUICK: Duration = Duration::from_secs(2);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(AtomicUsize::new(WORKERS_FIRST))
+    }
+}
+
+impl Pace {
+    /// Workers that the image may have at once, at most `most`.
+    pub(super) fn workers(&self, most: usize) -> usize {
+        self.0.load(Ordering::Relaxed).min(most)
+    }
+
+    /// Takes note of a fetch that took `time`. Two that race leave one's verdict, which is as good.
+    pub(super) fn note(&self, time: Duration, most: usize) {
+        let workers = if time < FETCH_TIME_QUICK { self.workers(most) * 2 } else { 1 };
+        self.0.store(workers.min(most), Ordering::Relaxed);
+    }
+}
+
 impl BoundImage {
     /// Opens an image and its index, which is built if there is none yet.
     pub(super) fn open(binding: Binding, indexer: &Indexer) -> Result<Self, ImageError> {
@@ -99,6 +128,7 @@ impl BoundImage {
             index_file,
             index_directory: indexer.directory.clone(),
             counters: Counters::default(),
+            pace: Pace::default(),
             recorder: Mutex::new(recorder),
             routes,
             fetcher: Mutex::default(),
@@ -114,7 +144,11 @@ impl BoundImage {
     }
 
     /// Whoever fetches this image's blocks. An error is not remembered: the file may come back.
-    pub(super) fn fetcher(&self, id: BlockId) -> Result<Arc<Fetcher>, BlockError> {
+    pub(super) fn fetcher(
+        &self,
+        id: BlockId,
+        options: &StoreOptions,
+    ) -> Result<Arc<Fetcher>, BlockError> {
         let mut fetcher = self.fetcher.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fetcher) = fetcher.as_ref() {
             return Ok(Arc::clone(fetcher));
@@ -127,7 +161,7 @@ impl BoundImage {
         } else {
             self.routes.clone()
         };
-        let stores = Stores::new(&routes, &StoreOptions::default());
+        let stores = Stores::new(&routes, options);
         let made = Arc::new(Fetcher::new(stores, self.cipher(), RetryOptions::default()));
         *fetcher = Some(Arc::clone(&made));
         Ok(made)
@@ -159,21 +193,22 @@ fn parse_routes(stores: &[Vec<u8>]) -> Result<Vec<Route>, ImageError> {
         .collect()
 }
 
-/// Opens without waiting for whatever a hostile path may name: a pipe, a terminal, a device.
+/// Opens a regular file, and nothing else that a hostile path may name: pipes would be waited for, and
+/// some devices act when they are opened.
 fn open_image(path: &Path) -> Result<File, ImageError> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let error = |source: io::Error| ImageError::Open { path: path.to_path_buf(), source };
-    let file: File =
-        rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| error(errno.into()))?.into();
-    let metadata = file.metadata().map_err(error)?;
     let rule = |rule| Err(ImageError::Rule { path: path.to_path_buf(), rule });
+    let place: File = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| error(errno.into()))?
+        .into();
+    let metadata = place.metadata().map_err(error)?;
     if !metadata.is_file() {
         return rule("an image must be a regular file");
     }
     if metadata.len() > IMAGE_SIZE_MAX {
         return rule("an image must not be larger than 4 GiB");
     }
-    Ok(file)
+    File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).map_err(error)
 }
 
 /// The index of what the file holds now. The path is not opened again: by now it may name something
@@ -226,4 +261,23 @@ fn renamed(error: &dyn std::error::Error, copy: &Path, path: &Path) -> ImageErro
     let (text, path) = (error.to_string(), path.display().to_string());
     let text = text.replace(&copy.display().to_string(), &path);
     ImageError::Format(if text.contains(&path) { text } else { format!("{path}: {text}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stores_that_answer_get_more_workers_and_those_that_do_not_get_one() {
+        let pace = Pace::default();
+        assert_eq!(pace.workers(8), 2);
+        for workers in [4, 8, 8] {
+            pace.note(Duration::from_millis(5), 8);
+            assert_eq!(pace.workers(8), workers);
+        }
+        pace.note(Duration::from_secs(30), 8);
+        assert_eq!(pace.workers(8), 1);
+        pace.note(Duration::from_millis(5), 8);
+        assert_eq!(pace.workers(8), 2);
+    }
 }

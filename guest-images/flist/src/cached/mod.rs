@@ -15,6 +15,7 @@
 //! The loop never waits for a disk's data, a store or a client. What it reads from clients is
 //! hostile: a message that does not parse ends its connection, a path that is no image is an error
 //! reply, a block that is not the bound image's is refused, and a slow client costs a bounded queue.
+//! Routes lead only where the [`RoutePolicy`] allows, whoever names them: image or client.
 //! A client that dies takes nothing with it; if this process dies, clients connect again.
 
 mod connection;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 
 pub use self::server::Server;
 use crate::cache::{self, CacheError};
+use crate::store::policy::RoutePolicy;
 
 /// Where the daemon listens and keeps things, and how much.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct Config {
     pub indexer: PathBuf,
     /// Bounds of the cache.
     pub bounds: cache::Config,
+    /// Which routes may be followed, those of images and those that clients name.
+    pub policy: RoutePolicy,
 }
 
 /// Why the daemon can't start, or had to stop.

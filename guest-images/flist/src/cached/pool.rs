@@ -6,8 +6,9 @@
 //!   prefetch runs ──┘   only when no demand waits, at most PREFETCH_THREADS
 //! ```
 //!
-//! Images take turns, and none may hold more than [`IMAGE_THREADS`] workers: an image whose stores
-//! are away must not starve the others. Workers are started when there is work for them.
+//! Images take turns, and none may hold more than [`IMAGE_THREADS`] workers, nor more than its
+//! [`Pace`](super::image::Pace) allows: images whose stores are away, or slow on purpose, must not
+//! starve the others. Workers are started when there is work for them.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,7 @@ use super::image::{Binding, BoundImage, ImageError};
 use super::indexer::Indexer;
 use crate::block::Codec;
 use crate::cache::{self, Cache, Handout};
+use crate::store::route::StoreOptions;
 
 /// Workers in all. Each may hold 1.5 MB while it has a large block in hand.
 const THREADS: usize = 10;
@@ -63,6 +65,7 @@ pub(super) struct PoolStatus {
 struct Shared {
     cache: Arc<Cache>,
     indexer: Indexer,
+    stores: StoreOptions,
     queue: Mutex<Queue>,
     work: Condvar,
     done: Mutex<Vec<Done>>,
@@ -99,11 +102,16 @@ enum Job {
 
 impl Pool {
     /// A pool without threads yet.
-    pub(super) fn new(cache: Arc<Cache>, indexer: Indexer) -> std::io::Result<Self> {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        indexer: Indexer,
+        stores: StoreOptions,
+    ) -> std::io::Result<Self> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Shared {
             cache,
             indexer,
+            stores,
             queue: Mutex::default(),
             work: Condvar::new(),
             done: Mutex::default(),
@@ -272,9 +280,11 @@ impl Shared {
             Ok(None) => {}
             Err(error) => return (Err(cache::cache_error(&error)), false),
         }
+        let begun = Instant::now();
         let result = image
-            .fetcher(block.id)
+            .fetcher(block.id, &self.stores)
             .and_then(|fetcher| cache::fetch_into(&self.cache, &*fetcher, codec, cipher, block));
+        image.pace.note(begun.elapsed(), IMAGE_THREADS);
         (result, true)
     }
 
@@ -324,8 +334,11 @@ impl Queue {
     fn take_block(&mut self, ahead: bool) -> Option<Job> {
         for _ in 0..self.images.len() {
             let mut queue = self.images.pop_front()?;
-            let block =
-                if queue.running < IMAGE_THREADS { queue.next(ahead, &self.running) } else { None };
+            let block = if queue.running < queue.image.pace.workers(IMAGE_THREADS) {
+                queue.next(ahead, &self.running)
+            } else {
+                None
+            };
             let job = block.map(|block| {
                 queue.running += 1;
                 self.prefetching += usize::from(ahead);

@@ -31,6 +31,7 @@ use super::pool::{Done, Pool};
 use super::status::{ImageStatus, Status};
 use super::{CachedError, Config, prefetch, trace};
 use crate::cache::{Cache, CacheError, Flights, Found, Handout, Join, SegmentNumber};
+use crate::store::route::StoreOptions;
 
 /// Most connections.
 const CONNECTION_COUNT_MAX: usize = 1024;
@@ -98,7 +99,8 @@ impl Server {
         let system =
             |what| move |source: Errno| CachedError::System { what, source: source.into() };
         let indexer = Indexer { directory: config.index.clone(), program: config.indexer.clone() };
-        let pool = Pool::new(Arc::clone(&cache), indexer)
+        let stores = StoreOptions { policy: config.policy.clone(), ..StoreOptions::default() };
+        let pool = Pool::new(Arc::clone(&cache), indexer, stores)
             .map_err(|source| CachedError::System { what: "eventfd", source })?;
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("epoll"))?;
         let listener = listen(&config.socket)

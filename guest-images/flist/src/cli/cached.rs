@@ -9,6 +9,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use flist::cache;
 use flist::cached::{Config, Server};
+use flist::store::policy::{AllowRule, RoutePolicy};
 use flist_view::cache_client;
 use rustix::process::{Resource, Rlimit};
 use serde_json::Value;
@@ -18,6 +19,15 @@ use serde_json::Value;
 /// Clients connect to the socket, name an image and ask for its blocks; the daemon alone fetches,
 /// verifies and writes them. It ends in good order on SIGTERM or Ctrl-C.
 #[derive(Args)]
+#[command(after_help = "\
+Images name their own stores, and images are users'. So blocks are fetched only over ZDB, HTTP and S3,
+and only from addresses that anybody could reach: not from folders or unix sockets of this node, nor
+from its own, private, link-local or loopback addresses, nor through a proxy. --allow-route adds to
+that, and may be repeated:
+  ADDRESS[/BITS]   a network, such as 10.1.0.0/16; the node's own addresses each need a rule
+  dir:///PATH      folders at and below PATH
+  zdb:///PATH      unix sockets at and below PATH
+  local            everything, for tests and development")]
 pub(crate) struct CachedArguments {
     /// Unix socket to listen on (mode 0600), or to ask with --status
     #[arg(long, value_name = "PATH")]
@@ -38,6 +48,10 @@ pub(crate) struct CachedArguments {
     /// Bytes to leave free on the cache's file system
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     free_min: u64,
+
+    /// What routes may lead to beyond addresses that anybody could reach; see below
+    #[arg(long = "allow-route", value_name = "RULE", conflicts_with = "status")]
+    allow_routes: Vec<AllowRule>,
 
     /// Show what the daemon behind the socket has done, and end
     #[arg(long, conflicts_with = "cache")]
@@ -69,6 +83,7 @@ fn serve(arguments: &CachedArguments, cache: &Path) -> anyhow::Result<()> {
         index: arguments.index.clone().unwrap_or_else(|| cache.join("indexes")),
         // Ourselves, even when the file was replaced meanwhile.
         indexer: PathBuf::from("/proc/self/exe"),
+        policy: RoutePolicy::restricted(arguments.allow_routes.clone()),
         bounds: cache::Config { size_max: arguments.size_max, free_min: arguments.free_min },
     })?;
     tracing::info!(socket = %arguments.socket.display(), "listening");

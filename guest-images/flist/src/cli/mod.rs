@@ -1,5 +1,6 @@
 //! What the subcommands of `flist` share; each subcommand has a file of its own beside this one.
 
+pub(crate) mod allocator;
 pub(crate) mod cached;
 pub(crate) mod clone;
 pub(crate) mod exit;

@@ -36,7 +36,7 @@ pub(crate) struct MountArguments {
     /// An existing directory
     mount_point: PathBuf,
     /// Where the blocks are, instead of where the image says; may be repeated, and take a range of
-    /// blocks as in `00-7f=URL`
+    /// blocks as in `00-7f=URL`. With --cached, it is for the daemon to reach and to allow
     #[arg(short, long = "store", value_name = "URL")]
     stores: Vec<String>,
     /// Where fetched blocks and indexes of images are kept [default: /var/cache/flist for root,

@@ -21,6 +21,9 @@ pub(crate) struct UnpackArguments {
     directory: PathBuf,
     #[command(flatten)]
     source: SourceArguments,
+    /// Do not wait until the directory is safe from a power loss
+    #[arg(long)]
+    no_sync: bool,
 }
 
 /// Runs the command.
@@ -28,7 +31,7 @@ pub(crate) fn run(arguments: &UnpackArguments) -> anyhow::Result<()> {
     let progress = Terminal::new()?;
     let image = Image::open(&arguments.image)?;
     let fetcher = arguments.source.fetcher(&image, &arguments.image)?;
-    let options = UnpackOptions { workers: arguments.source.workers };
+    let options = UnpackOptions { workers: arguments.source.workers, skip_sync: arguments.no_sync };
     let report = unpack(&image, &fetcher, &arguments.directory, &options, &progress)?;
     progress.finish();
     println!(

@@ -42,10 +42,11 @@ use self::contents::LayerContents;
 use self::digest::Digest;
 use self::layer::{LayerError, Rootfs, TreeLimits};
 use self::manifest::{Image, Source};
-use self::registry::{Registry, RegistryError, RegistryOptions};
+use self::registry::{Registry, RegistryOptions};
 use self::spool::{Spool, SpoolLimits};
 use crate::progress::{Cancelled, Progress};
 use crate::tree::Tree;
+use crate::web::WebError;
 
 /// What a conversion may be told.
 #[derive(Clone, Debug)]
@@ -154,6 +155,16 @@ pub enum OciError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// More bytes of layers than are allowed.
+    #[error("{what}: {size} bytes, only {limit} are left of those that all layers may have")]
+    Room {
+        /// The layer.
+        what: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Bytes that may still come.
+        limit: u64,
+    },
     /// A manifest, index or configuration is not what it should be.
     #[error("{what}: not the JSON expected there")]
     Json {
@@ -190,7 +201,7 @@ pub enum OciError {
     },
     /// The registry.
     #[error("asking the registry")]
-    Registry(#[from] RegistryError),
+    Registry(#[from] WebError),
     /// The user stopped it.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),

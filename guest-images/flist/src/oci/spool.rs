@@ -67,11 +67,25 @@ impl Spool {
         tempfile::tempfile_in(&self.directory).map_err(|source| self.error(source))
     }
 
+    /// Checks that there is room for `size` more bytes of layers: those to be downloaded, or those that
+    /// are not compressed.
+    ///
+    /// # Errors
+    /// [`OciError::Room`].
+    pub fn check_room(&self, what: &str, size: u64) -> Result<(), OciError> {
+        let limit = self.limits.total_size_max.saturating_sub(self.used_size);
+        if size <= limit {
+            return Ok(());
+        }
+        Err(OciError::Room { what: what.to_owned(), size, limit })
+    }
+
     /// The uncompressed archive in `blob`. `what` names it in errors; `diff_id` is what it must hash
     /// to, if that is known.
     ///
     /// # Errors
-    /// [`OciError::DiffId`], [`OciError::Expands`], [`OciError::Io`], [`OciError::Cancelled`].
+    /// [`OciError::DiffId`], [`OciError::Expands`], [`OciError::Room`], [`OciError::Io`],
+    /// [`OciError::Cancelled`].
     pub fn decompress(
         &mut self,
         blob: &Region,
@@ -84,6 +98,8 @@ impl Spool {
         let archive = match Compression::of(blob).map_err(read_error)? {
             Compression::None => {
                 if let Some(diff_id) = diff_id {
+                    self.check_room(what, blob.size())?;
+                    self.used_size = self.used_size.saturating_add(blob.size());
                     let digest = hash(blob, what, diff_id, progress)?;
                     check_diff_id(what, diff_id, digest)?;
                 }

@@ -16,8 +16,8 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -78,11 +78,17 @@ impl DirStore {
         Self::open(path)
     }
 
-    fn failed(&self, what: &str, name: &[u8], error: impl std::fmt::Display) -> StoreError {
-        StoreError::Failed {
-            store: self.name.clone(),
-            reason: format!("can't {what} block {}: {error}", hex(name)),
-        }
+    /// Where the folder is, whatever symbolic links led there.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if the system does not tell.
+    pub fn path(&self) -> Result<PathBuf, StoreError> {
+        std::fs::read_link(format!("/proc/self/fd/{}", self.root.as_raw_fd()))
+            .map_err(|error| self.failed("find out where the folder is", error))
+    }
+
+    fn failed(&self, what: &str, error: impl std::fmt::Display) -> StoreError {
+        StoreError::Failed { store: self.name.clone(), reason: format!("can't {what}: {error}") }
     }
 
     fn folder(&self, byte: u8) -> Result<&OwnedFd, Errno> {
@@ -170,11 +176,11 @@ impl Store for DirStore {
             Err(Errno::NOENT) => {
                 return Err(StoreError::Missing { store: self.name.clone(), block: hex(name) });
             }
-            Err(errno) => return Err(self.failed("open", name, errno)),
+            Err(errno) => return Err(self.failed("open the block's file", errno)),
         };
-        let stat = fs::fstat(&file).map_err(|errno| self.failed("read", name, errno))?;
+        let stat = fs::fstat(&file).map_err(|errno| self.failed("read the block's file", errno))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(self.failed("read", name, "not a regular file"));
+            return Err(self.failed("read the block's file", "not a regular file"));
         }
         let limit = STORED_SIZE_MAX + 1;
         let size = usize::try_from(stat.st_size).unwrap_or(limit).min(limit);
@@ -182,12 +188,13 @@ impl Store for DirStore {
         std::fs::File::from(file)
             .take(limit as u64)
             .read_to_end(&mut stored)
-            .map_err(|error| self.failed("read", name, error))?;
+            .map_err(|error| self.failed("read the block's file", error))?;
         Ok(stored)
     }
 
     fn put(&self, name: &[u8], stored: &[u8]) -> Result<(), StoreError> {
-        self.write(name, stored).map_err(|errno| self.failed("write", name, errno))
+        self.write(name, stored)
+            .map_err(|errno| self.failed(&format!("write block {}", hex(name)), errno))
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -90,7 +90,7 @@ pub struct StoreCounters {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// No route's range has the block.
-    #[error("block {block}: no route covers it (stores: {stores})")]
+    #[error("block {block}: {}", self.reason())]
     NoRoute {
         /// The block.
         block: BlockId,
@@ -98,7 +98,7 @@ pub enum FetchError {
         stores: String,
     },
     /// Every store answered that it does not have it.
-    #[error("block {block}: no store has it: {reasons}")]
+    #[error("block {block}: {}", self.reason())]
     Missing {
         /// The block.
         block: BlockId,
@@ -106,7 +106,7 @@ pub enum FetchError {
         reasons: String,
     },
     /// At least one store could not be reached, and no other has it. Trying later may help.
-    #[error("block {block}: {reasons}")]
+    #[error("block {block}: {}", self.reason())]
     Unreachable {
         /// The block.
         block: BlockId,
@@ -114,7 +114,7 @@ pub enum FetchError {
         reasons: String,
     },
     /// At least one store refused to answer, and no other has it.
-    #[error("block {block}: {reasons}")]
+    #[error("block {block}: {}", self.reason())]
     Refused {
         /// The block.
         block: BlockId,
@@ -122,7 +122,7 @@ pub enum FetchError {
         reasons: String,
     },
     /// At least one store failed in a way that will not pass, and no other has it.
-    #[error("block {block}: {reasons}")]
+    #[error("block {block}: {}", self.reason())]
     Failed {
         /// The block.
         block: BlockId,
@@ -130,13 +130,28 @@ pub enum FetchError {
         reasons: String,
     },
     /// A store gave bytes that are not the block, and no other has it.
-    #[error("block {block}: {reasons}")]
+    #[error("block {block}: {}", self.reason())]
     Bad {
         /// The block.
         block: BlockId,
         /// What each store said.
         reasons: String,
     },
+}
+
+impl FetchError {
+    /// What is wrong, without the block's name: for those who name it themselves.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::NoRoute { stores, .. } => format!("no route covers it (stores: {stores})"),
+            Self::Missing { reasons, .. } => format!("no store has it: {reasons}"),
+            Self::Unreachable { reasons, .. }
+            | Self::Refused { reasons, .. }
+            | Self::Failed { reasons, .. }
+            | Self::Bad { reasons, .. } => reasons.clone(),
+        }
+    }
 }
 
 /// How long a store that could not be reached comes after all others.
@@ -195,9 +210,7 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError`] names the block and what each store said.
     pub fn fetch(&self, codec: &mut Codec, block: &BlockRef) -> Result<Vec<u8>, FetchError> {
-        self.with_verified(block, |stored| {
-            codec.decode(self.cipher, block, stored).map(<[u8]>::to_vec)
-        })
+        self.with_verified(block, |stored| codec.decode(self.cipher, block, stored))
     }
 
     /// The stored (compressed, encrypted) bytes of a block, verified by decoding a copy: what is put
@@ -484,6 +497,9 @@ mod tests {
         other.key.0[0] ^= 1;
         let error = fetcher.fetch_stored(&mut Codec::new(), &other).unwrap_err();
         assert!(matches!(error, FetchError::Bad { .. }), "{error}");
+        let text = error.to_string();
+        assert_eq!(text.matches(&block.id.to_string()).count(), 1, "{text}");
+        assert_eq!(text.matches("block").count(), 2, "named once, called bad once: {text}");
     }
 
     #[test]

@@ -4,23 +4,26 @@
 //! layout was found (`reference: flist 1.1`). User info becomes basic authentication.
 //!
 //! `WebClient` is what this and [`s3`](super::s3) share: connections that are kept, limits on time,
-//! size and redirects, and what each status means. TLS is rustls with Mozilla's roots built in: a
-//! node has no certificate store of its own. `https` never follows a redirect to `http`. A proxy from
-//! the environment (`HTTPS_PROXY` and its kin) is used, except for this machine itself.
+//! size and redirects, the route policy, and what each status means; [`crate::web`] has what is not
+//! about stores.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ureq::http::StatusCode;
-use ureq::tls::TlsConfig;
+use ureq::config::Config;
+use ureq::http::{StatusCode, Uri};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
 
+use super::policy::{Forbidden, RoutePolicy};
 use super::route::StoreOptions;
 use super::url::{Credentials, HttpTarget};
 use super::{Store, StoreError, hex};
 use crate::block::STORED_SIZE_MAX;
+use crate::web;
 
 /// A folder of blocks on a web server.
 pub struct HttpStore {
@@ -92,20 +95,20 @@ pub(super) enum Reply<T> {
 impl WebClient {
     /// A client for URLs that begin with `base`.
     pub(super) fn new(name: String, base: &str, options: &StoreOptions) -> Self {
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .https_only(base.starts_with("https://"))
+        let mut config = web::config(base)
             .max_redirects(REDIRECT_COUNT_MAX)
             .max_idle_connections(options.connection_count_max)
             .max_idle_connections_per_host(options.connection_count_max)
             .timeout_connect(Some(options.connect_timeout))
-            .timeout_global(Some(options.request_timeout))
-            .tls_config(TlsConfig::default())
-            .user_agent(concat!("flist/", env!("CARGO_PKG_VERSION")));
-        if is_this_machine(base) {
+            .timeout_global(Some(options.request_timeout));
+        let policy = options.policy.clone();
+        if policy.is_restricted() {
+            // It would look names up for us, and we would not know where they lead.
             config = config.proxy(None);
         }
-        Self { name, agent: config.build().new_agent() }
+        let resolver = CheckedResolver { policy, inner: DefaultResolver::default() };
+        let agent = Agent::with_parts(config.build(), DefaultConnector::default(), resolver);
+        Self { name, agent }
     }
 
     /// `GET`; the body, up to one byte more than a block can have.
@@ -196,6 +199,9 @@ impl WebClient {
             ureq::Error::BadUri(_) => ("redirected to what is no URL".to_owned(), false),
             ureq::Error::Rustls(error) => (format!("TLS: {error}"), false),
             ureq::Error::Tls(text) => (format!("TLS: {text}"), false),
+            ureq::Error::Other(error) if error.is::<Forbidden>() => {
+                return StoreError::Refused { store, reason: error.to_string() };
+            }
             ureq::Error::LargeResponseHeader(size, limit) => {
                 (format!("response header of {size} bytes, at most {limit} allowed"), false)
             }
@@ -205,6 +211,37 @@ impl WebClient {
             StoreError::Unreachable { store, reason }
         } else {
             StoreError::Failed { store, reason }
+        }
+    }
+}
+
+/// Looks names up, and leaves only addresses that may be connected to. Every connection goes through
+/// it, those that a redirect leads to as well.
+#[derive(Debug)]
+struct CheckedResolver {
+    policy: RoutePolicy,
+    inner: DefaultResolver,
+}
+
+impl Resolver for CheckedResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let found = self.inner.resolve(uri, config, timeout)?;
+        let mut allowed = self.empty();
+        let mut refusal = None;
+        for address in &found {
+            match self.policy.check_address(address.ip()) {
+                Ok(()) => allowed.push(*address),
+                Err(forbidden) => refusal = refusal.or(Some(forbidden)),
+            }
+        }
+        match refusal {
+            Some(forbidden) if allowed.is_empty() => Err(ureq::Error::Other(forbidden.into())),
+            _ => Ok(allowed),
         }
     }
 }
@@ -226,20 +263,11 @@ fn error_code(body: &mut Body) -> Option<String> {
     (is_word && code.len() <= 64).then(|| code.to_owned())
 }
 
-fn is_this_machine(base: &str) -> bool {
-    let Ok(url) = url::Url::parse(base) else { return false };
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use super::super::policy::AllowRule;
     use super::*;
     use crate::store::testing::{FakeWeb, Response};
     use crate::store::url::{StoreUrl, Target};
@@ -319,6 +347,37 @@ mod tests {
         assert_eq!(store(&server).get(&NAME).unwrap(), b"stored");
         let error = store(&server).get(&[1; 32]).unwrap_err();
         assert!(error.to_string().contains("redirects"), "{error}");
+    }
+
+    #[test]
+    fn addresses_that_the_policy_forbids_are_not_connected_to_not_even_by_a_redirect() {
+        let server = FakeWeb::start(|_| Response::ok(b"stored"));
+        let restricted = |rules: Vec<AllowRule>| StoreOptions {
+            policy: RoutePolicy::restricted(rules),
+            ..StoreOptions::default()
+        };
+        let single = |text: &str| AllowRule::Network(text.parse().unwrap(), 32);
+        for host in ["127.0.0.1", "localhost"] {
+            let url = format!("http://me:hunter2@{host}:{}", server.port());
+            let error = open(&url, &restricted(vec![])).get(&NAME).unwrap_err();
+            assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains(host) && text.contains("a loopback address"), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        assert!(server.paths().is_empty());
+        let port = server.port();
+        // 127.0.0.2 is allowed and leads to 127.0.0.1, which is not.
+        let other = FakeWeb::start_on("127.0.0.2", move |_| {
+            Response::redirect(&format!("http://127.0.0.1:{port}/there"))
+        });
+        let url = format!("http://127.0.0.2:{}", other.port());
+        let error = open(&url, &restricted(vec![single("127.0.0.2")])).get(&NAME).unwrap_err();
+        assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("127.0.0.1 is a loopback address"), "{error}");
+        assert_eq!((server.paths().len(), other.paths().len()), (0, 1));
+        let both = vec![single("127.0.0.1"), single("127.0.0.2")];
+        assert_eq!(open(&url, &restricted(both)).get(&NAME).unwrap(), b"stored");
     }
 
     #[test]

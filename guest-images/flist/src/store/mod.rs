@@ -10,6 +10,7 @@
 pub mod dir;
 pub mod fetch;
 pub mod http;
+pub mod policy;
 pub mod route;
 pub mod s3;
 #[cfg(test)]
@@ -71,12 +72,13 @@ pub enum StoreError {
         /// What a store URL must look like.
         rule: String,
     },
-    /// It refused: wrong password, no such namespace or bucket. Trying again will not help.
+    /// It refused (wrong password, no such namespace or bucket), or the [`policy`] forbids to follow the
+    /// route. Trying again will not help.
     #[error("{store}: {reason}")]
     Refused {
         /// The store.
         store: String,
-        /// What it said.
+        /// What it said, or the rule.
         reason: String,
     },
     /// It failed, and would fail again: disk full, not permitted by the system, damaged, no valid

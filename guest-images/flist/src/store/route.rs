@@ -13,14 +13,15 @@ use std::time::Duration;
 
 use super::dir::DirStore;
 use super::http::HttpStore;
+use super::policy::{Forbidden, RoutePolicy};
 use super::s3::S3Store;
-use super::url::{StoreUrl, Target};
+use super::url::{StoreUrl, Target, ZdbEndpoint};
 use super::zdb::ZdbStore;
 use super::{Store, StoreError, hex};
 use crate::format::Route;
 
-/// What a set of stores is opened for, and how long it waits.
-#[derive(Clone, Copy, Debug)]
+/// What a set of stores is opened for, where they may be, and how long it waits.
+#[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// Create what is missing (folders of `dir://`), because blocks will be put.
     pub write: bool,
@@ -30,6 +31,8 @@ pub struct StoreOptions {
     pub request_timeout: Duration,
     /// Most connections to one store at a time.
     pub connection_count_max: usize,
+    /// Which routes may be followed.
+    pub policy: RoutePolicy,
 }
 
 impl Default for StoreOptions {
@@ -39,6 +42,7 @@ impl Default for StoreOptions {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
             connection_count_max: 20,
+            policy: RoutePolicy::default(),
         }
     }
 }
@@ -68,7 +72,7 @@ impl Stores {
                 None => stores.push(RoutedStore {
                     url: route.url.clone(),
                     ranges: vec![range],
-                    options: *options,
+                    options: options.clone(),
                     opened: Mutex::new(None),
                 }),
             }
@@ -94,7 +98,7 @@ impl Stores {
     /// [`StoreError::ReadOnly`] for a store that can't be written, [`StoreError::Url`] if a range of
     /// first bytes has no store, or whatever opening one of them says.
     pub fn open_for_writing(routes: &[Route], options: &StoreOptions) -> Result<Self, StoreError> {
-        let stores = Self::new(routes, &StoreOptions { write: true, ..*options });
+        let stores = Self::new(routes, &StoreOptions { write: true, ..options.clone() });
         for store in &stores.stores {
             if !store.url.is_writable() {
                 return Err(StoreError::ReadOnly { store: store.name() });
@@ -200,15 +204,32 @@ impl RoutedStore {
     }
 }
 
-/// Opens one store. Only `dir://` touches anything now; the others connect with their first request.
+/// Opens one store. Only `dir://` touches anything now; the others connect with their first request,
+/// and are told then if they may not connect there.
 ///
 /// # Errors
-/// For `dir://`, if the folder can't be opened or created.
+/// For `dir://`, if the folder can't be opened or created; [`StoreError::Refused`] for a folder or unix
+/// socket that the policy forbids.
 pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+    let refused = |forbidden: Forbidden| StoreError::Refused {
+        store: url.to_string(),
+        reason: forbidden.to_string(),
+    };
     Ok(match url.target() {
-        Target::Dir(path) if options.write => Arc::new(DirStore::create(path)?),
-        Target::Dir(path) => Arc::new(DirStore::open(path)?),
-        Target::Zdb(target) => Arc::new(ZdbStore::new(url.to_string(), target, options)),
+        Target::Dir(path) => {
+            options.policy.check_folder(path).map_err(refused)?;
+            let store = if options.write { DirStore::create(path)? } else { DirStore::open(path)? };
+            if options.policy.is_restricted() {
+                options.policy.check_folder(&store.path()?).map_err(refused)?;
+            }
+            Arc::new(store)
+        }
+        Target::Zdb(target) => {
+            if let ZdbEndpoint::Unix(path) = &target.endpoint {
+                options.policy.check_socket(path).map_err(refused)?;
+            }
+            Arc::new(ZdbStore::new(url.to_string(), target, options))
+        }
         Target::Http(target) => Arc::new(HttpStore::new(url.to_string(), target, options)),
         Target::S3(target) => Arc::new(S3Store::new(url.to_string(), target, options)?),
     })
@@ -218,6 +239,7 @@ pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Arc<dyn Store>, St
 mod tests {
     use std::path::Path;
 
+    use super::super::policy::AllowRule;
     use super::*;
     use crate::store::url::RouteSpec;
 
@@ -283,5 +305,36 @@ mod tests {
             stores.all()[1].store().unwrap().get(&[1; 32]),
             Err(StoreError::Missing { .. })
         ));
+    }
+
+    #[test]
+    fn a_folder_is_judged_by_where_its_path_leads() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        for name in ["allowed", "secret"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(root.join("secret"), root.join("allowed/link")).unwrap();
+        let policy = RoutePolicy::restricted(vec![AllowRule::Folder(root.join("allowed"))]);
+        let options = StoreOptions { policy, ..StoreOptions::default() };
+        let try_open = |path: &str| {
+            open(&StoreUrl::parse(&dir("", &root.join(path))).unwrap(), &options).map(drop)
+        };
+        try_open("allowed").unwrap();
+        for path in ["secret", "allowed/link", "allowed/../secret", "missing"] {
+            let error = try_open(path).unwrap_err();
+            assert!(matches!(error, StoreError::Refused { .. }), "{path}: {error}");
+            assert!(error.to_string().contains("a folder of this node"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_needs_a_rule() {
+        let options =
+            StoreOptions { policy: RoutePolicy::restricted(vec![]), ..StoreOptions::default() };
+        let url = StoreUrl::parse("zdb:///run/zdb.sock").unwrap();
+        let error = open(&url, &options).err().unwrap().to_string();
+        let rule = "/run/zdb.sock is a unix socket of this node, which no --allow-route allows";
+        assert_eq!(error, format!("zdb:///run/zdb.sock: {rule}"));
     }
 }

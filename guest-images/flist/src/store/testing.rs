@@ -55,9 +55,17 @@ struct ZdbState {
 
 impl FakeWeb {
     pub(crate) fn start(answer: impl Fn(&Request) -> Response + Send + Sync + 'static) -> Self {
+        Self::start_on("127.0.0.1", answer)
+    }
+
+    /// On another of this machine's addresses.
+    pub(crate) fn start_on(
+        host: &str,
+        answer: impl Fn(&Request) -> Response + Send + Sync + 'static,
+    ) -> Self {
         let paths: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&paths);
-        let listener = Listener::start(move |stream| {
+        let listener = Listener::start(host, move |stream| {
             let Some(request) = Request::read(&stream) else {
                 return Response::status(400).write(&stream, false);
             };
@@ -134,7 +142,7 @@ impl FakeZdb {
     pub(crate) fn start() -> Self {
         let state: Arc<Mutex<ZdbState>> = Arc::default();
         let shared = Arc::clone(&state);
-        let listener = Listener::start(move |stream| serve_zdb(&stream, &shared));
+        let listener = Listener::start("127.0.0.1", move |stream| serve_zdb(&stream, &shared));
         Self { listener, state }
     }
 
@@ -212,8 +220,8 @@ struct Listener {
 }
 
 impl Listener {
-    fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    fn start(host: &str, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((host, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&is_stopping);

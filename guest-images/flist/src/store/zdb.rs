@@ -7,7 +7,9 @@
 
 use std::error::Error;
 
-use zdb_client::{ClientError, Endpoint, Namespace, Password, Pool, PoolOptions, Timeouts};
+use zdb_client::{
+    AddressCheck, ClientError, Endpoint, Namespace, Password, Pool, PoolOptions, Timeouts,
+};
 
 use super::route::StoreOptions;
 use super::url::{ZdbEndpoint, ZdbTarget};
@@ -30,7 +32,12 @@ impl ZdbStore {
             ZdbEndpoint::Tcp(host, port) => Endpoint::Tcp(host.clone(), *port),
             ZdbEndpoint::Unix(path) => Endpoint::Unix(path.clone()),
         };
+        let policy = options.policy.clone();
+        let check = AddressCheck::new(move |address| {
+            policy.check_address(address).map_err(|forbidden| forbidden.to_string())
+        });
         let pool = Pool::new(PoolOptions {
+            address_check: options.policy.is_restricted().then_some(check),
             namespace: namespace(target),
             timeouts: Timeouts {
                 connect: options.connect_timeout,
@@ -46,7 +53,9 @@ impl ZdbStore {
     fn error(&self, error: &ClientError) -> StoreError {
         let (store, reason) = (self.name.clone(), reason(error));
         match error {
-            ClientError::Refused { .. } => StoreError::Refused { store, reason },
+            ClientError::Refused { .. } | ClientError::Forbidden { .. } => {
+                StoreError::Refused { store, reason }
+            }
             ClientError::Unexpected { .. } => StoreError::Failed { store, reason },
             _ => StoreError::Unreachable { store, reason },
         }
@@ -58,7 +67,7 @@ impl Store for ZdbStore {
         match self.pool.with(|client| client.get(name)) {
             Ok(Some(stored)) if stored.is_empty() => Err(StoreError::Failed {
                 store: self.name.clone(),
-                reason: format!("block {} is an empty value", hex(name)),
+                reason: "has an empty value for it".to_owned(),
             }),
             Ok(Some(stored)) => Ok(stored),
             Ok(None) => Err(StoreError::Missing { store: self.name.clone(), block: hex(name) }),
@@ -88,6 +97,9 @@ fn namespace(target: &ZdbTarget) -> Option<Namespace> {
 
 /// The error with its sources, without the server's address: the store's name says it.
 fn reason(error: &ClientError) -> String {
+    if let ClientError::Forbidden { reason, .. } = error {
+        return reason.clone();
+    }
     let text = error.to_string();
     let mut reason = text.split_once(": ").map_or(text.as_str(), |(_, rest)| rest).to_owned();
     let mut source = error.source();

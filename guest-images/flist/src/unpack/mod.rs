@@ -7,8 +7,8 @@
 //!        └─ rename ──► DEST
 //! ```
 //!
-//! Nothing appears under the final name before it is whole, and an error or Ctrl-C removes what there
-//! is. The image is hostile: every name is used alone, relative to a descriptor of its directory,
+//! Nothing appears under the final name before it is whole and, unless told otherwise, safe from a power
+//! loss; an error or Ctrl-C removes what there is. The image is hostile: every name is used alone, relative to a descriptor of its directory,
 //! which is reached from the top by names of directories, never through a symbolic link. So nothing
 //! outside the destination can be touched, whatever links the image holds.
 //!
@@ -44,6 +44,9 @@ use crate::workers;
 pub struct UnpackOptions {
     /// Worker threads; by default one for each core, at least two.
     pub workers: Option<NonZeroUsize>,
+    /// Return without waiting until the tree is safe from a power loss, which may then leave one that
+    /// looks whole and is not.
+    pub skip_sync: bool,
 }
 
 /// What was unpacked.
@@ -141,8 +144,9 @@ pub fn unpack(
     unpacker.apply_metadata()?;
     unpacker.make_hard_links()?;
     unpacker.apply_directory_metadata()?;
+    progress.check()?;
+    partial.publish(&destination, &unpacker.root, options.skip_sync)?;
     let notes = unpacker.into_notes();
-    partial.publish(&destination)?;
     Ok(UnpackReport { entry_count: entries.len(), bytes, notes })
 }
 
@@ -195,11 +199,26 @@ impl Partial {
         Ok(Self { path, is_published: false })
     }
 
-    fn publish(&mut self, destination: &Path) -> Result<(), UnpackError> {
-        std::fs::rename(&self.path, destination)
-            .map_err(|source| UnpackError::Folder { path: destination.to_owned(), source })?;
+    /// Gives the tree its name. One call that syncs the whole file system costs far less than one for
+    /// each of its files.
+    fn publish(
+        &mut self,
+        destination: &Path,
+        root: &OwnedFd,
+        skip_sync: bool,
+    ) -> Result<(), UnpackError> {
+        let failed = |source| UnpackError::Folder { path: destination.to_owned(), source };
+        if !skip_sync {
+            rustix::fs::syncfs(root).map_err(|error| failed(error.into()))?;
+        }
+        std::fs::rename(&self.path, destination).map_err(failed)?;
         self.is_published = true;
-        Ok(())
+        match destination.parent() {
+            Some(folder) if !skip_sync => {
+                File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -112,6 +112,23 @@ fn links_that_climb_or_loop_stay_inside() {
 }
 
 #[test]
+fn layers_that_are_not_compressed_count_too() {
+    let folder = TempDir::new().unwrap();
+    let half = |name: &str| Layer::new().file(name, &vec![7; 600 << 10]).finish();
+    let mut image = Image::new(json!({}))
+        .layer(&half("a"), Compression::Plain)
+        .layer(&half("b"), Compression::Plain);
+    let second = image.layers[1].clone();
+    let manifest = image.seal();
+    image.write_layout(folder.path(), &[manifest]);
+    let spool = SpoolLimits { total_size_max: 1 << 20, ..Default::default() };
+    let options = Options { limits: Limits { spool, ..Limits::default() }, ..options() };
+    let error = convert_image(folder.path().to_str().unwrap(), &options, &Quiet).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("{second}: ")) && text.contains("are left of"), "{text}");
+}
+
+#[test]
 fn bombs_are_stopped_by_ratio_and_by_size() {
     let folder = TempDir::new().unwrap();
     let zeros = Layer::new().file("zeros", &vec![0; 4 << 20]).finish();

@@ -23,6 +23,7 @@ use super::reference::Reference;
 use super::region::Region;
 use super::spool::{Spool, verify};
 use crate::progress::Progress;
+use crate::web::{self, WebError, is_local};
 
 /// How often a request is tried, and a download without progress resumed.
 pub const ATTEMPT_COUNT_MAX: u32 = 5;
@@ -46,33 +47,6 @@ pub struct RegistryOptions {
     pub insecure: bool,
     /// Name and password, if they are to be sent when the registry asks.
     pub login: Option<Login>,
-}
-
-/// Why a registry did not give what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// It answered that it has no such thing.
-    #[error("{url}: not found")]
-    Missing {
-        /// What was asked for.
-        url: String,
-    },
-    /// It refused. Trying again will not help.
-    #[error("{url}: {reason}")]
-    Refused {
-        /// What was asked for.
-        url: String,
-        /// What it said.
-        reason: String,
-    },
-    /// It could not be reached, or broke off. Trying again may help.
-    #[error("{url}: {reason}")]
-    Unreachable {
-        /// What was asked for.
-        url: String,
-        /// What happened.
-        reason: String,
-    },
 }
 
 /// An image in a registry.
@@ -101,9 +75,10 @@ impl Registry {
         let host = reference.api_host();
         let local = is_local(&host);
         let scheme = if options.insecure || local { "http" } else { "https" };
+        let base = format!("{scheme}://{host}/v2/{}", reference.path());
         Self {
-            base: format!("{scheme}://{host}/v2/{}", reference.path()),
-            agent: agent(local),
+            agent: agent(&base),
+            base,
             reference,
             options: options.clone(),
             authorization: Mutex::new(None),
@@ -123,7 +98,7 @@ impl Registry {
                 Ok(response) => return Ok(response),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(reason)) if attempt >= ATTEMPT_COUNT_MAX => {
-                    return Err(RegistryError::Unreachable { url: url.to_owned(), reason }.into());
+                    return Err(WebError::Unreachable { url: url.to_owned(), reason }.into());
                 }
                 Err(Failure::Passing(_)) => pause(attempt, progress)?,
             }
@@ -159,7 +134,7 @@ impl Registry {
     fn answer_challenge(&self, url: &str, headers: &HeaderMap) -> Result<Authorization, Failure> {
         let refused = |reason: &str| {
             let (url, reason) = (url.to_owned(), reason.to_owned());
-            Failure::Final(RegistryError::Refused { url, reason }.into())
+            Failure::Final(WebError::Refused { url, reason }.into())
         };
         let texts = headers.get_all(header::WWW_AUTHENTICATE).iter();
         let challenge = texts.filter_map(|text| Challenge::parse(text.to_str().ok()?)).next();
@@ -184,11 +159,17 @@ impl Registry {
         }
     }
 
-    /// Whether a password may go to `realm`.
+    /// Whether a password may go to `realm`: over TLS, or else as the registry itself is spoken with.
+    /// A registry elsewhere has no business with services of this machine.
     fn may_trust(&self, realm: &str) -> bool {
         let Ok(realm) = url::Url::parse(realm) else { return false };
         let local = realm.host_str().is_some_and(is_local);
-        realm.scheme() == "https" || (realm.scheme() == "http" && (local || self.options.insecure))
+        let in_the_clear = self.base.starts_with("http://");
+        match realm.scheme() {
+            "https" => true,
+            "http" => in_the_clear && (local || self.options.insecure),
+            _ => false,
+        }
     }
 
     /// Downloads a manifest or index into a temporary file.
@@ -202,7 +183,7 @@ impl Registry {
         let response = self.get(&url, &[("accept", ACCEPT_MANIFESTS)], progress)?;
         let mut json = Vec::new();
         let mut body = response.into_body().into_reader().take(JSON_SIZE_MAX + 1);
-        body.read_to_end(&mut json).map_err(|error| RegistryError::Unreachable {
+        body.read_to_end(&mut json).map_err(|error| WebError::Unreachable {
             url: url.clone(),
             reason: error.to_string(),
         })?;
@@ -222,6 +203,8 @@ impl Registry {
     ) -> Result<Region, OciError> {
         let url = format!("{}/blobs/{digest}", self.base);
         let what = digest.to_string();
+        // Descriptors in manifests always tell.
+        spool.check_room(&what, size.unwrap_or_default())?;
         let io_error = |source| OciError::Io { what: what.clone(), source };
         let mut partial =
             Partial { file: spool.file()?, hasher: Hasher::new(digest.algorithm()), size: 0 };
@@ -235,7 +218,7 @@ impl Registry {
             };
             attempt = if partial.size > before { 1 } else { attempt + 1 };
             if attempt > ATTEMPT_COUNT_MAX {
-                return Err(RegistryError::Unreachable { url, reason }.into());
+                return Err(WebError::Unreachable { url, reason }.into());
             }
             pause(attempt, progress)?;
         }
@@ -353,27 +336,16 @@ impl Partial {
     }
 }
 
-/// Whether a registry on this host may be spoken with in the clear.
-pub(crate) fn is_local(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    name == "localhost"
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// Speaks HTTP with bounds on everything. Proxies of the environment are not for this machine.
-pub(crate) fn agent(local: bool) -> Agent {
-    let config = Agent::config_builder()
-        .http_status_as_error(false)
+/// Speaks HTTP with bounds on everything.
+pub(crate) fn agent(base: &str) -> Agent {
+    web::config(base)
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_recv_response(Some(RESPONSE_TIMEOUT))
         .timeout_per_read(Some(READ_TIMEOUT))
         .max_redirects(REDIRECT_COUNT_MAX)
         .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-        .user_agent(concat!("flist/", env!("CARGO_PKG_VERSION")));
-    if local { config.proxy(None).build().into() } else { config.build().into() }
+        .build()
+        .into()
 }
 
 /// Sorts answers into success, what may pass, and what will not.
@@ -388,9 +360,9 @@ fn judge(url: &str, response: Response<Body>) -> Result<Response<Body>, Failure>
     if passing || status.is_server_error() {
         Err(Failure::Passing(reason))
     } else if status == StatusCode::NOT_FOUND {
-        Err(Failure::Final(RegistryError::Missing { url }.into()))
+        Err(Failure::Final(WebError::Missing { url }.into()))
     } else {
-        Err(Failure::Final(RegistryError::Refused { url, reason }.into()))
+        Err(Failure::Final(WebError::Refused { url, reason }.into()))
     }
 }
 
@@ -448,7 +420,9 @@ mod tests {
     fn passwords_do_not_travel_in_the_clear() {
         let trusts = |realm| registry("registry.example/a", false).may_trust(realm);
         assert!(trusts("https://auth.example/token"));
-        assert!(trusts("http://127.0.0.1:5000/token"));
+        assert!(!trusts("http://127.0.0.1:5000/token"));
+        assert!(registry("127.0.0.1/a", false).may_trust("http://127.0.0.1:5000/token"));
+        assert!(!registry("127.0.0.1/a", false).may_trust("http://auth.example/token"));
         assert!(!trusts("http://auth.example/token"));
         assert!(!trusts("ftp://auth.example/token") && !trusts("token"));
         assert!(registry("registry.example/a", true).may_trust("http://auth.example/token"));
