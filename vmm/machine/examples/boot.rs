@@ -1,5 +1,5 @@
 //! Boots a kernel in a machine without devices, its serial port on stdout: for trying things out,
-//! and for counting exits. Exits with 0 when the guest switched itself off, 10 when it wanted a
+//! and for counting exits and pages. Exits with 0 when the guest switched itself off, 10 when it wanted a
 //! reset, 11 when it crashed.
 //!
 //! ```text
@@ -99,6 +99,10 @@ fn run(options: &Options) -> Result<ExitCode, MachineError> {
     }
     for kind in ExitKind::ALL {
         eprintln!("{}: {}", kind.name(), machine.exits().of(kind).value());
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for line in status.lines().filter(|line| line.contains("Rss")) {
+        eprintln!("{line}");
     }
     let code = match &exit {
         Some(Exit::Off) => 0,

@@ -23,8 +23,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
-    kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use serde::{Deserialize, Serialize};
@@ -104,7 +103,6 @@ pub struct MachineState {
     vcpus: Vec<VcpuState>,
     /// Two of old, and the I/O APIC.
     interrupt_controllers: Vec<kvm_irqchip>,
-    timer: Option<kvm_pit_state2>,
     clock: kvm_clock_data,
 }
 
@@ -122,7 +120,7 @@ impl Machine {
             Description { has_serial: config.serial.is_some(), has_pci: config.has_pci };
         let entry = load(&config.boot, description, config.vcpu_count, &mut ram)?;
 
-        let vm = Arc::new(create_vm(kvm_fd, entry)?);
+        let vm = Arc::new(create_vm(kvm_fd)?);
         ram.register(&vm)?;
         let control = Arc::new(Control::new().map_err(MachineError::Descriptor)?);
         let chipset = Arc::new(Chipset::new(&vm, &control, config.serial)?);
@@ -134,7 +132,7 @@ impl Machine {
             let vcpu = Vcpu { index, fd, platform, counters: counters.clone() };
             vcpus.push(Arc::new(Mutex::new(vcpu)));
         }
-        let pristine = read_state(&vm, &model, &vcpus, has_timer(entry))?;
+        let pristine = read_state(&vm, &model, &vcpus)?;
         if let Some(first) = vcpus.first() {
             CpuModel::enter(&lock(first).fd, entry)?;
         }
@@ -314,7 +312,7 @@ impl Machine {
         if self.is_running() {
             return Err(MachineError::Running);
         }
-        read_state(&self.vm, &self.model, &self.vcpus, self.pristine.timer.is_some())
+        read_state(&self.vm, &self.model, &self.vcpus)
     }
 
     /// Takes what [`save`](Self::save) gave, of a machine with as many CPUs. The machine must be
@@ -342,9 +340,6 @@ impl Machine {
     fn write_interrupt_controllers(&self, state: &MachineState) -> Result<(), MachineError> {
         for controller in &state.interrupt_controllers {
             self.vm.set_irqchip(controller).map_err(kvm("KVM_SET_IRQCHIP"))?;
-        }
-        if let (Some(timer), true) = (&state.timer, self.pristine.timer.is_some()) {
-            self.vm.set_pit2(timer).map_err(kvm("KVM_SET_PIT2"))?;
         }
         Ok(())
     }
@@ -401,12 +396,9 @@ fn load(
     Ok(entry)
 }
 
-/// Linux needs no interval timer, and KVM's costs a thread; a unikernel may know nothing else.
-const fn has_timer(entry: Entry) -> bool {
-    matches!(entry, Entry::Pvh { .. })
-}
-
-fn create_vm(kvm_fd: &Kvm, entry: Entry) -> Result<VmFd, MachineError> {
+/// A VM with KVM's interrupt controllers, and without its interval timer: no guest needs one beside
+/// KVM's clock and the local APIC's timer, and its making takes as long as all else here.
+fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     let vm = loop {
         match kvm_fd.create_vm() {
             // A signal came while KVM waited for others.
@@ -418,10 +410,6 @@ fn create_vm(kvm_fd: &Kvm, entry: Entry) -> Result<VmFd, MachineError> {
         .map_err(kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
     vm.set_tss_address(KVM_TSS_ADDRESS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(kvm("KVM_CREATE_IRQCHIP"))?;
-    if has_timer(entry) {
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).map_err(kvm("KVM_CREATE_PIT2"))?;
-    }
     Ok(vm)
 }
 
@@ -429,7 +417,6 @@ fn read_state(
     vm: &VmFd,
     model: &CpuModel,
     vcpus: &[Arc<Mutex<Vcpu>>],
-    has_timer: bool,
 ) -> Result<MachineState, MachineError> {
     let vcpus: Result<Vec<_>, _> = vcpus.iter().map(|vcpu| model.read(&lock(vcpu).fd)).collect();
     let mut interrupt_controllers = Vec::new();
@@ -438,9 +425,8 @@ fn read_state(
         vm.get_irqchip(&mut controller).map_err(kvm("KVM_GET_IRQCHIP"))?;
         interrupt_controllers.push(controller);
     }
-    let timer = has_timer.then(|| vm.get_pit2()).transpose().map_err(kvm("KVM_GET_PIT2"))?;
     let clock = vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
-    Ok(MachineState { vcpus: vcpus?, interrupt_controllers, timer, clock })
+    Ok(MachineState { vcpus: vcpus?, interrupt_controllers, clock })
 }
 
 /// What there is around the CPUs.
