@@ -10,16 +10,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
+mod guest_files;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use boot_image::guest::{Built, Recipe, build, build_static};
-use boot_image::{Cache, KernelPackage};
-use lab::{Accelerator, Flavour};
+use guest_files::{Console, built, probe, write_cidata};
+use lab::Accelerator;
 
 const MIB: u64 = 1 << 20;
 
@@ -357,7 +357,8 @@ impl Guest {
         let _root_daemon = self.serve("vroot", &self.root());
         let _share_daemon = self.share.as_deref().map(|folder| self.serve("shared", folder));
         if self.cidata != Cidata::Absent {
-            self.make_cidata();
+            let image = self.folder.path().join("cidata.img");
+            write_cidata(&image, &self.user_data, &self.zosrc);
         }
         let console = self.folder.path().join("console");
         let mut qemu = Running(
@@ -410,24 +411,6 @@ impl Guest {
             std::thread::sleep(Duration::from_millis(10));
         }
         running
-    }
-
-    fn make_cidata(&self) {
-        let image = self.folder.path().join("cidata.img");
-        let _ = fs::remove_file(&image);
-        File::create(&image).unwrap().set_len(2 * MIB).unwrap();
-        succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(&image));
-        let files = [
-            ("meta-data", "#cloud-config\ninstance-id: x\nlocal-hostname: my-vm\n"),
-            ("network-config", NETWORK),
-            ("user-data", &self.user_data),
-            ("zosrc", &self.zosrc),
-        ];
-        for (name, text) in files {
-            let path = self.folder.path().join(name);
-            fs::write(&path, text).unwrap();
-            succeed(Command::new("mcopy").arg("-i").arg(&image).arg(&path).arg("::"));
-        }
     }
 
     fn initramfs(&self) -> PathBuf {
@@ -485,43 +468,6 @@ impl Guest {
     }
 }
 
-/// What a guest said.
-struct Console {
-    text: String,
-}
-
-impl Console {
-    /// What the probe said under `key`.
-    fn get(&self, key: &str) -> String {
-        let prefix = format!("probe: {key} \"");
-        let line = self.text.lines().find_map(|line| line.trim_end().strip_prefix(&prefix));
-        let line = line.unwrap_or_else(|| panic!("nothing about {key}:\n{}", self.text));
-        unquote(line.strip_suffix('"').unwrap())
-    }
-
-    fn size(&self, path: &str) -> u64 {
-        self.get(&format!("size {path}")).parse().unwrap()
-    }
-}
-
-/// Undoes Rust's quoting, as far as the probe's values need it.
-fn unquote(quoted: &str) -> String {
-    let mut chars = quoted.chars();
-    let mut text = String::new();
-    while let Some(c) = chars.next() {
-        match (c, c == '\\') {
-            (c, false) => text.push(c),
-            (_, true) => match chars.next() {
-                Some('n') => text.push('\n'),
-                Some('t') => text.push('\t'),
-                Some(other) => text.push(other),
-                None => {}
-            },
-        }
-    }
-    text
-}
-
 /// A child that is killed when it is dropped.
 struct Running(Child);
 
@@ -553,54 +499,10 @@ fn dying_with_us(program: &str) -> Command {
     command
 }
 
-fn succeed(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 fn words(text: &str) -> Vec<String> {
     text.split_ascii_whitespace().map(str::to_owned).collect()
 }
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// The kernel and initramfs, built once for all tests.
-fn built() -> &'static Built {
-    static BUILT: OnceLock<Built> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let cache = Cache::from_env().unwrap();
-        let kernel = KernelPackage::fetch(Flavour::Cloud, &cache).unwrap();
-        let init = build_static(&workspace(), &["--package", "guest-init", "--bin", "guest-init"]);
-        let out = cache.folder("guest-test").unwrap();
-        let recipe = Recipe { kernel: &kernel, init: &init.unwrap(), out: &out, zstd_level: 3 };
-        build(&recipe).unwrap()
-    })
-}
-
-fn probe() -> &'static Path {
-    static PROBE: OnceLock<PathBuf> = OnceLock::new();
-    PROBE.get_or_init(|| {
-        build_static(&workspace(), &["--package", "guest-init", "--example", "probe"]).unwrap()
-    })
-}
-
-const NETWORK: &str = "\
-#cloud-config
-version: 2
-ethernets:
-  eth0:
-    match: {macaddress: \"02:01:a0:00:00:09\"}
-    dhcp4: false
-    addresses: [10.20.2.5/24, 'fd63:6f63::5/64']
-    gateway4: 10.20.2.1
-    gateway6: fe80::1
-    routes:
-    - {to: 100.64.0.0/16, via: 10.20.2.1}
-    - {to: 400::/7, via: fe80::2}
-    nameservers: {addresses: [8.8.8.8, 2001:4860:4860::8888]}
-";
 const COMMAND_LINE: &str = "rw quiet reboot=k panic=1 cryptomgr.notests \
                             no_timer_check root=vroot rootfstype=virtiofs";
 /// Longest time for one boot.

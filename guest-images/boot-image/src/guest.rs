@@ -132,17 +132,41 @@ pub fn build_init(workspace: &Path) -> Result<PathBuf, GuestError> {
 ///
 /// As [`build_init`].
 pub fn build_static(workspace: &Path, target: &[&str]) -> Result<PathBuf, GuestError> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo(workspace);
     cargo
-        .current_dir(workspace)
-        .args(["build", "--quiet", "--release", "--message-format", "json"])
         .args(["--target", "x86_64-unknown-linux-gnu"])
-        .args(target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    let output = run(&mut cargo)?;
+    program(cargo, target)
+}
+
+/// Builds one program of the workspace at `workspace` as a release of it, linked to this host's
+/// libraries.
+///
+/// # Errors
+///
+/// As [`build_init`].
+pub fn build_dynamic(workspace: &Path, target: &[&str]) -> Result<PathBuf, GuestError> {
+    program(cargo(workspace), target)
+}
+
+fn cargo(workspace: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--message-format",
+        "json",
+    ]);
+    cargo
+}
+
+/// Builds `target`, and returns the program's path.
+fn program(mut cargo: Command, target: &[&str]) -> Result<PathBuf, GuestError> {
+    let output = run(cargo.args(target))?;
     let messages = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let mut programs =
         messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));

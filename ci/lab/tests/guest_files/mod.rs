@@ -1,37 +1,128 @@
-//! What a node needs to run a VM, built once for all tests.
+//! What it takes to boot a guest, built once for all tests of a program.
 
+#![allow(dead_code, reason = "each test program uses its share of it")]
+
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
-use boot_image::guest::{Recipe, build, build_static};
+use boot_image::guest::{Built, Recipe, build, build_dynamic, build_static};
 use boot_image::{Cache, KernelPackage};
 use lab::Flavour;
 
-/// Files on this host.
-pub(crate) struct Files {
-    /// The VMM, static.
-    pub(crate) vmm: PathBuf,
-    /// The guest's kernel.
-    pub(crate) vmlinux: PathBuf,
-    /// The guest's initramfs.
-    pub(crate) initramfs: PathBuf,
-}
-
-/// Builds them, or says where they are.
-pub(crate) fn files() -> &'static Files {
-    static FILES: OnceLock<Files> = OnceLock::new();
-    FILES.get_or_init(|| {
+/// The kernel and initramfs of guests.
+pub(crate) fn built() -> &'static Built {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    BUILT.get_or_init(|| {
         let cache = Cache::from_env().unwrap();
         let kernel = KernelPackage::fetch(Flavour::Cloud, &cache).unwrap();
         let init = build_static(&workspace(), &["--package", "guest-init", "--bin", "guest-init"]);
-        let out = cache.folder("guest-vmm").unwrap();
+        let out = cache.folder("guest-test").unwrap();
         let recipe = Recipe { kernel: &kernel, init: &init.unwrap(), out: &out, zstd_level: 3 };
-        let built = build(&recipe).unwrap();
-        let vmm = build_static(&workspace(), &["--package", "vmm", "--bin", "vmm"]).unwrap();
-        Files { vmm, vmlinux: built.vmlinux, initramfs: built.initramfs }
+        build(&recipe).unwrap()
     })
+}
+
+/// A guest's own init that says what it was given; static.
+pub(crate) fn probe() -> &'static Path {
+    static PROBE: OnceLock<PathBuf> = OnceLock::new();
+    PROBE.get_or_init(|| {
+        build_static(&workspace(), &["--package", "guest-init", "--example", "probe"]).unwrap()
+    })
+}
+
+/// The VMM; static.
+pub(crate) fn vmm() -> &'static Path {
+    static VMM: OnceLock<PathBuf> = OnceLock::new();
+    VMM.get_or_init(|| build_static(&workspace(), &["--package", "vmm", "--bin", "vmm"]).unwrap())
+}
+
+/// The `flist` command, with libraries.
+pub(crate) fn flist() -> &'static Path {
+    static FLIST: OnceLock<PathBuf> = OnceLock::new();
+    FLIST.get_or_init(|| {
+        build_dynamic(&workspace(), &["--package", "flist", "--bin", "flist"]).unwrap()
+    })
+}
+
+/// Writes a `cidata` disk to `image`, in whose folder its files are made.
+pub(crate) fn write_cidata(image: &Path, user_data: &str, zosrc: &str) {
+    let _ = fs::remove_file(image);
+    File::create(image).unwrap().set_len(2 << 20).unwrap();
+    succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(image));
+    let files = [
+        ("meta-data", "#cloud-config\ninstance-id: x\nlocal-hostname: my-vm\n"),
+        ("network-config", NETWORK),
+        ("user-data", user_data),
+        ("zosrc", zosrc),
+    ];
+    for (name, text) in files {
+        let path = image.with_file_name(name);
+        fs::write(&path, text).unwrap();
+        succeed(Command::new("mcopy").arg("-i").arg(image).arg(&path).arg("::"));
+    }
+}
+
+pub(crate) fn succeed(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What a guest's probe said.
+pub(crate) struct Console {
+    pub(crate) text: String,
+}
+
+impl Console {
+    /// What the probe said under `key`.
+    pub(crate) fn get(&self, key: &str) -> String {
+        let prefix = format!("probe: {key} \"");
+        let line = self.text.lines().find_map(|line| line.trim_end().strip_prefix(&prefix));
+        let line = line.unwrap_or_else(|| panic!("nothing about {key}:\n{}", self.text));
+        unquote(line.strip_suffix('"').unwrap())
+    }
+
+    pub(crate) fn size(&self, path: &str) -> u64 {
+        self.get(&format!("size {path}")).parse().unwrap()
+    }
+}
+
+/// Undoes Rust's quoting, as far as the probe's values need it.
+fn unquote(quoted: &str) -> String {
+    let mut chars = quoted.chars();
+    let mut text = String::new();
+    while let Some(c) = chars.next() {
+        match (c, c == '\\') {
+            (c, false) => text.push(c),
+            (_, true) => match chars.next() {
+                Some('n') => text.push('\n'),
+                Some('t') => text.push('\t'),
+                Some(other) => text.push(other),
+                None => {}
+            },
+        }
+    }
+    text
 }
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
+
+/// The network of every guest, one card.
+pub(crate) const NETWORK: &str = "\
+#cloud-config
+version: 2
+ethernets:
+  eth0:
+    match: {macaddress: \"02:01:a0:00:00:09\"}
+    dhcp4: false
+    addresses: [10.20.2.5/24, 'fd63:6f63::5/64']
+    gateway4: 10.20.2.1
+    gateway6: fe80::1
+    routes:
+    - {to: 100.64.0.0/16, via: 10.20.2.1}
+    - {to: 400::/7, via: fe80::2}
+    nameservers: {addresses: [8.8.8.8, 2001:4860:4860::8888]}
+";
