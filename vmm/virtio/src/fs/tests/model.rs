@@ -306,6 +306,12 @@ proptest! {
         let here = rig.seen_here();
         rig.client = overlay(&image(), rig.volume.path());
         let again = rig.seen_here();
+        for (path, (mode, ..)) in &there {
+            if mode & 0o170_000 != 0o040_000 {
+                let expected = fs::symlink_metadata(rig.plain(path)).unwrap().nlink();
+                prop_assert_eq!(u64::from(rig.client.walk(path).unwrap().nlink), expected, "{}", path);
+            }
+        }
         for seen in [&here, &again] {
             let paths = |seen: &BTreeMap<String, (u32, Vec<u8>, u64)>| {
                 seen.iter().map(|(path, (mode, contents, _))| (path.clone(), *mode, contents.clone())).collect::<Vec<_>>()
