@@ -1,8 +1,8 @@
 //! Making and removing names, with whiteouts where the lower layer would show through.
 
-use flist_view::filesystem::{Attributes, Creation, Errno, FileSystem, Ino, Rename};
+use flist_view::filesystem::{Attributes, Changes, Creation, Errno, FileSystem, Ino, Rename};
 
-use super::find::{Found, is_whiteout, link_name};
+use super::find::{Found, is_whiteout, link_name, lost_name};
 use super::tree::Place;
 use super::{Overlay, host};
 use crate::fs::host::is_directory;
@@ -125,10 +125,7 @@ impl Overlay {
     /// with its last name.
     pub(super) fn lost_name(&self, found: &Found, was_below: bool) -> Result<(), Errno> {
         let Some(upper) = found.place.upper else {
-            if was_below {
-                self.tree().lost_link(found.ino);
-            }
-            return Ok(());
+            return if was_below { self.lose_link(found.ino) } else { Ok(()) };
         };
         if is_directory(found.attributes.mode) || !self.has_links_below(found.ino) {
             return Ok(());
@@ -144,6 +141,23 @@ impl Overlay {
             self.upper.unlink(self.links, &link_name(found.ino))?;
         }
         Ok(())
+    }
+
+    /// Counts one name less of a lower file that has several.
+    fn lose_link(&self, lower: Ino) -> Result<(), Errno> {
+        if !self.has_links_below(lower) {
+            return Ok(());
+        }
+        let name = lost_name(lower);
+        let count = self.lost_links(lower)?;
+        let counter = match self.upper.lookup(self.links, &name) {
+            Err(Errno::NOENT) => self.upper.create(self.links, &name, &own(host::REGULAR))?,
+            counter => counter?,
+        };
+        let changes = Changes { size: Some(u64::from(count) + 1), ..Changes::default() };
+        let changed = self.upper.set_attributes(counter.ino, &changes);
+        self.upper.forget(counter.ino, 1);
+        changed.map(drop)
     }
 
     /// Whether `ino` came from the lower layer and had several names there.
@@ -174,14 +188,7 @@ impl Overlay {
 
     /// Covers `name` of the lower layer.
     pub(super) fn make_whiteout(&self, directory: Ino, name: &[u8]) -> Result<(), Errno> {
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        let new = Creation {
-            mode: host::CHARACTER_DEVICE,
-            rdev: (0, 0),
-            uid: uid.as_raw(),
-            gid: gid.as_raw(),
-        };
-        let made = self.upper.create(directory, name, &new)?;
+        let made = self.upper.create(directory, name, &own(host::CHARACTER_DEVICE))?;
         self.upper.forget(made.ino, 1);
         Ok(())
     }
@@ -267,4 +274,11 @@ impl Overlay {
         }
         Ok(())
     }
+}
+
+/// Something of ours, which the guest does not see; of mode 0 and device 0:0, a whiteout if it is a
+/// character device.
+fn own(kind: u32) -> Creation {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    Creation { mode: kind, rdev: (0, 0), uid: uid.as_raw(), gid: gid.as_raw() }
 }

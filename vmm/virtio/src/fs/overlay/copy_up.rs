@@ -45,11 +45,7 @@ impl Overlay {
 
     /// Copies `ino` up to become `name` in the upper directory `parent`, or nothing if it has no name.
     fn copy_up_one(&self, ino: Ino, parent: Ino, name: &[u8], size_max: u64) -> Result<Ino, Errno> {
-        let (lower, lost_links) = {
-            let tree = self.tree();
-            let node = tree.get(ino)?;
-            (node.place.lower.ok_or(Errno::STALE)?, node.lost_links)
-        };
+        let lower = self.place(ino)?.lower.ok_or(Errno::STALE)?;
         let below = self.lower.attributes(lower)?;
         if is_whiteout(&below) {
             return Err(Errno::PERM);
@@ -58,6 +54,7 @@ impl Overlay {
         let result = self.fill_copy(upper, lower, &below, size_max).and_then(|()| {
             let has_links = below.nlink > 1 && !is_directory(below.mode);
             if has_links && self.can_be_marked(&below) {
+                let lost_links = self.lost_links(lower)?;
                 let lower_links = below.nlink.saturating_sub(1).saturating_sub(lost_links);
                 self.marker.set_lower_links(&self.upper, upper, lower_links)?;
                 self.upper.link(upper, self.links, &link_name(lower))?;
@@ -75,9 +72,7 @@ impl Overlay {
             return Err(error);
         }
         let lower = is_directory(below.mode).then_some(lower);
-        let mut tree = self.tree();
-        tree.copied_up(ino, Place { upper: Some(upper), lower });
-        tree.set_lost_links(ino, 0);
+        self.tree().copied_up(ino, Place { upper: Some(upper), lower });
         Ok(upper)
     }
 

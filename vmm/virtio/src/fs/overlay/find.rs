@@ -47,10 +47,7 @@ impl Overlay {
         let learned = self.tree().learn(found.ino, (parent, name), found.place, 1);
         let extra = learned.inspect_err(|_| self.drop_found(&found))?;
         self.let_go(extra);
-        let lost_links = self.tree().get(found.ino)?.lost_links;
-        let mut attributes = found.attributes;
-        attributes.nlink = attributes.nlink.saturating_sub(lost_links);
-        Ok(attributes)
+        Ok(found.attributes)
     }
 
     /// What was found is not needed.
@@ -68,24 +65,34 @@ impl Overlay {
         }
     }
 
-    /// Attributes of `ino`, which is at `place` and lost so many names below.
-    pub(super) fn attributes_at(
-        &self,
-        ino: Ino,
-        place: Place,
-        lost_links: u32,
-    ) -> Result<Attributes, Errno> {
+    /// Attributes of `ino`, which is at `place`.
+    pub(super) fn attributes_at(&self, ino: Ino, place: Place) -> Result<Attributes, Errno> {
         match place {
             Place { upper: Some(upper), lower } => {
                 let attributes = self.upper.attributes(upper)?;
                 self.shown(ino, &attributes, lower.is_some())
             }
-            Place { lower: Some(lower), .. } => {
-                let mut attributes = self.lower.attributes(lower)?;
-                attributes.nlink = attributes.nlink.saturating_sub(lost_links);
-                Ok(attributes)
-            }
+            Place { lower: Some(lower), .. } => self.shown_below(&self.lower.attributes(lower)?),
             Place { .. } => Err(Errno::STALE),
+        }
+    }
+
+    /// Attributes of something that is only in the lower layer, some of whose names may be covered.
+    fn shown_below(&self, below: &Attributes) -> Result<Attributes, Errno> {
+        let mut attributes = *below;
+        if below.nlink > 1 && !is_directory(below.mode) {
+            attributes.nlink = below.nlink.saturating_sub(self.lost_links(below.ino)?);
+        }
+        Ok(attributes)
+    }
+
+    /// How many names a lower file with several has lost, before it was copied up: the size of an
+    /// empty file in `wd/links`.
+    pub(super) fn lost_links(&self, lower: Ino) -> Result<u32, Errno> {
+        match self.upper.peek(self.links, &lost_name(lower)) {
+            Ok(counter) => u32::try_from(counter.size).map_err(|_| Errno::IO),
+            Err(Errno::NOENT) => Ok(0),
+            Err(error) => Err(error),
         }
     }
 
@@ -151,7 +158,7 @@ impl Overlay {
                     found.place = Place { upper: Some(above.ino), lower: None };
                     found.attributes = self.shown(ino, &above, false)?;
                 }
-                Err(Errno::NOENT) => {}
+                Err(Errno::NOENT) => found.attributes = self.shown_below(below)?,
                 Err(error) => return Err(error),
             }
         }
@@ -237,4 +244,9 @@ pub(super) const fn is_whiteout(attributes: &Attributes) -> bool {
 /// How a lower file with several names is called in `wd/links`.
 pub(super) fn link_name(lower: Ino) -> Vec<u8> {
     lower.to_string().into_bytes()
+}
+
+/// How the count of names that it has lost is called.
+pub(super) fn lost_name(lower: Ino) -> Vec<u8> {
+    format!("{lower}.lost").into_bytes()
 }

@@ -28,8 +28,8 @@
 //! are no handles, so whoever has a file open sees it in the upper layer from the moment it is there.
 //!
 //! A lower file with several names is one file here too: its copy is linked in `wd/links` by its number
-//! below, and whoever looks up another of its names is led there. What is lost in a restart is only the
-//! count of names that were removed before the file was first changed, so that `st_nlink` is too high.
+//! below, and whoever looks up another of its names is led there. (Symbolic links and special files with
+//! several names are copied for each name.)
 //!
 //! Reading metadata of what is only below costs a look at the upper directory if there is one, and
 //! nothing at all if there is not.
@@ -225,12 +225,17 @@ impl FileSystem for Overlay {
     }
 
     fn attributes(&self, ino: Ino) -> Result<Attributes, Errno> {
-        let (place, lost_links) = {
+        let (place, has_name) = {
             let tree = self.tree();
             let node = tree.get(ino)?;
-            (node.place, node.lost_links)
+            (node.place, !node.name.is_empty())
         };
-        self.attributes_at(ino, place, lost_links)
+        let mut attributes = self.attributes_at(ino, place)?;
+        if !has_name && place.upper.is_none() && attributes.nlink == 1 {
+            // Its one name was covered, but the image does not know.
+            attributes.nlink = 0;
+        }
+        Ok(attributes)
     }
 
     fn read_directory(

@@ -28,7 +28,6 @@ struct SavedNode {
     parent: Ino,
     name: Vec<u8>,
     lookups: u64,
-    lost_links: u32,
 }
 
 impl Overlay {
@@ -47,7 +46,6 @@ impl Overlay {
                 parent: node.parent,
                 name: node.name.to_vec(),
                 lookups: node.lookups,
-                lost_links: node.lost_links,
             });
         }
         serde_json::to_value(State { image: image_name(&self.lower), nodes })
@@ -91,7 +89,6 @@ impl Overlay {
         if saved.ino != found.ino {
             tree.copied_up(saved.ino, found.place);
         }
-        tree.set_lost_links(saved.ino, saved.lost_links);
         drop(tree);
         self.let_go(learned.map_err(|error| error.to_string())?);
         Ok(())

@@ -24,8 +24,6 @@ pub(super) struct Node {
     pub(super) place: Place,
     /// How often the guest was told of it.
     pub(super) lookups: u64,
-    /// Names that it has lost in the lower layer, while it is only there.
-    pub(super) lost_links: u32,
     children: u64,
 }
 
@@ -106,19 +104,6 @@ impl Tree {
         self.copied.get(&upper).copied()
     }
 
-    /// `ino` has lost a name in the lower layer.
-    pub(super) fn lost_link(&mut self, ino: Ino) {
-        if let Some(node) = self.map.get_mut(&ino) {
-            node.lost_links = node.lost_links.saturating_add(1);
-        }
-    }
-
-    pub(super) fn set_lost_links(&mut self, ino: Ino, count: u32) {
-        if let Some(node) = self.map.get_mut(&ino) {
-            node.lost_links = count;
-        }
-    }
-
     /// The guest forgets `count` of the times that it was told of `ino`. Returns what the upper
     /// layer need not hold any longer.
     pub(super) fn forget(&mut self, ino: Ino, count: u64) -> Vec<Ino> {
@@ -188,6 +173,6 @@ impl Tree {
 
 impl Node {
     fn new(parent: Ino, name: &[u8], place: Place) -> Self {
-        Self { parent, name: name.into(), place, lookups: 0, lost_links: 0, children: 0 }
+        Self { parent, name: name.into(), place, lookups: 0, children: 0 }
     }
 }

@@ -12,6 +12,7 @@ mod overlay;
 mod overlayfs;
 mod quota;
 mod snapshot;
+mod threads;
 
 use std::path::Path;
 

@@ -24,6 +24,8 @@ enum Operation {
     SetMode(String, u32),
     Unlink(String),
     RemoveDirectory(String),
+    /// All that is there, as `rm -r` does it.
+    RemoveAll(String),
     Rename(String, String, u32),
     Link(String, String),
     Look(String),
@@ -32,9 +34,12 @@ enum Operation {
     Reopen,
 }
 
+/// Few paths, mostly those of the image.
 fn path() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4)
-        .prop_map(|names| names.join("/"))
+    let below = prop::collection::vec(prop::sample::select(vec!["a", "b"]), 0..3);
+    (prop::sample::select(vec!["a", "a", "b", "c"]), below).prop_map(|(first, below)| {
+        std::iter::once(first).chain(below).collect::<Vec<_>>().join("/")
+    })
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -45,9 +50,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => path().prop_map(Symlink),
         3 => (path(), 0u16..5000, any::<u8>()).prop_map(|(p, o, b)| Write(p, o, b)),
         1 => (path(), 0u16..5000).prop_map(|(p, s)| Truncate(p, s)),
-        1 => (path(), 0u32..0o1000).prop_map(|(p, m)| SetMode(p, m | 0o600)),
+        1 => (path(), 0u32..0o1000).prop_map(|(p, m)| SetMode(p, m | 0o700)),
         4 => path().prop_map(Unlink),
         4 => path().prop_map(RemoveDirectory),
+        4 => path().prop_map(RemoveAll),
         8 => (path(), path(), prop::sample::select(vec![0, 0, 0, 1, 2])).prop_map(|(a, b, f)| Rename(a, b, f)),
         3 => (path(), path()).prop_map(|(a, b)| Link(a, b)),
         1 => path().prop_map(Look),
@@ -62,15 +68,13 @@ fn image() -> Image {
         .directory("a")
         .directory("a/a")
         .file("a/a/a", "one")
-        .file("a/a/b", vec![2; 3000])
         .directory("a/b")
-        .directory("a/b/c")
-        .file("a/c", "three")
+        .directory("a/b/a")
+        .symlink("a/b/b", "nowhere")
         .directory("b")
         .link("b/a", "a/a/a")
         .link("b/b", "a/a/a")
-        .symlink("b/c", "nowhere")
-        .file("c", "four")
+        .file("c", vec![4; 3000])
 }
 
 /// Both sides.
@@ -156,6 +160,11 @@ impl Rig {
                 let parent = self.parent(path)?;
                 self.client.rmdir(parent, split(path).1)
             }
+            Operation::RemoveAll(path) => {
+                let found = self.client.walk(path)?;
+                let parent = self.parent(path)?;
+                self.remove_all(parent, split(path).1, found.mode)
+            }
             Operation::Rename(from, to, flags) => {
                 let (a, b) = (self.parent(from)?, self.parent(to)?);
                 self.client.rename((a, split(from).1), (b, split(to).1), *flags)
@@ -175,6 +184,18 @@ impl Rig {
             }
             Operation::Look(_) | Operation::Forget(_) | Operation::Reopen => Ok(()),
         }
+    }
+
+    fn remove_all(&mut self, parent: u64, name: &str, mode: u32) -> Result<(), Errno> {
+        if mode & 0o170_000 != 0o040_000 {
+            return self.client.unlink(parent, name);
+        }
+        let directory = self.client.lookup(parent, name)?.ino;
+        for name in self.client.names(directory)? {
+            let mode = self.client.lookup(directory, &name)?.mode;
+            self.remove_all(directory, &name, mode)?;
+        }
+        self.client.rmdir(parent, name)
     }
 
     fn there(&self, operation: &Operation) -> std::io::Result<()> {
@@ -213,6 +234,10 @@ impl Rig {
                 Ok(())
             }
             Operation::RemoveDirectory(path) => fs::remove_dir(self.plain(path)),
+            Operation::RemoveAll(path) => match self.kind(path) {
+                Some(0o040_000) => fs::remove_dir_all(self.plain(path)),
+                _ => fs::remove_file(self.plain(path)),
+            },
             Operation::Rename(from, to, flags) => {
                 let flags = RenameFlags::from_bits_retain(*flags);
                 let (from, to) = (self.plain(from), self.plain(to));
@@ -295,7 +320,7 @@ proptest! {
 
     #[test]
     fn an_overlay_does_what_a_plain_directory_does(
-        operations in prop::collection::vec(operation(), 1..40),
+        operations in prop::collection::vec(operation(), 1..60),
     ) {
         let mut rig = Rig::new();
         for operation in &operations {
@@ -306,6 +331,12 @@ proptest! {
         let here = rig.seen_here();
         rig.client = overlay(&image(), rig.volume.path());
         let again = rig.seen_here();
+        for (path, (mode, ..)) in &there {
+            if mode & 0o170_000 != 0o040_000 {
+                let expected = fs::symlink_metadata(rig.plain(path)).unwrap().nlink();
+                prop_assert_eq!(u64::from(rig.client.walk(path).unwrap().nlink), expected, "{}", path);
+            }
+        }
         for seen in [&here, &again] {
             let paths = |seen: &BTreeMap<String, (u32, Vec<u8>, u64)>| {
                 seen.iter().map(|(path, (mode, contents, _))| (path.clone(), *mode, contents.clone())).collect::<Vec<_>>()
