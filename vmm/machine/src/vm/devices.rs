@@ -16,7 +16,7 @@ use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
 use vmm_virtio::fs::flist::CacheSocket;
 use vmm_virtio::fs::host::{HostDirectory, HostOptions};
 use vmm_virtio::fs::overlay::{Overlay, OverlayOptions};
-use vmm_virtio::net::{self, NetHandle, NetOptions, SharedThrottle, Tap, Throttle};
+use vmm_virtio::net::{self, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
 use vmm_virtio::rate_limiter::{Bucket, RateLimiter, RateLimits};
 use vmm_virtio::rng::Rng;
@@ -42,13 +42,7 @@ pub(super) struct Plugged {
 /// The way to a device that is more than its function.
 pub(super) enum Handle {
     None,
-    Disk {
-        disk: BlockHandle,
-        file: Arc<File>,
-    },
-    Net(
-        #[expect(dead_code, reason = "the card lives as long as someone holds on to it")] NetHandle,
-    ),
+    Disk { disk: BlockHandle, file: Arc<File> },
 }
 
 /// What a device needs to be put on the bus.
@@ -148,9 +142,8 @@ impl Shared {
         let backends = taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn net::Backend>);
         let device = vmm_virtio::net::Net::new(options, backends.collect());
         let device = device.map_err(VmError::device(name()))?;
-        let handle = Handle::Net(device.handle());
         let placement = Placement::Own { thread_count };
-        let device = Box::new(device);
+        let (device, handle) = (Box::new(device), Handle::None);
         self.add(Placed { id: net.id.clone(), kind: "net", device, placement, handle })
     }
 

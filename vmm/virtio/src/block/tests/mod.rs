@@ -1,7 +1,6 @@
 //! The block device through real rings in real memory, over files and over a disk that does what a
 //! test tells it.
 
-mod cost;
 mod fake;
 mod model;
 mod requests;

@@ -159,12 +159,14 @@ proptest! {
 
     /// `BLOCK_TEST_DEVICE` names a device that may be overwritten, such as a loop device.
     #[test]
-    #[ignore = "needs a block device"]
     fn any_requests_do_to_a_block_device_what_they_do_to_a_model(
         batches in prop::collection::vec(
             prop::collection::vec(action(), 1..=usize::try_from(BATCH).unwrap()), 1..6)
     ) {
-        let path = std::env::var_os("BLOCK_TEST_DEVICE").expect("a device");
+        let Some(path) = std::env::var_os("BLOCK_TEST_DEVICE") else {
+            eprintln!("skipped: BLOCK_TEST_DEVICE names no block device to overwrite");
+            return Ok(());
+        };
         let path = Path::new(&path);
         for (engine, is_direct) in [
             (Engine::Ring, false), (Engine::Ring, true),
