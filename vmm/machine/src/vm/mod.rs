@@ -24,14 +24,14 @@ mod metrics;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
 use vmm_virtio::balloon::BalloonHandle;
 use vmm_virtio::console::ConsoleHandle;
 
-use crate::api::{Listener, Server};
+use crate::api::{Listener, Server, Stopper};
 use crate::boot::{Boot, Image, Loading};
 use crate::interrupts::Interrupts;
 use crate::memory::Backing;
@@ -59,6 +59,13 @@ pub struct Vm {
     shared: Arc<Shared>,
     on_reset: OnReset,
     consoles: Consoles,
+    api: Option<Api>,
+}
+
+/// The API's thread.
+struct Api {
+    stopper: Stopper,
+    thread: JoinHandle<()>,
 }
 
 /// What the main thread and the API share.
@@ -135,43 +142,33 @@ impl Vm {
             ptys: consoles.ptys(),
         });
         shared.add_devices(spec, &mut consoles)?;
-        if let Some(path) = &spec.api_socket {
-            let listener = Listener::bind(path)?;
-            shared.follow_ejections()?;
-            shared.serve_api(listener)?;
-        }
-        Ok(Self { shared, on_reset: spec.on_reset, consoles })
+        let api = match &spec.api_socket {
+            None => None,
+            Some(path) => {
+                let listener = Listener::bind(path)?;
+                shared.follow_ejections()?;
+                Some(shared.serve_api(listener)?)
+            }
+        };
+        Ok(Self { shared, on_reset: spec.on_reset, consoles, api })
     }
 
     /// Runs it to its end.
     ///
     /// # Errors
-    /// [`VmError`] when its threads cannot be started.
+    /// [`VmError`] when its threads cannot be started, or a reset fails.
     pub fn run(self) -> Result<vmm_spec::Exit, VmError> {
-        let _input = self.consoles.start_input().map_err(VmError::host("read the console"))?;
-        self.shared.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
-        loop {
-            let exit = self.shared.machine().wait(None);
-            let Some(exit) = exit else { continue };
-            let is_wanted = self.shared.reboot_is_wanted.swap(false, Ordering::SeqCst);
-            if exit == Exit::Reset && (is_wanted || self.on_reset == OnReset::Reboot) {
-                match self.shared.reset() {
-                    Ok(()) => continue,
-                    Err(error) => return Err(error),
-                }
-            }
-            self.shared.is_ending.store(true, Ordering::SeqCst);
-            if !matches!(exit, Exit::Off) {
-                tracing::error!("the guest ended: {exit}");
-            }
-            return Ok(match exit {
-                Exit::Off => vmm_spec::Exit::Off,
-                Exit::Reset => vmm_spec::Exit::ResetRefused,
-                Exit::Crash(_) | Exit::Panic => vmm_spec::Exit::Crashed,
-                Exit::Watchdog => vmm_spec::Exit::Watchdog,
-                Exit::Failed { .. } => vmm_spec::Exit::HostFailure,
-            });
+        let Self { shared, on_reset, consoles, api } = self;
+        let _terminal = consoles.start_input().map_err(VmError::host("read the console"))?;
+        shared.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
+        let result = shared.run(on_reset);
+        shared.is_ending.store(true, Ordering::SeqCst);
+        if let Some(Api { stopper, thread }) = api {
+            // Whoever asked for the end still gets an answer, and the socket's file goes.
+            stopper.stop();
+            let _ = thread.join();
         }
+        result
     }
 }
 
@@ -193,6 +190,28 @@ impl Shared {
         self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for the guest's end, which a reset need not be.
+    fn run(&self, on_reset: OnReset) -> Result<vmm_spec::Exit, VmError> {
+        loop {
+            let Some(exit) = self.machine().wait(None) else { continue };
+            let is_wanted = self.reboot_is_wanted.swap(false, Ordering::SeqCst);
+            if exit == Exit::Reset && (is_wanted || on_reset == OnReset::Reboot) {
+                self.reset()?;
+                continue;
+            }
+            if exit != Exit::Off {
+                tracing::error!("the guest ended: {exit}");
+            }
+            return Ok(match exit {
+                Exit::Off => vmm_spec::Exit::Off,
+                Exit::Reset => vmm_spec::Exit::ResetRefused,
+                Exit::Crash(_) | Exit::Panic => vmm_spec::Exit::Crashed,
+                Exit::Watchdog => vmm_spec::Exit::Watchdog,
+                Exit::Failed { .. } => vmm_spec::Exit::HostFailure,
+            });
+        }
+    }
+
     /// Starts the guest over, in place: the vCPUs are parked already.
     fn reset(&self) -> Result<(), VmError> {
         let _lifecycle = self.lifecycle();
@@ -207,11 +226,11 @@ impl Shared {
         Ok(())
     }
 
-    fn serve_api(self: &Arc<Self>, listener: Listener) -> Result<(), VmError> {
+    fn serve_api(self: &Arc<Self>, listener: Listener) -> Result<Api, VmError> {
         let control = Arc::new(VmControl(Arc::downgrade(self)));
         let failed = VmError::host("start the API");
-        let (server, _stopper) = Server::new(listener, control).map_err(failed)?;
-        thread::Builder::new()
+        let (server, stopper) = Server::new(listener, control).map_err(failed)?;
+        let thread = thread::Builder::new()
             .name("api".to_owned())
             .spawn(move || {
                 if let Err(error) = server.run() {
@@ -219,7 +238,7 @@ impl Shared {
                 }
             })
             .map_err(VmError::host("start the API's thread"))?;
-        Ok(())
+        Ok(Api { stopper, thread })
     }
 }
 
