@@ -317,14 +317,14 @@ impl Machine {
         read_state(&self.vm, &self.model, &self.vcpus)
     }
 
-    /// Takes what [`save`](Self::save) gave, of a machine with as many CPUs. The machine must be
-    /// paused. Its clock goes on from where it was.
+    /// Takes what [`save`](Self::save) gave, of a machine with as many CPUs. This machine must not
+    /// have been started yet. Its clock goes on from where it was.
     ///
     /// # Errors
-    /// [`MachineError::Running`], [`MachineError::State`], or what KVM said.
+    /// [`MachineError::Started`], [`MachineError::State`], or what KVM said.
     pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
-        if self.is_running() {
-            return Err(MachineError::Running);
+        if self.has_threads {
+            return Err(MachineError::Started);
         }
         if state.vcpus.len() != self.vcpus.len() {
             let (found, wanted) = (state.vcpus.len(), self.vcpus.len());
@@ -516,6 +516,9 @@ pub enum MachineError {
     /// It must be paused for this.
     #[error("the machine is running")]
     Running,
+    /// KVM takes a state only before the first instruction.
+    #[error("the machine was started already")]
+    Started,
     /// A state of another machine.
     #[error("a state of {found} vCPUs for a machine of {wanted}")]
     State {

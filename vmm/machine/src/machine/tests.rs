@@ -194,6 +194,7 @@ fn a_spinning_guest_is_paused_saved_restored_and_stopped() {
     first.pause().unwrap();
     let state = serde_json::to_vec(&first.save().unwrap()).unwrap();
     let state: MachineState = serde_json::from_slice(&state).unwrap();
+    assert!(matches!(first.restore(&state), Err(MachineError::Started)));
     first.stop();
 
     let (second, _said) = machine(&kvm, CRASH, false);
