@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_virtio::memory::{Bytes, GuestAddress, SharedMemory};
 
-use crate::acpi::{Event, Events, Hotplug, Registers, tables};
+use crate::acpi::{Event, Events, Hotplug, RESET_CODE, Registers, tables};
 use crate::boot::{self, Boot, BootError, Entry};
 use crate::control::{Control, PARK_LIMIT};
 use crate::cpu::kick::{self, ExitFlag, Kicker};
@@ -41,7 +41,9 @@ use crate::end::{Ender, Exit};
 use crate::kvm::KvmError;
 use crate::legacy::{Ports, SerialConsole, SerialInput, Sink};
 use crate::line::Line;
-use crate::memory::layout::{ACPI_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, gsi};
+use crate::memory::layout::{
+    ACPI_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, RESET_VECTOR_ADDRESS, gsi,
+};
 use crate::memory::{Backing, MemoryError, Ram};
 
 /// A virtual CPU's thread needs little: our code is shallow, and KVM's is the kernel's.
@@ -315,14 +317,14 @@ impl Machine {
         read_state(&self.vm, &self.model, &self.vcpus)
     }
 
-    /// Takes what [`save`](Self::save) gave, of a machine with as many CPUs. The machine must be
-    /// paused. Its clock goes on from where it was.
+    /// Takes what [`save`](Self::save) gave, of a machine with as many CPUs. This machine must not
+    /// have been started yet. Its clock goes on from where it was.
     ///
     /// # Errors
-    /// [`MachineError::Running`], [`MachineError::State`], or what KVM said.
+    /// [`MachineError::Started`], [`MachineError::State`], or what KVM said.
     pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
-        if self.is_running() {
-            return Err(MachineError::Running);
+        if self.has_threads {
+            return Err(MachineError::Started);
         }
         if state.vcpus.len() != self.vcpus.len() {
             let (found, wanted) = (state.vcpus.len(), self.vcpus.len());
@@ -378,7 +380,7 @@ fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
     vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts kernel and ACPI tables into memory.
+/// Puts kernel, ACPI tables and what goes for firmware into memory.
 fn load(
     boot: &Boot,
     description: Description,
@@ -389,10 +391,16 @@ fn load(
     let Description { has_serial, has_pci } = description;
     let description = tables::Description { layout: ram.layout(), vcpu_count, has_serial, has_pci };
     let tables = tables::build(&description);
-    let size = tables.len() as u64;
-    ram.memory()
-        .write_slice(&tables, GuestAddress(ACPI_ADDRESS))
-        .map_err(|_| BootError::NoRoom { what: "ACPI tables", address: ACPI_ADDRESS, size })?;
+    let parts: [(&str, u64, &[u8]); 2] =
+        [("ACPI tables", ACPI_ADDRESS, &tables), ("reset code", RESET_VECTOR_ADDRESS, &RESET_CODE)];
+    for (what, address, bytes) in parts {
+        let size = bytes.len() as u64;
+        ram.memory().write_slice(bytes, GuestAddress(address)).map_err(|_| BootError::NoRoom {
+            what,
+            address,
+            size,
+        })?;
+    }
     Ok(entry)
 }
 
@@ -508,6 +516,9 @@ pub enum MachineError {
     /// It must be paused for this.
     #[error("the machine is running")]
     Running,
+    /// KVM takes a state only before the first instruction.
+    #[error("the machine was started already")]
+    Started,
     /// A state of another machine.
     #[error("a state of {found} vCPUs for a machine of {wanted}")]
     State {

@@ -45,6 +45,17 @@ const SLEEP_TYPE_OFF: u8 = 5;
 const SLEEP_OFF: u8 = SLEEP_TYPE_OFF << 2 | 1 << 5;
 const SLEEP_BITS: u8 = 0b11_1100;
 
+/// All the firmware there is, in 16-bit code at the reset vector: it writes [`RESET_VALUE`] to
+/// [`RESET_PORT`] and halts.
+///
+/// Linux on hardware-reduced ACPI takes it for granted that there is EFI to reboot by; where there
+/// is none, it falls back to real mode and jumps to the vector, past the reset register.
+pub(crate) const RESET_CODE: [u8; 9] = {
+    let [low, high] = RESET_PORT.to_le_bytes();
+    // mov al, 1; mov dx, 0x602; out dx, al; hlt; jmp -3
+    [0xb0, RESET_VALUE, 0xba, low, high, 0xee, 0xf4, 0xeb, 0xfd]
+};
+
 /// The registers of the table above.
 pub(crate) struct Registers {
     pub(crate) events: Events,

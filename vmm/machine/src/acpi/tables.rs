@@ -12,7 +12,7 @@ use acpi_tables::xsdt::XSDT;
 
 use super::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, dsdt};
 use crate::memory::layout::{
-    ACPI_ADDRESS, ACPI_SIZE, ECAM_ADDRESS, IOAPIC_ADDRESS, LAPIC_ADDRESS, Layout,
+    ACPI_ADDRESS, ECAM_ADDRESS, IOAPIC_ADDRESS, LAPIC_ADDRESS, Layout, RESET_VECTOR_ADDRESS,
 };
 
 pub(super) const OEM_ID: [u8; 6] = *b"ZEROOS";
@@ -50,7 +50,10 @@ pub fn build(description: &Description<'_>) -> Vec<u8> {
     let root = bytes_of(&Rsdp::new(OEM_ID, xsdt));
     block.bytes.splice(..root.len(), root);
     // 255 CPUs and 32 slots take a tenth of it.
-    assert!(block.bytes.len() as u64 <= ACPI_SIZE, "ACPI tables outgrew their place");
+    assert!(
+        block.bytes.len() as u64 <= RESET_VECTOR_ADDRESS - ACPI_ADDRESS,
+        "ACPI tables outgrew their place"
+    );
     block.bytes
 }
 

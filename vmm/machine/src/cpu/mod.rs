@@ -81,8 +81,9 @@ impl CpuModel {
         VcpuState::read(fd, &self.msrs)
     }
 
-    /// Gives a CPU a state.
+    /// Gives a CPU that has not run a state.
     pub(crate) fn write(fd: &VcpuFd, state: &VcpuState) -> Result<(), CpuError> {
+        state.write_cpuid(fd)?;
         state.write(fd)
     }
 

@@ -56,11 +56,15 @@ impl VcpuState {
         })
     }
 
-    /// Writes it all.
-    pub(super) fn write(&self, fd: &VcpuFd) -> Result<(), CpuError> {
+    /// Tells a CPU what it is. KVM takes that only before it has run.
+    pub(super) fn write_cpuid(&self, fd: &VcpuFd) -> Result<(), CpuError> {
         let too_many = |_| CpuError::CpuidSize { count: self.cpuid.len() };
         let cpuid = CpuId::from_entries(&self.cpuid).map_err(too_many)?;
-        fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(&cpuid).map_err(kvm("KVM_SET_CPUID2"))
+    }
+
+    /// Writes it all, but for CPUID.
+    pub(super) fn write(&self, fd: &VcpuFd) -> Result<(), CpuError> {
         if let Some(tsc_khz) = self.tsc_khz
             && fd.get_tsc_khz().ok() != Some(tsc_khz)
         {

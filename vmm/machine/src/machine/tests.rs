@@ -161,6 +161,23 @@ fn a_reset_starts_over_with_clean_memory() {
 }
 
 #[test]
+fn a_kernel_that_jumps_to_the_reset_vector_is_reset() {
+    let Some(kvm) = kvm_or_skip() else { return };
+    let (mut machine, _said) = machine(&kvm, CRASH, false);
+    {
+        let vcpu = lock(&machine.vcpus[0]);
+        let pristine = &machine.pristine.vcpus[0];
+        CpuModel::reset(&vcpu.fd, pristine).unwrap();
+        let mut system = vcpu.fd.get_sregs().unwrap();
+        (system.cs.base, system.cs.selector) = (0xf_0000, 0xf000);
+        vcpu.fd.set_sregs(&system).unwrap();
+        assert_eq!(vcpu.fd.get_regs().unwrap().rip, 0xfff0);
+    }
+    machine.start().unwrap();
+    assert_eq!(machine.wait(Some(LIMIT)), Some(Exit::Reset));
+}
+
+#[test]
 fn a_spinning_guest_is_paused_saved_restored_and_stopped() {
     let Some(kvm) = kvm_or_skip() else { return };
     // mov rbx, 0x1234567; jmp $
@@ -177,6 +194,7 @@ fn a_spinning_guest_is_paused_saved_restored_and_stopped() {
     first.pause().unwrap();
     let state = serde_json::to_vec(&first.save().unwrap()).unwrap();
     let state: MachineState = serde_json::from_slice(&state).unwrap();
+    assert!(matches!(first.restore(&state), Err(MachineError::Started)));
     first.stop();
 
     let (second, _said) = machine(&kvm, CRASH, false);

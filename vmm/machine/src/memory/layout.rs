@@ -54,8 +54,10 @@ pub const CMDLINE_SIZE_MAX: usize = 2047;
 pub const LOW_MEMORY_END: u64 = 0xa_0000;
 /// ACPI tables, where firmware would put them; the root pointer comes first.
 pub const ACPI_ADDRESS: u64 = 0xe_0000;
-/// Room for ACPI tables, in bytes.
+/// Room for ACPI tables, and behind them what firmware has for a CPU after reset, in bytes.
 pub const ACPI_SIZE: u64 = 0x2_0000;
+/// Where a CPU in real mode begins after reset, and where a kernel jumps to that wants one.
+pub const RESET_VECTOR_ADDRESS: u64 = 0xf_fff0;
 /// Memory from here on is for kernels.
 pub const HIGH_MEMORY_START: u64 = MIB;
 
