@@ -13,7 +13,7 @@ mod guest_files;
 use std::time::Duration;
 
 use guest_files::{Console, built, flist, probe, vmm, write_cidata};
-use lab::{Lab, MachineBuilder, Outcome, Output};
+use lab::{Lab, Machine, MachineBuilder, Outcome, Output, Running};
 
 /// How long a guest may take from the start of its VMM to its end.
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
@@ -64,44 +64,12 @@ fn a_kernel_boots_on_one_and_two_vcpus_and_says_how_it_ended() {
 /// root an overlay of virtio-fs and a volume, its console a virtio one, a card and entropy beside.
 #[test]
 fn an_flist_boots_with_a_volume_above_it_and_keeps_its_data() {
-    let folder = tempfile::tempdir().unwrap();
-    let cidata = folder.path().join("cidata.img");
     let zosrc = "export PROBE_APPEND='/log'\nexport PROBE_SIZE='/'\n\
                  export PROBE_READ='/log:/etc/motd:/proc/net/dev:/sys/class/misc/hw_random/rng_current'\n\
                  init='probe'\n";
-    write_cidata(&cidata, "users: []\n", zosrc);
-    let lab = Lab::new("vmm-flist").unwrap();
-    let volume = lab.disk("volume", 600).unwrap();
-    // For its libraries; where it lies here may be hidden by a mount there.
-    let builder = node(&lab).program(flist()).host_file("/flist", 0o755, flist());
-    let builder = builder.disk(&volume).host_file("/cidata.img", 0o644, &cidata);
-    let builder = builder.host_file("/tree/sbin/probe", 0o755, probe());
-    let builder = builder.file("/tree/etc/motd", 0o644, "from the image");
-    let builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
-    let node = builder.boot().unwrap();
-    let pack = ["/flist", "pack", "/tree", "-o", "/image.fl", "--store", "dir:///blocks"];
-    node.run(&pack).unwrap().success().unwrap();
-    let serve = ["/flist", "cached", "--socket", "/run/cache.sock", "--cache", "/cache"];
-    let serve = [&serve[..], &["--free-min", "0", "--allow-route", "local"]].concat();
-    let cached = node.command(&serve).timeout(Duration::from_secs(800)).spawn().unwrap();
-
-    let words = format!("console=hvc0 root=vroot rootfstype=virtiofs rootdelay=5 rw {WORDS}");
-    let devices = [
-        "--fs",
-        "tag=vroot,flist=/image.fl,cache=/run/cache.sock",
-        "--disk",
-        "/cidata.img,readonly",
-        "--disk",
-        "/dev/vda,serial=rootfs",
-        "--net",
-        "tap=tap0,mac=02:01:a0:00:00:09",
-        "--rng",
-        "--console",
-        "stdio",
-    ];
+    let workload = Workload::new("vmm-flist", zosrc);
     for (cpus, log) in [("1", "one boot\n"), ("2", "one boot\none boot\n")] {
-        let run = [&RUN[..], &devices, &["--cpus", cpus, "--cmdline", &words]].concat();
-        let output = node.command(&run).timeout(GUEST_LIMIT).run().unwrap();
+        let output = workload.run(&["--cpus", cpus, "--rng"]).wait().unwrap();
         let console = console(&output, &Outcome::Exited(0));
         assert!(console.text.contains("probe: end"), "no end:\n{}", console.text);
         assert_eq!(console.get("arg0"), "probe");
@@ -113,7 +81,87 @@ fn an_flist_boots_with_a_volume_above_it_and_keeps_its_data() {
         let rng = console.get("file /sys/class/misc/hw_random/rng_current");
         assert!(rng.starts_with("virtio_rng"), "{rng}");
     }
-    cached.signal(15).unwrap();
-    let ended = cached.wait().unwrap();
-    assert_eq!(ended.outcome, Outcome::Exited(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    workload.end();
+}
+
+#[test]
+fn a_running_vm_is_asked_paused_and_given_a_disk_which_it_gives_back() {
+    let zosrc = "export PROBE_AWAIT='/sys/block/vdc:!/sys/block/vdc'\ninit='probe'\n";
+    let workload = Workload::new("vmm-hotplug", zosrc);
+    let node = &workload.node;
+    let vm = workload.run(&["--api-socket", "/run/vm.sock", "--balloon"]);
+    vm.wait_for("probe: awaiting", GUEST_LIMIT).unwrap();
+    let ask = |words: &[&str]| {
+        let output = node.run(&[&["/vmm"], words].concat()).unwrap().success().unwrap();
+        output.text()
+    };
+    let state = |wanted: &str| {
+        let status = ask(&["status", "/run/vm.sock", "--json"]);
+        assert!(status.contains(&format!("\"state\": \"{wanted}\"")), "{status}");
+    };
+    state("running");
+    ask(&["pause", "/run/vm.sock"]);
+    state("paused");
+    ask(&["resume", "/run/vm.sock"]);
+    state("running");
+    node.push("/more.img", 0o600, &[0; 1 << 20]).unwrap();
+    let id = ask(&["disk", "add", "/run/vm.sock", "/more.img,id=more"]);
+    assert_eq!(id.trim(), "more");
+    vm.wait_for("probe: awaiting \"!/sys/block/vdc\"", GUEST_LIMIT).unwrap();
+    let metrics = ask(&["metrics", "/run/vm.sock"]);
+    assert!(metrics.contains("kind=\"disk\",id=\"more\",count=\"reads\""), "{metrics}");
+    ask(&["disk", "remove", "/run/vm.sock", "more"]);
+    let console = console(&vm.wait().unwrap(), &Outcome::Exited(0));
+    assert_eq!(console.get("awaited /sys/block/vdc"), "seen");
+    assert_eq!(console.get("awaited !/sys/block/vdc"), "seen");
+    assert!(node.pull("/run/vm.sock").is_err(), "the socket's file stayed");
+    workload.end();
+}
+
+/// A node with an image whose init is the probe, served by the node's cache, and a volume.
+struct Workload {
+    node: Machine,
+    cached: Running,
+    _lab: Lab,
+}
+
+impl Workload {
+    fn new(name: &str, zosrc: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let cidata = folder.path().join("cidata.img");
+        write_cidata(&cidata, "users: []\n", zosrc);
+        let lab = Lab::new(name).unwrap();
+        let volume = lab.disk("volume", 600).unwrap();
+        // For its libraries; where it lies here may be hidden by a mount there.
+        let builder = node(&lab).program(flist()).host_file("/flist", 0o755, flist());
+        let builder = builder.disk(&volume).host_file("/cidata.img", 0o644, &cidata);
+        let builder = builder.host_file("/tree/sbin/probe", 0o755, probe());
+        let builder = builder.file("/tree/etc/motd", 0o644, "from the image");
+        let builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
+        let node = builder.boot().unwrap();
+        let pack = ["/flist", "pack", "/tree", "-o", "/image.fl", "--store", "dir:///blocks"];
+        node.run(&pack).unwrap().success().unwrap();
+        let serve = ["/flist", "cached", "--socket", "/run/cache.sock", "--cache", "/cache"];
+        let serve = [&serve[..], &["--free-min", "0", "--allow-route", "local"]].concat();
+        let cached = node.command(&serve).timeout(Duration::from_secs(800)).spawn().unwrap();
+        Self { node, cached, _lab: lab }
+    }
+
+    /// Starts a VM of the image, with `options` beside what all have.
+    fn run(&self, options: &[&str]) -> Running {
+        let words = format!("console=hvc0 root=vroot rootfstype=virtiofs rootdelay=5 rw {WORDS}");
+        let fs = ["--fs", "tag=vroot,flist=/image.fl,cache=/run/cache.sock"];
+        let disks = ["--disk", "/cidata.img,readonly", "--disk", "/dev/vda,serial=rootfs"];
+        let others = ["--net", "tap=tap0,mac=02:01:a0:00:00:09", "--console", "stdio"];
+        let run = [&RUN[..], &fs, &disks, &others, &["--cmdline", &words], options].concat();
+        self.node.command(&run).timeout(GUEST_LIMIT).spawn().unwrap()
+    }
+
+    /// Ends the cache in good order.
+    fn end(self) {
+        self.cached.signal(15).unwrap();
+        let ended = self.cached.wait().unwrap();
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.outcome, Outcome::Exited(0), "{errors}");
+    }
 }

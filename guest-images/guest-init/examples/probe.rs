@@ -7,6 +7,7 @@
 //! - `PROBE_READ=PATH:PATH…`: the content of files, with owner and mode
 //! - `PROBE_APPEND=PATH`: adds a line to a file first, so that the next boot can find it
 //! - `PROBE_SIZE=PATH:PATH…`: sizes of file systems
+//! - `PROBE_AWAIT=PATH:!PATH…`: waits, one after the other, for a path to be there, or not to be
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -35,6 +36,9 @@ fn main() {
             Ok(s) => say(&format!("size {path}"), &(s.f_blocks * s.f_frsize).to_string()),
             Err(error) => say(&format!("size {path}"), &error.to_string()),
         }
+    }
+    for path in list("PROBE_AWAIT") {
+        await_path(&path);
     }
     say("end", "");
     rustix::fs::sync();
@@ -74,6 +78,21 @@ fn read(path: &str) {
     }
 }
 
+fn await_path(path: &str) {
+    say("awaiting", path);
+    let (name, wanted) = path.strip_prefix('!').map_or((path, true), |name| (name, false));
+    let started = std::time::Instant::now();
+    while std::path::Path::new(name).exists() != wanted {
+        if started.elapsed() > AWAIT_LIMIT {
+            return say(&format!("awaited {path}"), "in vain");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    say(&format!("awaited {path}"), "seen");
+}
+
+/// Longest wait for one path.
+const AWAIT_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 const KERNEL_FILES: [&str; 7] = [
     "/proc/sys/kernel/hostname",
     "/proc/self/mounts",
