@@ -9,9 +9,11 @@ use crate::{OutputSpec, VmSpec};
 /// - `cryptomgr.notests`: half of a stock kernel's boot is tests of its own ciphers.
 /// - `rcupdate.rcu_expedited=1`: grace periods are waited for actively while booting.
 /// - `i8042.noaux i8042.nomux i8042.dumbkbd`: nothing is asked of a keyboard that isn't there.
+/// - `pci=noearly`: the bus is found by ACPI; looking for it by ports first costs exits.
 /// - `no_timer_check tsc=reliable`: KVM's timers are what they say.
 const COMMON: &str = "quiet panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 \
-                      i8042.noaux i8042.nomux i8042.dumbkbd no_timer_check tsc=reliable";
+                      i8042.noaux i8042.nomux i8042.dumbkbd pci=noearly no_timer_check \
+                      tsc=reliable";
 
 /// The command line that a description without one means.
 pub(crate) fn default_cmdline(spec: &VmSpec) -> String {
