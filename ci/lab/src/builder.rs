@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,6 +181,26 @@ impl MachineBuilder {
     pub fn host_file(mut self, path: &str, mode: u32, source: &Path) -> Self {
         self.files.push((path.to_owned(), mode, Source::File(source.to_path_buf())));
         self
+    }
+
+    /// All files below a folder of this host, with their permissions: below `path` in the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Io`] when a folder can't be read.
+    pub fn host_folder(mut self, path: &str, source: &Path) -> Result<Self, LabError> {
+        let failed = |source: &Path| LabError::io("read folder", source);
+        for entry in fs::read_dir(source).map_err(failed(source))? {
+            let entry = entry.map_err(failed(source))?;
+            let path = format!("{path}/{}", entry.file_name().to_string_lossy());
+            let metadata = entry.metadata().map_err(failed(&entry.path()))?;
+            if metadata.is_dir() {
+                self = self.host_folder(&path, &entry.path())?;
+            } else if metadata.is_file() {
+                self = self.host_file(&path, metadata.mode() & 0o7777, &entry.path());
+            }
+        }
+        Ok(self)
     }
 
     /// A program of this host, at the same path, with the libraries it is linked to.

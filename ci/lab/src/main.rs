@@ -53,6 +53,9 @@ struct BootArgs {
     /// A file of this host and its place in the machine; may be repeated
     #[arg(long = "file", value_name = "SOURCE:PATH")]
     files: Vec<String>,
+    /// A folder of this host and its place in the machine, with all files below; may be repeated
+    #[arg(long = "folder", value_name = "SOURCE:PATH")]
+    folders: Vec<String>,
     /// A blank disk of that many MiB; may be repeated
     #[arg(long = "disk", value_name = "MIB")]
     disks: Vec<u64>,
@@ -115,9 +118,12 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
         machine = machine.program(program);
     }
     for file in &args.files {
-        let (source, path) =
-            file.rsplit_once(':').with_context(|| format!("--file {file}: no SOURCE:PATH"))?;
+        let (source, path) = source_and_path("--file", file)?;
         machine = machine.host_file(path, 0o755, source.as_ref());
+    }
+    for folder in &args.folders {
+        let (source, path) = source_and_path("--folder", folder)?;
+        machine = machine.host_folder(path, source.as_ref())?;
     }
     for (index, size_mib) in args.disks.iter().enumerate() {
         machine = machine.disk(&lab.disk(&format!("disk{index}"), *size_mib)?);
@@ -145,4 +151,8 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+fn source_and_path<'a>(flag: &str, value: &'a str) -> Result<(&'a str, &'a str)> {
+    value.rsplit_once(':').with_context(|| format!("{flag} {value}: no SOURCE:PATH"))
 }
