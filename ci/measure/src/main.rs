@@ -9,6 +9,7 @@ mod disk;
 mod flist;
 mod process;
 mod table;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -32,11 +33,21 @@ enum Part {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
         rounds: u32,
     },
+    /// Booting a VM, against QEMU's microvm, in instructions
+    Vmm {
+        /// Only counted limits of ours; exit 1 when one is missed
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let Arguments { part: Part::Flist { check, rounds } } = Arguments::parse();
-    let table = if check { flist::counted()? } else { flist::timed(rounds)? };
+    let (check, table) = match Arguments::parse().part {
+        Part::Flist { check: true, .. } => (true, flist::counted()?),
+        Part::Flist { check: false, rounds } => (false, flist::timed(rounds)?),
+        Part::Vmm { check: true } => (true, vmm::counted()?),
+        Part::Vmm { check: false } => (false, vmm::compared()?),
+    };
     table.print();
     Ok(if check && table.has_missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

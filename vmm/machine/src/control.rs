@@ -24,6 +24,9 @@ use crate::end::Exit;
 /// of the serial port that blocks.
 pub(crate) const PARK_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a thread has ended.
+const STOP_POLL: Duration = Duration::from_millis(1);
+
 /// What virtual CPUs shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
@@ -164,7 +167,7 @@ impl Control {
         let _ = self.ended.read();
     }
 
-    /// Ends the threads, and waits for them.
+    /// Ends the threads, and waits for them, as long as for parking.
     pub(crate) fn stop(&self) {
         let kickers = {
             let mut state = self.lock();
@@ -173,9 +176,16 @@ impl Control {
             self.changed.notify_all();
             std::mem::take(&mut state.kickers)
         };
+        let deadline = Instant::now() + PARK_LIMIT;
         for kicker in kickers {
-            // A thread that panicked has said so itself.
-            let _ = kicker.thread.join();
+            while !kicker.thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(STOP_POLL);
+            }
+            // One that does not come, held up by a sink, is left to the end of the process. One that
+            // panicked has said so itself.
+            if kicker.thread.is_finished() {
+                let _ = kicker.thread.join();
+            }
         }
     }
 

@@ -18,8 +18,8 @@ use crate::{RateSpec, Size, SpecError};
 pub const CPU_COUNT_MAX: u16 = 255;
 /// The least memory that anything can be loaded into.
 pub const MEMORY_SIZE_MIN: u64 = 2 << 20;
-/// The most memory: what 46 bits of physical address, found on every server, leave after holes.
-pub const MEMORY_SIZE_MAX: u64 = 32 << 40;
+/// The most memory that the machine has addresses for; hosts usually have fewer.
+pub const MEMORY_SIZE_MAX: u64 = 16 << 40;
 /// Longest kernel command line in bytes: x86's `COMMAND_LINE_SIZE` without its NUL.
 pub const CMDLINE_SIZE_MAX: usize = 2047;
 /// Devices of a VM: the slots of its PCI bus, without the host bridge's.
@@ -369,10 +369,11 @@ fn memory(memory: MemorySpec) -> Result<MemorySpec, SpecError> {
         let most = Size::from_bytes(MEMORY_SIZE_MAX);
         return Err(bad(format!("a VM has at most {most} of memory")));
     }
-    let page_size = memory.hugepages.page_size();
+    // KVM and ACPI are told of whole MiB.
+    let page_size = memory.hugepages.page_size().max(1 << 20);
     if !size.bytes().is_multiple_of(page_size) {
         let page_size = Size::from_bytes(page_size);
-        let whose = if memory.hugepages == HugePages::Off { "pages" } else { "huge pages" };
+        let whose = if memory.hugepages == HugePages::Off { "pieces" } else { "huge pages" };
         return Err(bad(format!("it is not made of whole {whose} of {page_size}")));
     }
     Ok(memory)

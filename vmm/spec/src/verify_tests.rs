@@ -66,9 +66,9 @@ fn processors_and_memory_have_bounds() {
     let error = tiny.verify().unwrap_err();
     assert_eq!(error.to_string(), "--memory size=\"512\": a VM has at least 2M of memory");
     assert_eq!(error.hint().as_deref(), Some("did you mean `512M`?"));
-    assert!(broken(|spec| spec.memory.size = Size::from_mib(1 << 30)).contains("at most 32T"));
+    assert!(broken(|spec| spec.memory.size = Size::from_mib(1 << 30)).contains("at most 16T"));
     let odd = broken(|spec| spec.memory.size = Size::from_bytes((64 << 20) + 1));
-    assert!(odd.ends_with("it is not made of whole pages of 4K"), "{odd}");
+    assert!(odd.ends_with("it is not made of whole pieces of 1M"), "{odd}");
     let odd = broken(|spec| {
         spec.memory.size = Size::from_mib(1025);
         spec.memory.hugepages = HugePages::Size1G;

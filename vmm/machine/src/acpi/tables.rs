@@ -173,15 +173,6 @@ mod tests {
     }
 
     #[test]
-    fn dump() {
-        let layout = Layout::new(8192, 46).unwrap();
-        let d = Description { layout: &layout, vcpu_count: 2, has_serial: true, has_pci: true };
-        for (n, t) in tables(&d) {
-            std::fs::write(format!("/tmp/mach/{n}.dat"), t).unwrap();
-        }
-    }
-
-    #[test]
     fn fixed_hardware_is_absent_and_registers_are_ports() {
         let layout = Layout::new(256, 40).unwrap();
         let description =

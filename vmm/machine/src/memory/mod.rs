@@ -7,9 +7,8 @@
 //!
 //! # Lifetime
 //!
-//! One process runs one machine, and devices hold on to memory while I/O is in flight. So mappings
-//! are never undone: dropping [`Ram`] gives the pages back to the host and leaves zeros behind, at
-//! addresses that stay valid for whoever still has them.
+//! One process runs one machine, and the kernel may hold on to memory while I/O is in flight. So
+//! mappings are never undone, and pages are given back by the end of the process alone.
 
 pub mod layout;
 mod mapping;
@@ -141,13 +140,6 @@ impl Ram {
             }
         }
         Err(misfit)
-    }
-}
-
-impl Drop for Ram {
-    fn drop(&mut self) {
-        // Nothing can be done about it, and the process is about to end.
-        let _ = self.clear();
     }
 }
 

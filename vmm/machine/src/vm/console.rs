@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use vmm_spec::OutputSpec;
-use vmm_virtio::console::{Console, Stream};
+use vmm_virtio::console::{Console, RawPty, Stream};
 
 use super::VmError;
 use crate::{SerialInput, Sink};
@@ -25,7 +27,9 @@ use crate::{SerialInput, Sink};
 pub(super) struct Consoles {
     device: Option<Console>,
     serial: Option<Sink>,
-    input: Option<Box<dyn Read + Send>>,
+    /// Where the serial port's keys come from.
+    input: Option<File>,
+    serial_peer: Option<OwnedFd>,
     serial_input: Option<SerialInput>,
     uses_terminal: bool,
     ptys: Ptys,
@@ -38,8 +42,11 @@ pub(super) struct Ptys {
     pub(super) serial: Option<PathBuf>,
 }
 
-/// The terminal's state, which comes back with the end of this.
-pub(super) struct Terminal(Option<Termios>);
+/// The terminals: ours is put back as it was at the end of this, the guest's is open that long.
+pub(super) struct Terminal {
+    before: Option<Termios>,
+    _serial_peer: Option<OwnedFd>,
+}
 
 /// How long a full serial port is left alone before it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -51,6 +58,7 @@ impl Consoles {
             device: None,
             serial: None,
             input: None,
+            serial_peer: None,
             serial_input: None,
             uses_terminal: [console, serial].contains(&&OutputSpec::Stdio),
             ptys: Ptys::default(),
@@ -86,17 +94,22 @@ impl Consoles {
             OutputSpec::Off => {}
             OutputSpec::Stdio => {
                 self.serial = Some(Box::new(io::stdout()));
-                self.input = Some(Box::new(io::stdin()));
+                let input = io::stdin().as_fd().try_clone_to_owned();
+                self.input = Some(File::from(input.map_err(VmError::device("serial stdio"))?));
             }
             OutputSpec::File { path } => {
                 let name = format!("serial file={}", path.display());
                 self.serial = Some(Box::new(open_file(path).map_err(VmError::device(name))?));
             }
             OutputSpec::Pty => {
-                let (pty, path) = open_pty().map_err(VmError::device("serial pty"))?;
-                let input = pty.try_clone().map_err(VmError::device("serial pty"))?;
+                let failed = || VmError::device("serial pty");
+                let RawPty { master, peer, path } = RawPty::open().map_err(failed())?;
+                // What nobody reads is lost rather than waited for.
+                rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK).map_err(failed())?;
+                let pty = File::from(master);
+                self.input = Some(File::from(pty.try_clone().map_err(failed())?));
                 self.serial = Some(Box::new(pty));
-                self.input = Some(Box::new(input));
+                self.serial_peer = Some(peer);
                 self.ptys.serial = Some(path);
             }
         }
@@ -122,49 +135,60 @@ impl Consoles {
     /// Makes the terminal raw if it is used, and begins to read the serial port's keys, in a thread
     /// that ends with the process.
     pub(super) fn start_input(self) -> io::Result<Terminal> {
-        let terminal = if self.uses_terminal { Terminal::raw()? } else { Terminal(None) };
-        let (Some(mut from), Some(to)) = (self.input, self.serial_input) else {
-            return Ok(terminal);
-        };
-        thread::Builder::new().name("input".to_owned()).spawn(move || {
-            let mut keys = [0; 64];
-            while let Ok(size) = from.read(&mut keys)
-                && size > 0
-            {
-                let mut rest = keys.get(..size).unwrap_or_default();
-                while !rest.is_empty() {
-                    let taken = to.enqueue(rest);
-                    rest = rest.get(taken..).unwrap_or_default();
-                    if taken == 0 {
-                        thread::sleep(RETRY_INTERVAL);
-                    }
-                }
-            }
-        })?;
+        let before = if self.uses_terminal { make_raw()? } else { None };
+        let terminal = Terminal { before, _serial_peer: self.serial_peer };
+        if let (Some(from), Some(to)) = (self.input, self.serial_input) {
+            let thread = thread::Builder::new().name("input".to_owned());
+            thread.spawn(move || pass_keys(from, &to))?;
+        }
         Ok(terminal)
     }
 }
 
-impl Terminal {
-    /// Passes keys on as they are pressed, if standard input is a terminal.
-    fn raw() -> io::Result<Self> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
-            return Ok(Self(None));
+/// Passes keys on until there will be no more.
+fn pass_keys(mut from: File, to: &SerialInput) {
+    let mut keys = [0; 64];
+    loop {
+        let mut waited = [PollFd::new(&from, PollFlags::IN)];
+        if poll(&mut waited, None).is_err_and(|error| error != Errno::INTR) {
+            return;
         }
-        let before = tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        // What the guest writes still ends its lines as this terminal expects.
-        raw.output_modes = before.output_modes;
-        tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Self(Some(before)))
+        let size = match from.read(&mut keys) {
+            Ok(0) => return,
+            Ok(size) => size,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        let mut rest = keys.get(..size).unwrap_or_default();
+        while !rest.is_empty() {
+            let taken = to.enqueue(rest);
+            rest = rest.get(taken..).unwrap_or_default();
+            if taken == 0 {
+                thread::sleep(RETRY_INTERVAL);
+            }
+        }
     }
+}
+
+/// Passes keys on as they are pressed, if standard input is a terminal; returns what it was before.
+fn make_raw() -> io::Result<Option<Termios>> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        return Ok(None);
+    }
+    let before = tcgetattr(&stdin)?;
+    let mut raw = before.clone();
+    raw.make_raw();
+    // What the guest writes still ends its lines as this terminal expects.
+    raw.output_modes = before.output_modes;
+    tcsetattr(&stdin, OptionalActions::Now, &raw)?;
+    Ok(Some(before))
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
+        if let Some(before) = &self.before {
             let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, before);
         }
     }
@@ -178,18 +202,4 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Columns and rows of our own terminal, or of the usual one.
 fn terminal_size() -> (u16, u16) {
     rustix::termios::tcgetwinsize(io::stdout()).map_or((80, 24), |size| (size.ws_col, size.ws_row))
-}
-
-/// A new pseudo-terminal, and where its other end is. It stays open without anyone at that end, and
-/// what nobody reads is lost rather than waited for.
-fn open_pty() -> io::Result<(File, PathBuf)> {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let pty: OwnedFd = openpt(flags)?;
-    grantpt(&pty)?;
-    unlockpt(&pty)?;
-    let path = ptsname(&pty, Vec::new())?;
-    rustix::fs::fcntl_setfl(&pty, OFlags::NONBLOCK)?;
-    let path = PathBuf::from(path.to_string_lossy().into_owned());
-    Ok((File::from(pty), path))
 }

@@ -58,7 +58,10 @@ impl Control for VmControl {
         if shared.is_paused.load(Ordering::SeqCst) {
             return Ok(());
         }
-        shared.machine().pause().map_err(machine_failed)?;
+        if let Err(error) = shared.machine().pause() {
+            shared.machine().resume();
+            return Err(machine_failed(error));
+        }
         if let Err(error) = shared.bus.pause() {
             shared.machine().resume();
             return Err(ControlError::Busy(error.to_string()));
@@ -227,5 +230,9 @@ fn vm_failed(error: VmError) -> ControlError {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    ControlError::Invalid(text)
+    match error {
+        VmError::Bus(_) => ControlError::Conflict { error: text, hint: None },
+        VmError::Host { what, source } => ControlError::Host { what, source },
+        _ => ControlError::Invalid(text),
+    }
 }

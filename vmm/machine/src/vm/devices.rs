@@ -1,12 +1,15 @@
 //! From the description of a device to a function on the bus.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::io::FdFlags;
 use vmm_spec::{
     BalloonSpec, Disk, Fs, FsSource, Net, NetBackend, RateLimit, Size, VerifiedSpec, VsockSpec,
 };
@@ -35,8 +38,6 @@ pub(super) struct Plugged {
     pub(super) slot: usize,
     pub(super) handle: Handle,
     pub(super) counters: Vec<(&'static str, Counter)>,
-    /// The guest was asked to let go of it.
-    pub(super) is_leaving: bool,
 }
 
 /// The way to a device that is more than its function.
@@ -63,13 +64,14 @@ impl Shared {
         self: &Arc<Self>,
         spec: &VerifiedSpec,
         consoles: &mut Consoles,
+        mut inherited: Inherited,
     ) -> Result<(), VmError> {
         for disk in &spec.disks {
             let file = open_disk(disk)?;
             self.add_disk(disk, file)?;
         }
         for net in &spec.nets {
-            let taps = open_taps(net, Vec::new())?;
+            let taps = open_taps(net, inherited.of(net))?;
             self.add_net(net, taps)?;
         }
         for fs in &spec.fs {
@@ -225,9 +227,14 @@ impl Shared {
 
     fn add_pvpanic(&self) -> Result<(), VmError> {
         let ender = self.machine().ender();
+        // Once: the guest may say it as often as it likes.
+        let is_told = AtomicBool::new(false);
         let function = Pvpanic::new(move |event| match event {
             GuestPanic::Panicked => ender.end(Exit::Panic),
-            GuestPanic::CrashLoaded => tracing::warn!("the guest panicked; its crash kernel runs"),
+            GuestPanic::CrashLoaded if !is_told.swap(true, Ordering::Relaxed) => {
+                tracing::warn!("the guest panicked; its crash kernel runs");
+            }
+            GuestPanic::CrashLoaded => {}
         });
         self.bus.add(None, Box::new(function))?;
         Ok(())
@@ -244,7 +251,7 @@ impl Shared {
         let transport = Transport::new(Parts { name, device, memory, executor, host });
         let counters = transport.counters();
         let slot = self.bus.add(None, Box::new(transport) as Box<dyn Function>)?;
-        self.plugged().push(Plugged { id, kind, slot, handle, counters, is_leaving: false });
+        self.plugged().push(Plugged { id, kind, slot, handle, counters });
         Ok(slot)
     }
 }
@@ -271,28 +278,54 @@ fn open_file(path: &Path, is_read_only: bool) -> io::Result<File> {
     File::options().read(true).write(!is_read_only).custom_flags(flags).open(path)
 }
 
-/// The queues of a card's tap: `handed_over`, inherited, or opened by name.
-pub(super) fn open_taps(net: &Net, handed_over: Vec<OwnedFd>) -> Result<Vec<Tap>, VmError> {
-    let name = format!("net {}", net.id);
+/// The queues of a card's tap: `descriptors` that were handed over, or opened by name.
+pub(super) fn open_taps(net: &Net, descriptors: Vec<OwnedFd>) -> Result<Vec<Tap>, VmError> {
     let taps = match &net.backend {
-        _ if !handed_over.is_empty() => Tap::from_descriptors(handed_over),
-        NetBackend::Tap(tap) => Tap::open(tap, usize::from(net.queues)),
-        NetBackend::Descriptors(numbers) => {
-            let descriptors = numbers.iter().map(|&number| inherited(number)).collect();
-            Tap::from_descriptors(descriptors)
-        }
+        NetBackend::Tap(tap) if descriptors.is_empty() => Tap::open(tap, usize::from(net.queues)),
+        NetBackend::Tap(_) | NetBackend::Descriptors(_) => Tap::from_descriptors(descriptors),
     };
-    taps.map_err(VmError::device(name))
+    taps.map_err(VmError::device(format!("net {}", net.id)))
 }
 
-/// Takes over a descriptor that whoever started us left open.
+/// Descriptors that whoever started us left open for the description's cards, by number.
+pub(super) struct Inherited(BTreeMap<i32, OwnedFd>);
+
+impl Inherited {
+    /// Takes them. To be called before this process opens anything of its own.
+    pub(super) fn take(spec: &VerifiedSpec) -> Result<Self, VmError> {
+        let mut taken = BTreeMap::new();
+        for net in &spec.nets {
+            let NetBackend::Descriptors(numbers) = &net.backend else { continue };
+            for &number in numbers {
+                let name = format!("net {}: descriptor {number}", net.id);
+                taken.insert(number, inherited(number).map_err(VmError::device(name))?);
+            }
+        }
+        Ok(Self(taken))
+    }
+
+    /// Those of `net`.
+    fn of(&mut self, net: &Net) -> Vec<OwnedFd> {
+        let NetBackend::Descriptors(numbers) = &net.backend else { return Vec::new() };
+        numbers.iter().filter_map(|number| self.0.remove(number)).collect()
+    }
+}
+
+/// Takes over a descriptor that was open when this process began. All that we open ourselves closes
+/// on `exec`, which tells them apart.
 #[expect(unsafe_code, reason = "a number from the command line becomes a descriptor that we own")]
-fn inherited(number: i32) -> OwnedFd {
-    // SAFETY: verification made sure that the number is above the standard streams and named once,
-    // and descriptors are taken before this process has opened any of its own with that number: it
-    // was open when we started, so no later `open` got it. If it was not open, the first ioctl on it
-    // fails.
-    unsafe { OwnedFd::from_raw_fd(number) }
+fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: Verification made sure that it is not -1. It is borrowed for one call, which fails if
+    // it is not open.
+    let flags = rustix::io::fcntl_getfd(unsafe { BorrowedFd::borrow_raw(number) })?;
+    if flags.contains(FdFlags::CLOEXEC) {
+        return Err(io::Error::other("it is one of our own, not inherited"));
+    }
+    // SAFETY: It is open, and nobody here knows of it: it was not opened by us, and each number is
+    // named once in a description.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
+    Ok(descriptor)
 }
 
 /// An address out of the range that anyone may use (IEEE 802, locally administered, unicast).

@@ -36,10 +36,9 @@ impl Shared {
 
     /// Asks the guest to let go of a device.
     pub(super) fn ask_back(&self, kind: &'static str, id: &str) -> Result<(), ControlError> {
-        let mut plugged = self.plugged();
-        let device = plugged.iter_mut().find(|device| device.kind == kind && device.id == id);
+        let plugged = self.plugged();
+        let device = plugged.iter().find(|device| device.kind == kind && device.id == id);
         let device = device.ok_or_else(|| ControlError::NotFound { kind, id: id.to_owned() })?;
-        device.is_leaving = true;
         if let Ok(slot) = u8::try_from(device.slot) {
             self.machine().hotplug().unplug(slot);
         }

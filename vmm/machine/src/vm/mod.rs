@@ -27,6 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
 use vmm_virtio::balloon::BalloonHandle;
 use vmm_virtio::console::ConsoleHandle;
@@ -40,9 +42,9 @@ use crate::pci::Bus;
 use crate::worker::{ThreadSetup, Workers};
 use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, kvm};
 
-use console::Consoles;
+use console::{Consoles, Terminal};
 use control::VmControl;
-use devices::Plugged;
+use devices::{Inherited, Plugged};
 
 pub use error::VmError;
 
@@ -109,6 +111,7 @@ impl Vm {
     /// [`VmError`], naming what of the description cannot be had.
     pub fn new(spec: &VerifiedSpec) -> Result<Self, VmError> {
         let started = Instant::now();
+        let inherited = Inherited::take(spec)?;
         let kvm = kvm::open()?;
         let mut consoles = Consoles::open(&spec.console, &spec.serial)?;
         let config = machine_config(spec, &mut consoles)?;
@@ -141,7 +144,7 @@ impl Vm {
             started,
             ptys: consoles.ptys(),
         });
-        shared.add_devices(spec, &mut consoles)?;
+        shared.add_devices(spec, &mut consoles, inherited)?;
         let api = match &spec.api_socket {
             None => None,
             Some(path) => {
@@ -159,9 +162,7 @@ impl Vm {
     /// [`VmError`] when its threads cannot be started, or a reset fails.
     pub fn run(self) -> Result<vmm_spec::Exit, VmError> {
         let Self { shared, on_reset, consoles, api } = self;
-        let _terminal = consoles.start_input().map_err(VmError::host("read the console"))?;
-        shared.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
-        let result = shared.run(on_reset);
+        let result = shared.start(consoles).and_then(|_terminal| shared.run(on_reset));
         shared.is_ending.store(true, Ordering::SeqCst);
         if let Some(Api { stopper, thread }) = api {
             // Whoever asked for the end still gets an answer, and the socket's file goes.
@@ -169,6 +170,18 @@ impl Vm {
             let _ = thread.join();
         }
         result
+    }
+}
+
+impl Drop for Shared {
+    /// The guest stands, then its devices, and only then does its memory go: the kernel may still be
+    /// writing it to a disk.
+    fn drop(&mut self) {
+        self.machine.get_mut().unwrap_or_else(PoisonError::into_inner).stop();
+        for slot in self.bus.taken_slots() {
+            // The host bridge stays.
+            drop(self.bus.remove(slot));
+        }
     }
 }
 
@@ -190,17 +203,50 @@ impl Shared {
         self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets the guest run. The terminal is its own as long as what is returned lives.
+    fn start(self: &Arc<Self>, consoles: Consoles) -> Result<Terminal, VmError> {
+        self.end_by_signals()?;
+        let terminal = consoles.start_input().map_err(VmError::host("read the console"))?;
+        self.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
+        Ok(terminal)
+    }
+
+    /// Whoever ends the process ends the guest, without asking it, and everything else in good
+    /// order: the terminal comes back, sockets go. A second signal ends the process at once.
+    fn end_by_signals(self: &Arc<Self>) -> Result<(), VmError> {
+        let failed = || VmError::host("listen to signals");
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed())?;
+        let shared = Arc::downgrade(self);
+        let work = move || {
+            for signal in &mut signals {
+                let Some(shared) = shared.upgrade() else { return };
+                if shared.is_ending.swap(true, Ordering::SeqCst) {
+                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                }
+                shared.machine().ender().end(Exit::Off);
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(work).map_err(failed())?;
+        Ok(())
+    }
+
     /// Waits for the guest's end, which a reset need not be.
     fn run(&self, on_reset: OnReset) -> Result<vmm_spec::Exit, VmError> {
         loop {
             let Some(exit) = self.machine().wait(None) else { continue };
             let is_wanted = self.reboot_is_wanted.swap(false, Ordering::SeqCst);
+            // A guest that wants to start over while it is being stopped is off.
+            let is_ending = self.is_ending.load(Ordering::SeqCst);
+            let exit = if exit == Exit::Reset && is_ending { Exit::Off } else { exit };
             if exit == Exit::Reset && (is_wanted || on_reset == OnReset::Reboot) {
                 self.reset()?;
                 continue;
             }
-            if exit != Exit::Off {
-                tracing::error!("the guest ended: {exit}");
+            let exits = self.machine().exits().total();
+            if exit == Exit::Off {
+                tracing::info!(exits, "the guest ended: {exit}");
+            } else {
+                tracing::error!(exits, "the guest ended: {exit}");
             }
             return Ok(match exit {
                 Exit::Off => vmm_spec::Exit::Off,
@@ -212,17 +258,23 @@ impl Shared {
         }
     }
 
-    /// Starts the guest over, in place: the vCPUs are parked already.
+    /// Starts the guest over, in place: the vCPUs are parked already. A paused VM stays paused.
     fn reset(&self) -> Result<(), VmError> {
         let _lifecycle = self.lifecycle();
         self.machine().pause()?;
-        // A paused device is one that has stopped: reset wants it so.
-        self.is_paused.store(false, Ordering::SeqCst);
         self.bus.reset()?;
         let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
         machine.reset()?;
         self.reboots.fetch_add(1, Ordering::Relaxed);
-        machine.resume();
+        // What was asked for meanwhile has been forgotten with the exit: a reboot is this one, and
+        // an end still comes, since it was noted before it was asked for.
+        self.reboot_is_wanted.store(false, Ordering::SeqCst);
+        if self.is_ending.load(Ordering::SeqCst) {
+            machine.ender().end(Exit::Off);
+        }
+        if !self.is_paused.load(Ordering::SeqCst) {
+            machine.resume();
+        }
         Ok(())
     }
 

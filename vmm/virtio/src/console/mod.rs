@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use sink::{FILE_SIZE_MAX, Stream};
+pub use sink::{FILE_SIZE_MAX, RawPty, Stream};
 
 use crate::{Activation, ConfigSpace, Counter, Device, DeviceError, DeviceId, Unit};
 use unit::ConsoleUnit;

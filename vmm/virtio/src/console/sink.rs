@@ -22,6 +22,37 @@ const READ_SIZE: usize = 4096;
 /// Input is read from streams only while less than this waits for the guest.
 const INPUT_LOW: usize = READ_SIZE;
 
+/// A pseudo terminal in raw mode.
+#[derive(Debug)]
+pub struct RawPty {
+    /// Our end.
+    pub master: OwnedFd,
+    /// The other end: as long as it is open, ours does not fail when others come and go.
+    pub peer: OwnedFd,
+    /// The path by which others open it.
+    pub path: PathBuf,
+}
+
+impl RawPty {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When there are none left.
+    pub fn open() -> io::Result<Self> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let name = ptsname(&master, Vec::new())?;
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let peer = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
+        let mut mode = tcgetattr(&peer)?;
+        mode.make_raw();
+        tcsetattr(&peer, OptionalActions::Now, &mode)?;
+        let path = PathBuf::from(name.to_string_lossy().into_owned());
+        Ok(Self { master, peer, path })
+    }
+}
+
 /// Where a console's output goes, or its input comes from, or both. It never blocks.
 #[derive(Debug)]
 pub struct Stream {
@@ -66,17 +97,8 @@ impl Stream {
     /// # Errors
     /// When there are none left.
     pub fn pty() -> io::Result<(Self, PathBuf)> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        grantpt(&master)?;
-        unlockpt(&master)?;
-        let name = ptsname(&master, Vec::new())?;
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let peer = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
-        let mut mode = tcgetattr(&peer)?;
-        mode.make_raw();
-        tcsetattr(&peer, OptionalActions::Now, &mode)?;
+        let RawPty { master, peer, path } = RawPty::open()?;
         let stream = Self::duplex(master)?;
-        let path = PathBuf::from(name.to_string_lossy().into_owned());
         Ok((Self { _peer: Some(peer), ..stream }, path))
     }
 
