@@ -189,11 +189,11 @@ impl MachineBuilder {
     ///
     /// [`LabError::Io`] when a folder can't be read.
     pub fn host_folder(mut self, path: &str, source: &Path) -> Result<Self, LabError> {
-        let failed = |source: &Path| LabError::io("read folder", source);
-        for entry in fs::read_dir(source).map_err(failed(source))? {
-            let entry = entry.map_err(failed(source))?;
+        const READ: &str = "read folder";
+        for entry in fs::read_dir(source).map_err(LabError::io(READ, source))? {
+            let entry = entry.map_err(LabError::io(READ, source))?;
             let path = format!("{path}/{}", entry.file_name().to_string_lossy());
-            let metadata = entry.metadata().map_err(failed(&entry.path()))?;
+            let metadata = entry.metadata().map_err(LabError::io(READ, &entry.path()))?;
             if metadata.is_dir() {
                 self = self.host_folder(&path, &entry.path())?;
             } else if metadata.is_file() {

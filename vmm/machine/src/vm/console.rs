@@ -14,7 +14,6 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use vmm_spec::OutputSpec;
@@ -102,12 +101,13 @@ impl Consoles {
                 self.serial = Some(Box::new(open_file(path).map_err(VmError::device(name))?));
             }
             OutputSpec::Pty => {
-                let failed = || VmError::device("serial pty");
-                let RawPty { master, peer, path } = RawPty::open().map_err(failed())?;
+                let opened = RawPty::open().map_err(VmError::device("serial pty"))?;
+                let RawPty { master, peer, path } = opened;
                 // What nobody reads is lost rather than waited for.
-                rustix::fs::fcntl_setfl(&master, OFlags::NONBLOCK).map_err(failed())?;
+                rustix::io::ioctl_fionbio(&master, true).map_err(VmError::device("serial pty"))?;
                 let pty = File::from(master);
-                self.input = Some(File::from(pty.try_clone().map_err(failed())?));
+                let input = pty.try_clone().map_err(VmError::device("serial pty"))?;
+                self.input = Some(input);
                 self.serial = Some(Box::new(pty));
                 self.serial_peer = Some(peer);
                 self.ptys.serial = Some(path);

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
@@ -112,6 +113,7 @@ impl Vm {
     pub fn new(spec: &VerifiedSpec) -> Result<Self, VmError> {
         let started = Instant::now();
         let inherited = Inherited::take(spec)?;
+        raise_descriptor_limit();
         let kvm = kvm::open()?;
         let mut consoles = Consoles::open(&spec.console, &spec.serial)?;
         let config = machine_config(spec, &mut consoles)?;
@@ -291,6 +293,16 @@ impl Shared {
             })
             .map_err(VmError::host("start the API's thread"))?;
         Ok(Api { stopper, thread })
+    }
+}
+
+/// Queues, connections and a guest's open files cost a descriptor each; the usual soft limit of 1024 is
+/// less than a guest may keep us busy with.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
     }
 }
 

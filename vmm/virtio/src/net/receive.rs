@@ -355,14 +355,15 @@ impl Receiver {
     fn slices(&self, skip: u32, size: u32) -> impl Iterator<Item = VolatileSlice<'_>> {
         let memory = self.queue.memory();
         let (mut skip, mut left) = (skip, size);
-        self.segments.iter().map_while(move |segment| {
-            if left == 0 {
-                return None;
-            }
+        self.segments.iter().filter_map(move |segment| {
             let skipped = skip.min(segment.size);
             skip -= skipped;
             let size = (segment.size - skipped).min(left);
             left -= size;
+            // One that is skipped whole may end where memory does: nothing lies behind it.
+            if size == 0 {
+                return None;
+            }
             let address = segment.address.0 + u64::from(skipped);
             let size = usize::try_from(size).ok()?;
             memory.get_slice(vm_memory::GuestAddress(address), size).ok()

@@ -35,6 +35,9 @@ use crate::{Activation, Counter, Device, DeviceError, Interrupt, Queue, UnitErro
 const RESET_WAIT: Duration = Duration::from_millis(100);
 /// How long a pause may take.
 const PAUSE_WAIT: Duration = Duration::from_secs(5);
+/// How long a resume waits for units that a pause could not wait for: longer than a file system waits
+/// for a block from the network (150 s).
+const RESUME_WAIT: Duration = Duration::from_secs(170);
 /// After so many complaints about one device, further ones are for debugging only: a guest could
 /// fill the operator's disk with them.
 const COMPLAINT_COUNT_MAX: u32 = 32;
@@ -379,12 +382,17 @@ impl Function for Transport {
     }
 
     fn resume(&mut self) {
-        if matches!(self.run, Run::Running(_))
+        // After a pause that was given up its units are still stopping: late is not broken. A request
+        // that waits for the network may take as long as that does.
+        let mut waited = Duration::ZERO;
+        while matches!(self.run, Run::Running(_))
             && let Err(error) = self.pause()
         {
-            // Its units are stopping since a pause that was given up.
-            self.shared.give_up(&error);
-            return;
+            waited += PAUSE_WAIT;
+            if waited >= RESUME_WAIT {
+                self.shared.give_up(&error);
+                return;
+            }
         }
         let Run::Paused { is_restored } = self.run else { return };
         self.run = Run::Idle;
