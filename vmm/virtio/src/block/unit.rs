@@ -141,14 +141,6 @@ impl BlockUnit {
 
     fn parse(&mut self) -> Result<(Request, GuestAddress), UnitError> {
         let memory: &Memory = self.queue.memory();
-        let found = self.chain.readable(memory).segments().len()
-            + self.chain.writable(memory).segments().len();
-        let (head, max) = (self.chain.head(), self.queue.size());
-        if found > usize::from(max) {
-            // §2.7.5.3.1: it also bounds what a request makes us remember.
-            let why = format!("descriptor chain {head} has {found} buffers in a queue of {max}");
-            return Err(UnitError::Guest(why));
-        }
         request::parse(&self.chain, memory, &self.rules, &mut self.parts)
             .map_err(|source| UnitError::Queue { index: self.queue.index(), source })
     }

@@ -227,5 +227,5 @@ fn a_chain_longer_than_the_queue_stops_the_device() {
     driver.descriptor(0, table, 5 * 16, testing::INDIRECT, 0);
     driver.offer(0);
     let error = rig.kick(0).unwrap_err();
-    assert_eq!(error.to_string(), "descriptor chain 0 has 5 buffers in a queue of 4");
+    assert_eq!(error.to_string(), "queue 0: descriptor chain 0 does not end");
 }
