@@ -32,6 +32,7 @@ impl HostDirectory {
         self.settle_inode(made)
     }
 
+    /// Leaves nothing behind if it fails.
     fn make_in(
         &self,
         directory: BorrowedFd<'_>,
@@ -39,7 +40,7 @@ impl HostDirectory {
         new: &Creation,
         target: Option<&[u8]>,
     ) -> Result<Attributes, Errno> {
-        let (mut path, mut data) = (None, None);
+        let mut data = None;
         match new.mode & TYPE_MASK {
             REGULAR => data = Some(sys::create_file(directory, name)?),
             DIRECTORY => rustix::fs::mkdirat(directory, name, MODE_AT_FIRST)?,
@@ -50,44 +51,50 @@ impl HostDirectory {
                 rustix::fs::mknodat(directory, name, kind, MODE_AT_FIRST, device)?;
             }
         }
-        let made = match &data {
-            Some(file) => file.as_fd(),
-            None => {
-                let path: &OwnedFd = path.insert(sys::open_path(directory, name)?);
-                path.as_fd()
-            }
+        self.introduce(directory, (parent, name), new, data).inspect_err(|_| {
+            let flags = if is_directory(new.mode) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            // As good as can be done: the error counts.
+            let _ = rustix::fs::unlinkat(directory, name, flags);
+        })
+    }
+
+    /// Completes what was made as `name`, open as `data` if it is a file, and tells the guest of it.
+    fn introduce(
+        &self,
+        directory: BorrowedFd<'_>,
+        (parent, name): (Ino, &[u8]),
+        new: &Creation,
+        data: Option<OwnedFd>,
+    ) -> Result<Attributes, Errno> {
+        let Some(file) = data else {
+            let path = sys::open_path(directory, name)?;
+            let attributes = self.complete(directory, path.as_fd(), new)?;
+            self.nodes().learn(parent, name, &attributes, 1)?;
+            return Ok(attributes);
         };
-        match self.complete(directory, made, new) {
-            Ok(attributes) => {
-                let mut nodes = self.nodes();
-                nodes.learn(parent, name, &attributes, 1)?;
-                if let Some(file) = data {
-                    let data = Data { file: Arc::new(file), is_writable: true };
-                    nodes.opened_data(attributes.ino, data);
-                }
-                Ok(attributes)
-            }
-            Err(error) => {
-                let flags =
-                    if is_directory(new.mode) { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-                // As good as can be done: the error counts.
-                let _ = rustix::fs::unlinkat(directory, name, flags);
-                Err(error)
-            }
-        }
+        let attributes = self.complete(directory, file.as_fd(), new)?;
+        let mut nodes = self.nodes();
+        nodes.learn(parent, name, &attributes, 1)?;
+        let data = Data { file: Arc::new(file), is_writable: true };
+        nodes.opened_data(attributes.ino, data);
+        Ok(attributes)
     }
 
     /// Makes a file without a name.
     pub(super) fn make_unnamed(&self, parent: Ino, new: &Creation) -> Result<Attributes, Errno> {
         let directory = self.path(parent)?;
         self.charge_inode()?;
-        let made = sys::create_unnamed(directory.as_fd())
-            .and_then(|file| Ok((self.complete(directory.as_fd(), file.as_fd(), new)?, file)));
-        let attributes = self.settle_inode(
-            made.as_ref().map_or_else(|error| Err(*error), |(attributes, _)| Ok(*attributes)),
-        );
-        let (attributes, (_, file)) = (attributes?, made?);
-        let file = Arc::new(file);
+        let made = self.make_unnamed_in(directory.as_fd(), new);
+        self.settle_inode(made)
+    }
+
+    fn make_unnamed_in(
+        &self,
+        directory: BorrowedFd<'_>,
+        new: &Creation,
+    ) -> Result<Attributes, Errno> {
+        let file = Arc::new(sys::create_unnamed(directory)?);
+        let attributes = self.complete(directory, file.as_fd(), new)?;
         let data = Data { file: Arc::clone(&file), is_writable: true };
         self.nodes().learn_unnamed(&attributes, file, data)?;
         Ok(attributes)
@@ -122,8 +129,30 @@ impl HostDirectory {
         self.attributes_of(&sys::stat(made)?)
     }
 
+    /// Gives what `path` stands for another name, and tells the guest. Leaves nothing behind if it
+    /// fails.
+    pub(super) fn link_in(
+        &self,
+        path: BorrowedFd<'_>,
+        directory: BorrowedFd<'_>,
+        (parent, name): (Ino, &[u8]),
+    ) -> Result<Attributes, Errno> {
+        self.descriptors.link(path, directory, name)?;
+        let linked = sys::stat(path).and_then(|stat| self.attributes_of(&stat));
+        linked
+            .and_then(|attributes| {
+                self.nodes().learn(parent, name, &attributes, 1)?;
+                Ok(attributes)
+            })
+            .inspect_err(|_| {
+                // As good as can be done: the error counts.
+                let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            })
+    }
+
     /// Takes a name away.
     pub(super) fn remove(&self, parent: Ino, name: &[u8], is_dir: bool) -> Result<(), Errno> {
+        let _naming = self.naming();
         let directory = self.path(parent)?;
         let child = self.hold(parent, directory.as_fd(), name)?;
         let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -136,9 +165,13 @@ impl HostDirectory {
 
     /// `held` has lost the name `name` of `parent`.
     fn let_go(&self, held: &Held, parent: Ino, name: &[u8]) {
-        self.nodes().removed(held.attributes.ino, parent, name);
+        let ino = held.attributes.ino;
+        self.nodes().removed(ino, parent, name);
         let was_last = held.attributes.nlink == 1 || is_directory(held.attributes.mode);
-        if was_last && !held.is_known {
+        if !was_last {
+            self.refund_inode();
+        } else if !held.is_known && !self.nodes().is_pinned(ino) {
+            // Else it is given back when it is forgotten.
             self.refund(&held.attributes);
         }
     }
@@ -151,6 +184,7 @@ impl HostDirectory {
         how: Rename,
         leaves_whiteout: bool,
     ) -> Result<(), Errno> {
+        let _naming = self.naming();
         let (source, target) = (self.path(from.0)?, self.path(to.0)?);
         let moved = self.peek(from.0, from.1)?.ino;
         let replaced = match how {
@@ -168,6 +202,10 @@ impl HostDirectory {
         if replaced.as_ref().is_some_and(|replaced| replaced.attributes.ino == moved) {
             // Two names of one inode: nothing happened.
             return Ok(());
+        }
+        if leaves_whiteout {
+            // Whatever the limit: it is there.
+            self.count_inode();
         }
         match (how, replaced) {
             (Rename::Exchange, Some(other)) => {

@@ -28,6 +28,8 @@ mod nodes;
 mod quota;
 mod state;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod xattr;
 
 pub(super) use state::parents_first;
@@ -48,10 +50,11 @@ use flist_view::filesystem::{
     Attributes, Changes, Creation, DirectoryEntry, Errno, FileSystem, Ino, Listing, Policy, ROOT,
     ReadSink, Rename, Seek, SetAttribute, Statistics, WriteSource,
 };
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, RawDir, SeekFrom};
+use rustix::process::{Resource, getrlimit};
 use serde_json::Value;
 
-use self::nodes::{Data, Nodes};
+use self::nodes::{Data, Limits, Nodes};
 use self::quota::Quota;
 use self::sys::{Descriptors, Mount, Stat};
 use super::GuestFileSystem;
@@ -111,7 +114,8 @@ impl HostDirectory {
         if !is_directory(stat.attributes.mode) {
             return Err(Errno::NOTDIR.into());
         }
-        let nodes = Nodes::new(Arc::clone(&root), stat.attributes.generation, DIRECTORY);
+        let limits = Limits::new(getrlimit(Resource::Nofile).current);
+        let nodes = Nodes::new(Arc::clone(&root), stat.attributes.generation, DIRECTORY, limits);
         let quota = options.quota.map(|limit| Quota::new(&root, limit)).transpose()?.flatten();
         Ok(Self {
             options,
@@ -444,11 +448,15 @@ impl FileSystem for HostDirectory {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attributes, Errno> {
+        let _naming = self.naming();
         let (path, directory) = (self.path(ino)?, self.path(parent)?);
-        self.descriptors.link(path.as_fd(), directory.as_fd(), name)?;
-        let attributes = self.attributes_of(&sys::stat(path.as_fd())?)?;
-        self.nodes().learn(parent, name, &attributes, 1)?;
-        Ok(attributes)
+        self.charge_inode()?;
+        let linked = self.link_in(path.as_fd(), directory.as_fd(), (parent, name));
+        // The first name of a file that had none is counted with it.
+        if linked.as_ref().map_or(true, |attributes| attributes.nlink == 1) {
+            self.refund_inode();
+        }
+        linked
     }
 
     fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), Errno> {
@@ -505,9 +513,11 @@ impl FileSystem for HostDirectory {
     }
 
     fn allocate(&self, ino: Ino, mode: u32, offset: u64, size: u64) -> Result<(), Errno> {
-        let mode = rustix::fs::FallocateFlags::from_bits_retain(mode);
+        let mode = FallocateFlags::from_bits_retain(mode);
         let file = self.data(ino, true)?;
-        self.charged(file.as_fd(), offset.saturating_add(size), size, || {
+        let frees = mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE);
+        let added = if frees { 0 } else { size };
+        self.charged(file.as_fd(), offset.saturating_add(size), added, || {
             rustix::fs::fallocate(&*file, mode, offset, size)
         })
     }

@@ -28,14 +28,45 @@ use flist_view::filesystem::{Attributes, Errno, Ino, ROOT};
 /// gigabyte in the guest.
 pub(super) const NODE_COUNT_MAX: usize = 1 << 20;
 /// Most nodes that are open (with two descriptors each) only because they were used lately.
-pub(super) const OPEN_COUNT_MAX: usize = 512;
-/// Most files without a name that a guest may remember: each keeps descriptors open.
-pub(super) const PINNED_COUNT_MAX: usize = 4096;
+const OPEN_COUNT_MAX: usize = 512;
+/// Most files without a name that a guest may remember: each keeps two descriptors open.
+const PINNED_COUNT_MAX: usize = 4096;
+/// How many of the descriptors that the process may have there are for each of those: with two
+/// descriptors each, half of them stay for everything else.
+const DESCRIPTOR_SHARE: usize = 8;
+/// With fewer than these a guest could not work.
+const COUNT_MIN: usize = 16;
 /// Deepest directory that can be found again from the root.
 const DEPTH_MAX: usize = 4096;
 
+/// How many nodes there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// At all.
+    pub(super) node_count: usize,
+    /// Open because they were used lately.
+    pub(super) open_count: usize,
+    /// Open because they have no name.
+    pub(super) pinned_count: usize,
+}
+
+impl Limits {
+    /// The limits in a process that may have this many descriptors; `None` for any number.
+    pub(super) fn new(descriptor_count: Option<u64>) -> Self {
+        let count = descriptor_count
+            .map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
+        let share = (count / DESCRIPTOR_SHARE).max(COUNT_MIN);
+        Self {
+            node_count: NODE_COUNT_MAX,
+            open_count: share.min(OPEN_COUNT_MAX),
+            pinned_count: share.min(PINNED_COUNT_MAX),
+        }
+    }
+}
+
 /// All nodes of a host directory.
 pub(super) struct Nodes {
+    pub(super) limits: Limits,
     map: HashMap<Ino, Node>,
     /// Open nodes, in the order in which they are asked to close; some may be closed or gone.
     opened: VecDeque<Ino>,
@@ -80,8 +111,9 @@ pub(super) struct Route {
 
 impl Nodes {
     /// A table that knows the root only.
-    pub(super) fn new(root: Arc<OwnedFd>, generation: u64, kind: u32) -> Self {
+    pub(super) fn new(root: Arc<OwnedFd>, generation: u64, kind: u32, limits: Limits) -> Self {
         let mut nodes = Self {
+            limits,
             map: HashMap::new(),
             opened: VecDeque::new(),
             open_count: 0,
@@ -118,7 +150,7 @@ impl Nodes {
         let kind = attributes.mode & super::sys::TYPE_MASK;
         match self.map.get(&ino) {
             None => {
-                if self.map.len() >= NODE_COUNT_MAX {
+                if self.map.len() >= self.limits.node_count {
                     return Err(Errno::NFILE);
                 }
                 self.map.insert(ino, Node::new(parent, name, generation, kind));
@@ -146,7 +178,7 @@ impl Nodes {
         path: Arc<OwnedFd>,
         data: Data,
     ) -> Result<(), Errno> {
-        if self.pinned_count >= PINNED_COUNT_MAX {
+        if self.pinned_count >= self.limits.pinned_count {
             return Err(Errno::NFILE);
         }
         self.learn(ROOT, b"", attributes, 1)?;
@@ -229,10 +261,15 @@ impl Nodes {
             .map
             .get(&ino)
             .is_some_and(|node| node.parent == parent && *node.name == *name && ino != ROOT);
-        if is_known && self.pinned_count >= PINNED_COUNT_MAX {
+        if is_known && self.pinned_count >= self.limits.pinned_count {
             return Err(Errno::NFILE);
         }
         Ok(is_known)
+    }
+
+    /// Whether `ino` is open because it has no name: what it takes is given back when it is forgotten.
+    pub(super) fn is_pinned(&self, ino: Ino) -> bool {
+        self.map.get(&ino).is_some_and(|node| node.is_pinned() && node.path.is_some())
     }
 
     /// `name` in `parent` is no longer `ino`.
@@ -267,9 +304,8 @@ impl Nodes {
     fn close_some(&mut self) {
         // Each one gets one more chance at most, so this ends.
         let mut chances = self.opened.len() * 2;
-        while (self.open_count > OPEN_COUNT_MAX || self.opened.len() > OPEN_COUNT_MAX * 4)
-            && chances > 0
-        {
+        let open_max = self.limits.open_count;
+        while (self.open_count > open_max || self.opened.len() > open_max * 4) && chances > 0 {
             chances -= 1;
             let Some(ino) = self.opened.pop_front() else { return };
             let Some(node) = self.map.get_mut(&ino).filter(|node| node.is_cached(ino)) else {

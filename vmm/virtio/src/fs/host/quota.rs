@@ -7,19 +7,22 @@
 //!
 //! Counting makes writes one at a time and costs two calls of `stat` each. A file that was removed counts
 //! until the guest has forgotten it. Nothing is given back that was not counted before, else the limit
-//! could be moved: a directory is always the same, however many names it has or had.
+//! could be moved: a directory is always the same, however many names it has or had. Its extended
+//! attributes count as they are set, and are given back when all is counted again.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flist_view::filesystem::{Attributes, Errno, Statistics};
+use rustix::fs::SeekFrom;
 
+use super::xattr::ATTRIBUTE_BLOCK_SIZE;
 use super::{HostDirectory, is_directory, names, sys};
 
 /// Unit of [`Attributes::sector_count`].
 const SECTOR_SIZE: u64 = 512;
-/// What an inode is counted as, besides its contents.
+/// What an inode is counted as, besides its contents; and each of its names but the first.
 const INODE_SIZE: u64 = 256;
 /// What a directory is counted as, besides that.
 const DIRECTORY_SIZE: u64 = 4096;
@@ -30,6 +33,8 @@ const BLOCK_SIZE: u64 = 4096;
 pub(super) struct Quota {
     limit: u64,
     used: Mutex<u64>,
+    /// Held while names come and go, so that how many an inode has stays as it was seen.
+    naming: Mutex<()>,
 }
 
 impl Quota {
@@ -39,10 +44,10 @@ impl Quota {
         if statvfs.f_blocks.saturating_mul(statvfs.f_frsize) <= limit {
             return Ok(None);
         }
-        Ok(Some(Self { limit, used: Mutex::new(scan(root)?) }))
+        Ok(Some(Self { limit, used: Mutex::new(scan(root)?), naming: Mutex::new(()) }))
     }
 
-    fn used(&self) -> MutexGuard<'_, u64> {
+    pub(super) fn used(&self) -> MutexGuard<'_, u64> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -85,6 +90,28 @@ impl HostDirectory {
         made
     }
 
+    /// Counts an inode that is there already.
+    pub(super) fn count_inode(&self) {
+        if let Some(quota) = &self.quota {
+            let mut used = quota.used();
+            *used = used.saturating_add(INODE_SIZE);
+        }
+    }
+
+    /// Gives back an inode, or a name, that had nothing else.
+    pub(super) fn refund_inode(&self) {
+        if let Some(quota) = &self.quota {
+            let mut used = quota.used();
+            *used = used.saturating_sub(INODE_SIZE);
+        }
+    }
+
+    /// Keeps other names from coming and going, if they are counted.
+    pub(super) fn naming(&self) -> Option<MutexGuard<'_, ()>> {
+        let quota = self.quota.as_ref()?;
+        Some(quota.naming.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Does what adds up to `size` bytes to `file`, up to the offset `end`, within the quota.
     pub(in crate::fs) fn charged<T>(
         &self,
@@ -97,16 +124,21 @@ impl HostDirectory {
         // Held throughout, so that no other change is counted here as well.
         let mut used = quota.used();
         let before = sys::stat(file)?.attributes;
-        if is_directory(before.mode) {
-            return change();
-        }
-        let has_holes = before.sector_count.saturating_mul(SECTOR_SIZE) < before.size;
-        let may_grow = has_holes || end > before.size;
-        if may_grow && used.saturating_add(size) > quota.limit {
+        let is_directory = is_directory(before.mode);
+        let fits = size == 0 || used.saturating_add(size) <= quota.limit;
+        if !fits && (is_directory || !is_in_place(file, before.size, end, size)) {
             return Err(Errno::NOSPC);
         }
         let result = change();
         let after = sys::stat(file)?.attributes;
+        if is_directory {
+            let blocks = after.sector_count.saturating_sub(before.sector_count);
+            let value_size = size.saturating_sub(ATTRIBUTE_BLOCK_SIZE);
+            if result.is_ok() {
+                *used = used.saturating_add(value_size.max(blocks.saturating_mul(SECTOR_SIZE)));
+            }
+            return result;
+        }
         let (before, after) = (before.sector_count, after.sector_count);
         *used = used
             .saturating_add(after.saturating_sub(before).saturating_mul(SECTOR_SIZE))
@@ -124,9 +156,11 @@ impl HostDirectory {
 
     /// Gives back what files took that had no names, and are not remembered any more.
     pub(super) fn refund_forgotten(&self, forgotten: &[Arc<OwnedFd>]) {
-        if self.quota.is_none() {
+        if self.quota.is_none() || forgotten.is_empty() {
             return;
         }
+        // Else one of them might get a name just now.
+        let _naming = self.naming();
         for path in forgotten {
             if let Ok(stat) = sys::stat(path.as_fd())
                 && stat.attributes.nlink == 0
@@ -137,6 +171,18 @@ impl HostDirectory {
     }
 }
 
+/// Whether the last `size` bytes before `end` are contents of `file` already, so that writing them
+/// again takes nothing. How many blocks it has does not tell: they may be beyond its end. What was only
+/// allocated counts as a hole to the host, so that a file which is full can be written, and one that
+/// was made room for only while the quota is not used up.
+fn is_in_place(file: BorrowedFd<'_>, file_size: u64, end: u64, size: u64) -> bool {
+    end <= file_size
+        && end.checked_sub(size).is_some_and(|start| {
+            // Nobody uses the descriptor's own offset.
+            rustix::fs::seek(file, SeekFrom::Hole(start)).is_ok_and(|hole| hole >= end)
+        })
+}
+
 const fn cost(attributes: &Attributes) -> u64 {
     if is_directory(attributes.mode) {
         return DIRECTORY_SIZE + INODE_SIZE;
@@ -144,8 +190,8 @@ const fn cost(attributes: &Attributes) -> u64 {
     attributes.sector_count.saturating_mul(SECTOR_SIZE).saturating_add(INODE_SIZE)
 }
 
-/// What all below `root` takes. A file with several names counts once.
-fn scan(root: &Arc<OwnedFd>) -> Result<u64, Errno> {
+/// What all below `root` takes. The contents of a file with several names count once.
+pub(super) fn scan(root: &Arc<OwnedFd>) -> Result<u64, Errno> {
     let mut used: u64 = 0;
     let mut linked = HashSet::new();
     // Directories by their parent's descriptor, which is closed when the last of them is done.
@@ -161,6 +207,7 @@ fn scan(root: &Arc<OwnedFd>) -> Result<u64, Errno> {
             for name in names.iter().filter(|name| !name.is_dots()) {
                 let found = sys::stat_at(directory.as_fd(), &name.bytes)?.attributes;
                 if found.nlink > 1 && !is_directory(found.mode) && !linked.insert(found.ino) {
+                    used = used.saturating_add(INODE_SIZE);
                     continue;
                 }
                 used = used.saturating_add(cost(&found));

@@ -8,7 +8,7 @@ use rustix::fs::XattrFlags;
 use super::{HostDirectory, sys};
 
 /// Space that the first attribute of a file may take.
-const ATTRIBUTE_BLOCK_SIZE: u64 = 4096;
+pub(super) const ATTRIBUTE_BLOCK_SIZE: u64 = 4096;
 /// Beginnings of names that pass through; all of the last.
 const PREFIXES: [&[u8]; 2] = [b"user.", b"trusted."];
 const CAPABILITY: &[u8] = b"security.capability";

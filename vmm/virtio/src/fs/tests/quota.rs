@@ -135,3 +135,57 @@ fn copying_up_counts() {
     assert_eq!(client.truncate(big, 4096).unwrap().size, 4096);
     assert_eq!(std::fs::read_dir(volume.path().join("wd/temporary")).unwrap().count(), 0);
 }
+
+/// Blocks beyond the end of a file are not what fills its holes.
+#[test]
+fn room_beyond_the_end_hides_no_hole() {
+    const KEEP_SIZE: u32 = 1;
+    const PUNCH_HOLE: u32 = 2;
+    let directory = tempfile::tempdir().unwrap();
+    let mut client = limited(directory.path());
+    let allocate = |offset: u64, size: u64, mode| {
+        [&[0; 8][..], &offset.to_le_bytes(), &size.to_le_bytes(), &u32s(&[mode, 0])].concat()
+    };
+    let file = client.touch(1, "file").unwrap().ino;
+    let half = LIMIT / 2;
+    // Beyond what the file will be, so that its blocks are as many as its size.
+    client.call(op::FALLOCATE, file, &allocate(half, half, KEEP_SIZE)).unwrap();
+    client.truncate(file, half).unwrap();
+    let mut written = 0;
+    while written < half && client.write(file, written, &[1; 4096]).is_ok() {
+        written += 4096;
+    }
+    assert!((half - 65_536..half).contains(&written), "{written}");
+    let blocks = std::os::unix::fs::MetadataExt::blocks(
+        &std::fs::metadata(directory.path().join("file")).unwrap(),
+    );
+    assert!(blocks * 512 <= LIMIT, "{blocks}");
+    assert_eq!(client.write(file, written - 4096, &[2; 4096]), Ok(4096), "it is there");
+    assert_eq!(client.write(file, written - 2048, &[2; 4096]), Err(Errno::NOSPC));
+    // What gives back is never refused.
+    let punch = allocate(0, half, KEEP_SIZE | PUNCH_HOLE);
+    client.call(op::FALLOCATE, file, &punch).unwrap();
+    assert_eq!(client.write(file, written, &[1; 4096]), Ok(4096));
+}
+
+#[test]
+fn attributes_of_directories_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut client = limited(directory.path());
+    let before = free(&mut client);
+    let sub = client.mkdir(1, "sub").unwrap().ino;
+    for _ in 0..100 {
+        client.setxattr(sub, "user.mark", b"y").unwrap();
+    }
+    assert!(before - free(&mut client) < 20_000, "small ones that fit into the inode");
+    let mut count = 0;
+    let error = loop {
+        match client.setxattr(sub, "user.large", &[1; 3000]) {
+            Ok(()) => count += 1,
+            Err(error) => break error,
+        }
+        assert!(count < 1000, "attributes have no end");
+    };
+    assert_eq!(error, Errno::NOSPC);
+    assert!(free(&mut client) <= 8192);
+}
