@@ -17,6 +17,16 @@ const NETWORK: &[&str] = &["tokio", "ureq", "reqwest", "hyper", "rustls", "rusty
 const RULES: &[Rule] = &[
     Rule { folder: "vmm", forbidden: NETWORK, why: "a VM process opens no network connection" },
     Rule {
+        folder: "vmm/spec",
+        forbidden: &["kvm-ioctls", "vm-memory", "rustix", "vmm-virtio", "vmm-machine"],
+        why: "a description is plain data: it opens nothing and runs nothing",
+    },
+    Rule {
+        folder: "vmm/virtio",
+        forbidden: &["kvm-ioctls", "kvm-bindings", "event-manager", "vmm-spec", "vmm-machine"],
+        why: "device models know no KVM, and others decide on threads",
+    },
+    Rule {
         folder: "guest-images/flist-view",
         forbidden: &["tokio", "ureq", "rusqlite", "rusty-s3", "flist", "zdb-client"],
         why: "it is what the VMM links: no SQLite, no network, no stores",
