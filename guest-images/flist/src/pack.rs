@@ -30,7 +30,7 @@ pub const WORKER_COUNT_MAX: usize = 64;
 
 /// Most bytes and most blocks that a worker reads before it encodes and stores them together. Many
 /// small files make one batch: processors hash four blocks at a time, as long as there are four.
-const BATCH_SIZE_MAX: usize = 4 * BLOCK_SIZE as usize;
+const BATCH_SIZE_MAX: usize = 8 * BLOCK_SIZE as usize;
 const BATCH_COUNT_MAX: usize = 64;
 
 /// Where a packer finds the bytes of a tree's files.
