@@ -438,7 +438,27 @@ impl Appetite {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::GuestAddress;
+
     use super::*;
+    use crate::testing::{self, Driver, Interrupts};
+
+    /// What lies behind the last byte of a region is no memory, not even for a slice of nothing.
+    #[test]
+    fn a_segment_that_ends_where_memory_does_is_skipped() {
+        const MEMORY_SIZE: usize = 2 << 20;
+        let memory = testing::memory(MEMORY_SIZE);
+        let (_driver, queue) = Driver::new(&memory, 0, 0, 8, true, Arc::new(Interrupts::default()));
+        let mut receiver = Receiver::new(queue, true, None).unwrap();
+        let last = Segment { address: GuestAddress(MEMORY_SIZE as u64 - 16), size: 16 };
+        let other = Segment { address: GuestAddress(0x5_0000), size: 16 };
+        receiver.segments = [last, other].into();
+        let sizes = |skip| receiver.slices(skip, 12).map(|slice| slice.len()).collect::<Vec<_>>();
+        assert_eq!(sizes(16), [12]);
+        assert_eq!(sizes(8), [8, 4]);
+    }
 
     #[test]
     fn one_packet_at_a_time_costs_one_look_in_eight() {
