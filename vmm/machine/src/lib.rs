@@ -1,15 +1,21 @@
 //! A virtual machine on KVM.
 //!
-//! A [`Machine`] is memory, CPUs, interrupt controllers, ACPI, and the little that is left of the
-//! PC; everything that makes a Linux guest run, or a unikernel, but no devices:
+//! [`vm`] makes one of a description and runs it to its end. It puts together what the other rooms
+//! know nothing of each other about:
 //!
 //! ```text
-//!   Machine ──► boot      kernel, initramfs, parameters into memory; the first CPU's registers
-//!      │  └───► memory    where it is, what backs it
-//!      ├──────► cpu       what CPUs say of themselves; a thread each; their state
-//!      ├──────► acpi      tables, and the few registers that they speak of
-//!      └──────► legacy    serial port, and ports that must answer something
+//!   vm ──┬──► Machine ──► boot      kernel, initramfs, parameters into memory; the first CPU
+//!        │       │  └───► memory    where it is, what backs it
+//!        │       ├──────► cpu       what CPUs say of themselves; a thread each; their state
+//!        │       ├──────► acpi      tables, and the few registers that they speak of
+//!        │       └──────► legacy    serial port, and ports that must answer something
+//!        ├──► pci, interrupts       the bus that devices are on, and how they interrupt
+//!        ├──► worker                threads that run the devices' units
+//!        └──► api                   the HTTP interface of a running VM
 //! ```
+//!
+//! A [`Machine`] is everything that makes a Linux guest run, or a unikernel, but no devices; those
+//! are `vmm-virtio`'s, and reach it as an [`MmioBus`].
 //!
 //! [`kvm::open`] says in words what is missing when there is no KVM. The guest is the attacker:
 //! whatever it does to ports, memory or registers, and whatever its kernel file says, ends in an

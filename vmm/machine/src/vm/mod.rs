@@ -4,7 +4,9 @@
 //!   VerifiedSpec ──► Vm::new ──► Machine (memory, vCPUs)
 //!                       ├──────► pci::Bus ◄── one function for each device   (devices.rs)
 //!                       ├──────► Workers: threads for the devices' units
-//!                       └──────► api::Server, if it has a socket             (control.rs)
+//!                       ├──────► where console and serial port go             (console.rs)
+//!                       └──────► api::Server, if it has a socket             (control.rs, hotplug.rs,
+//!                                                                             metrics.rs)
 //!
 //!   Vm::run:   start ──► wait ──► ended ──► off, crashed, … ──► Exit
 //!                          ▲         │
