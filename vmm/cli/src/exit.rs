@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use vmm_machine::vm::VmError;
 use vmm_spec::SpecError;
 
 use crate::check::KvmProblem;
@@ -34,6 +35,9 @@ fn classify(error: &anyhow::Error) -> (u8, Option<String>) {
         }
         if let Some(problem) = cause.downcast_ref::<KvmProblem>() {
             return (FAILED, Some(problem.hint()));
+        }
+        if let Some(vm) = cause.downcast_ref::<VmError>() {
+            return (FAILED, vm.hint().map(str::to_owned));
         }
         if let Some(Usage(_)) = cause.downcast_ref::<Usage>() {
             return (USAGE, None);
