@@ -22,6 +22,8 @@ use thiserror::Error;
 
 /// How often the lab asks whether the agent is there.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the lab waits for a reply before it reminds the machine of its port.
+const NUDGE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the agent may leave its port unread.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The hello's id; commands count from 1.
@@ -122,12 +124,24 @@ impl Link {
         })
     }
 
-    /// Waits for a request's last reply.
+    /// Waits for a request's last reply. An emulated machine may miss the interrupt that tells of the
+    /// request, or its own end of the reply; the next message wakes it, so there is one now and then.
     pub(crate) fn wait_end(&self, id: u32, timeout: Duration) -> Result<Pending, LinkError> {
-        let ended = self.shared.wait(timeout, |state| {
-            let is_over = |pending: &Pending| pending.end.is_some() || pending.is_lost;
-            state.pending.get(&id).is_none_or(is_over).then(|| state.pending.remove(&id))
-        })?;
+        let deadline = Instant::now() + timeout;
+        let ended = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ended = self.shared.wait(left.min(NUDGE_INTERVAL), |state| {
+                let is_over = |pending: &Pending| pending.end.is_some() || pending.is_lost;
+                state.pending.get(&id).is_none_or(is_over).then(|| state.pending.remove(&id))
+            });
+            match ended {
+                Err(LinkError::Timeout(_)) if left > NUDGE_INTERVAL => {
+                    self.send(HELLO_ID, &Request::Hello { version: VERSION })?;
+                }
+                Err(LinkError::Timeout(_)) => return Err(LinkError::Timeout(timeout)),
+                other => break other?,
+            }
+        };
         match ended {
             Some(pending) if !pending.is_lost => Ok(pending),
             _ => Err(LinkError::Reset),

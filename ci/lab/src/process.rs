@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -31,6 +31,8 @@ use crate::spawn;
 
 /// How long QEMU may take to open its sockets, or to end after it was told to.
 pub(crate) const QEMU_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two looks at what the processors of a stuck machine do.
+const STATE_INTERVAL: Duration = Duration::from_millis(100);
 /// How long QEMU may take from closing its monitor to its end.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the agent may take to answer a request that isn't a command.
@@ -233,12 +235,28 @@ impl Process {
 
     pub(crate) fn timed_out(&self, what: &str, limit: Duration) -> LabError {
         self.folder.keep_logs(true);
+        self.record_processors();
         LabError::Timeout {
             machine: self.name.clone(),
             what: what.to_owned(),
             limit,
             tail: self.console.tail(),
             logs: self.folder.logs().to_path_buf(),
+        }
+    }
+
+    /// What the processors are at goes into the log of QEMU twice, a moment apart: a machine that is
+    /// stuck and one that waits look alike from outside. One that can't tell any more is left in peace.
+    fn record_processors(&self) {
+        let Ok(mut log) = File::options().append(true).open(&self.qemu_log) else { return };
+        for command in ["info registers -a", "info lapic", "info registers -a"] {
+            let arguments = json!({ "command-line": command });
+            let Ok(answer) = self.qmp.execute("human-monitor-command", &arguments) else { return };
+            let text = answer.as_str().unwrap_or_default();
+            if writeln!(log, "== {command}\n{text}").is_err() {
+                return;
+            }
+            thread::sleep(STATE_INTERVAL);
         }
     }
 
