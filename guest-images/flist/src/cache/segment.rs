@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use flist_view::block::{BlockCipher, BlockId, BlockKey};
 use rustix::fs::MemfdFlags;
@@ -23,6 +24,11 @@ use super::verified::Verified;
 
 /// Index entries read at once.
 const ENTRIES_PER_READ: usize = 512;
+/// Entries are written to the index in batches of this many bytes, or after this long, whichever is
+/// first: a system call less for each small block. A process that is killed loses what it had not
+/// written, which means a fetch more.
+const PENDING_SIZE_MAX: usize = 32 * ENTRY_SIZE;
+const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// Set in the numbers of segments in memory, which no other process sees.
 pub(super) const MEMORY_NUMBER: u64 = 1 << 63;
 
@@ -246,6 +252,9 @@ pub(super) struct Writer {
     blocks: File,
     /// None for segments in memory. Holding it holds its lock.
     index: Option<File>,
+    /// Entries not yet written to the index.
+    pending: Vec<u8>,
+    flushed_at: Instant,
     capacity: u32,
     end: u32,
     entry_count: u32,
@@ -255,8 +264,12 @@ impl Writer {
     /// The writer of a segment just made on disk, with its reading side.
     pub(super) fn on_disk(new: NewSegment, capacity: u32) -> (Self, Segment) {
         let segment = Segment::ours(new.number, new.blocks, capacity);
-        let (blocks, index) = (new.blocks_writer, Some(new.index_writer));
-        (Self { number: new.number, blocks, index, capacity, end: 0, entry_count: 0 }, segment)
+        (Self::new(new.number, new.blocks_writer, Some(new.index_writer), capacity), segment)
+    }
+
+    fn new(number: u64, blocks: File, index: Option<File>, capacity: u32) -> Self {
+        let (pending, flushed_at) = (Vec::new(), Instant::now());
+        Self { number, blocks, index, pending, flushed_at, capacity, end: 0, entry_count: 0 }
     }
 
     /// A segment in anonymous memory, for when the disk takes no more.
@@ -266,10 +279,7 @@ impl Writer {
         // A second, read-only description: the one to hand out.
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
         let segment = Segment::ours(number, File::open(path)?, capacity);
-        Ok((
-            Self { number, blocks: memory, index: None, capacity, end: 0, entry_count: 0 },
-            segment,
-        ))
+        Ok((Self::new(number, memory, None, capacity), segment))
     }
 
     /// Whether a block of `size` bytes still fits.
@@ -302,12 +312,33 @@ impl Writer {
         let size = u32::try_from(plaintext.len()).unwrap_or(u32::MAX);
         let record = Record { cipher, block, offset: layout::record_offset(self.end, size), size };
         self.blocks.write_all_at(plaintext, u64::from(record.offset))?;
-        if let Some(index) = &self.index {
-            let offset = (u64::from(self.entry_count) + 1) * ENTRY_SIZE as u64;
-            index.write_all_at(&layout::encode_record(self.number, &record), offset)?;
-        }
         self.end = record.offset + size;
         self.entry_count += 1;
+        if self.index.is_some() {
+            self.pending.extend_from_slice(&layout::encode_record(self.number, &record));
+            if self.pending.len() >= PENDING_SIZE_MAX || self.flushed_at.elapsed() >= FLUSH_INTERVAL
+            {
+                self.flush()?;
+            }
+        }
         Ok(record)
+    }
+
+    /// Writes the entries that are still pending.
+    fn flush(&mut self) -> io::Result<()> {
+        let Some(index) = &self.index else { return Ok(()) };
+        let size = (u64::from(self.entry_count) + 1) * ENTRY_SIZE as u64;
+        index.write_all_at(&self.pending, size - self.pending.len() as u64)?;
+        self.pending.clear();
+        self.flushed_at = Instant::now();
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            tracing::debug!(segment = self.number, %error, "the last blocks stay unknown");
+        }
     }
 }

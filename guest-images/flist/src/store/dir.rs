@@ -6,7 +6,8 @@
 //! ```
 //!
 //! 26,000 small files must cost little, so a new block is written under its own name at once, and
-//! nothing is synced block by block: [`DirStore`] syncs the file system once, when `sync` is called.
+//! nothing is synced block by block: [`DirStore`] syncs the file system when `sync` is called, and now
+//! and then on the way, so that disk and processor work at once ([`super::writeback`]).
 //! A process or machine that dies before that may leave a file short. That costs readers a fetch
 //! from another route but never a wrong byte, because they verify; and since a name stands for one
 //! sequence of bytes, a later `put` knows a short file by its size and replaces it, by a temporary
@@ -15,7 +16,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -24,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::writeback::Writeback;
 use super::{Store, StoreError, hex};
 use crate::block::STORED_SIZE_MAX;
 
@@ -37,6 +39,8 @@ pub struct DirStore {
     temporary_prefix: u64,
     temporary_count: AtomicU64,
     has_unsynced: AtomicBool,
+    /// Begun with the first write.
+    writeback: OnceLock<Writeback>,
 }
 
 /// Tries at creating a folder or opening a temporary file; each collision means that another process
@@ -63,6 +67,7 @@ impl DirStore {
             temporary_prefix: RandomState::new().build_hasher().finish(),
             temporary_count: AtomicU64::new(0),
             has_unsynced: AtomicBool::new(false),
+            writeback: OnceLock::new(),
         })
     }
 
@@ -108,6 +113,7 @@ impl DirStore {
 
     fn write(&self, name: &[u8], stored: &[u8]) -> Result<(), Errno> {
         // Also for a file that is there already: who wrote it may have died before syncing it.
+        let writeback = self.writeback()?;
         self.has_unsynced.store(true, Ordering::Relaxed);
         let folder = self.folder(name.first().copied().ok_or(Errno::INVAL)?)?;
         let target = hex(name);
@@ -121,7 +127,16 @@ impl DirStore {
         if written.is_err() {
             remove(folder, &target);
         }
+        writeback.add(stored.len());
         written
+    }
+
+    fn writeback(&self) -> Result<&Writeback, Errno> {
+        if let Some(writeback) = self.writeback.get() {
+            return Ok(writeback);
+        }
+        let new = Writeback::new(&self.root)?;
+        Ok(self.writeback.get_or_init(|| new))
     }
 
     /// Leaves a whole file alone; replaces a short one.
@@ -184,12 +199,7 @@ impl Store for DirStore {
         }
         let limit = STORED_SIZE_MAX + 1;
         let size = usize::try_from(stat.st_size).unwrap_or(limit).min(limit);
-        let mut stored = Vec::with_capacity(size);
-        std::fs::File::from(file)
-            .take(limit as u64)
-            .read_to_end(&mut stored)
-            .map_err(|error| self.failed("read the block's file", error))?;
-        Ok(stored)
+        read_up_to(&file, size).map_err(|errno| self.failed("read the block's file", errno))
     }
 
     fn put(&self, name: &[u8], stored: &[u8]) -> Result<(), StoreError> {
@@ -201,16 +211,26 @@ impl Store for DirStore {
         if !self.has_unsynced.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        let sync = || -> Result<(), Errno> {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            fs::syncfs(fs::openat(&self.root, ".", flags, Mode::empty())?)
-        };
-        sync().map_err(|errno| {
+        self.writeback().and_then(Writeback::sync).map_err(|errno| {
             self.has_unsynced.store(true, Ordering::Relaxed);
             let reason = format!("can't sync the file system: {errno}");
             StoreError::Failed { store: self.name.clone(), reason }
         })
     }
+}
+
+/// The first `size` bytes of a file, or what there is of them. It is not asked for more: a file that
+/// grows meanwhile is not whole yet, which its hash tells.
+fn read_up_to(file: &OwnedFd, size: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        match rustix::io::read(file, rustix::buffer::spare_capacity(&mut bytes)) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(bytes)
 }
 
 fn open_error(name: String, errno: Errno) -> StoreError {

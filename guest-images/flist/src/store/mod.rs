@@ -16,6 +16,7 @@ pub mod s3;
 #[cfg(test)]
 mod testing;
 pub mod url;
+mod writeback;
 pub mod zdb;
 
 use flist_view::block::BlockId;
