@@ -25,6 +25,7 @@
 mod directory;
 mod evict;
 mod flights;
+mod flusher;
 mod layout;
 mod local;
 mod segment;
@@ -51,6 +52,7 @@ pub use self::statistics::Statistics;
 pub use self::verified::Verified;
 
 use self::directory::Directory;
+use self::flusher::Flusher;
 use self::layout::Record;
 use self::segment::{Segment, Writer};
 use self::statistics::{Counters, count};
@@ -145,7 +147,8 @@ pub struct Cache {
     config: Config,
     segment_size: u32,
     /// Taken before `table` where both are needed.
-    writing: Mutex<Writing>,
+    writing: Arc<Mutex<Writing>>,
+    flusher: Flusher,
     table: RwLock<Table>,
     news_read: Mutex<Option<Instant>>,
     retired: Mutex<Option<SyncSender<SegmentNumber>>>,
@@ -167,6 +170,18 @@ struct Writing {
 struct Active {
     writer: Writer,
     place: u32,
+}
+
+impl Writing {
+    /// Writes what the index of the segment on disk lacks. If it can't, the next insertion meets the
+    /// same error and ends the segment.
+    fn flush(&mut self) {
+        if let Some(active) = &mut self.disk
+            && let Err(error) = active.writer.flush()
+        {
+            tracing::debug!(segment = active.writer.number, %error, "index entries wait");
+        }
+    }
 }
 
 impl Default for Config {
@@ -197,11 +212,13 @@ impl Cache {
         }
         let wrap = |source| CacheError::Directory { path: path.to_path_buf(), source };
         let directory = Directory::open(path).map_err(wrap)?;
+        let writing = Arc::default();
         let cache = Self {
             directory,
             segment_size: config.segment_size(),
             config,
-            writing: Mutex::default(),
+            flusher: Flusher::start(Arc::downgrade(&writing)).map_err(wrap)?,
+            writing,
             table: RwLock::default(),
             news_read: Mutex::default(),
             retired: Mutex::default(),
@@ -381,7 +398,11 @@ impl Cache {
             writing.disk = Some(self.begin_segment(writing)?);
         }
         let active = writing.disk.as_mut().ok_or(io::ErrorKind::StorageFull)?;
+        let had_pending = active.writer.has_pending();
         let record = active.writer.append(block)?;
+        if !had_pending {
+            self.flusher.wake();
+        }
         self.publish(active.place, &record)
     }
 

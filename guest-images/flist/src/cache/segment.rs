@@ -13,7 +13,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use flist_view::block::{BlockCipher, BlockId, BlockKey};
 use rustix::fs::MemfdFlags;
@@ -24,11 +23,8 @@ use super::verified::Verified;
 
 /// Index entries read at once.
 const ENTRIES_PER_READ: usize = 512;
-/// Entries are written to the index in batches of this many bytes, or after this long, whichever is
-/// first: a system call less for each small block. A process that is killed loses what it had not
-/// written, which means a fetch more.
+/// Entries are written to the index in batches of this many bytes at most; see [`super::flusher`].
 const PENDING_SIZE_MAX: usize = 32 * ENTRY_SIZE;
-const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// Set in the numbers of segments in memory, which no other process sees.
 pub(super) const MEMORY_NUMBER: u64 = 1 << 63;
 
@@ -254,7 +250,6 @@ pub(super) struct Writer {
     index: Option<File>,
     /// Entries not yet written to the index.
     pending: Vec<u8>,
-    flushed_at: Instant,
     capacity: u32,
     end: u32,
     entry_count: u32,
@@ -268,8 +263,8 @@ impl Writer {
     }
 
     fn new(number: u64, blocks: File, index: Option<File>, capacity: u32) -> Self {
-        let (pending, flushed_at) = (Vec::new(), Instant::now());
-        Self { number, blocks, index, pending, flushed_at, capacity, end: 0, entry_count: 0 }
+        let pending = Vec::new();
+        Self { number, blocks, index, pending, capacity, end: 0, entry_count: 0 }
     }
 
     /// A segment in anonymous memory, for when the disk takes no more.
@@ -316,21 +311,24 @@ impl Writer {
         self.entry_count += 1;
         if self.index.is_some() {
             self.pending.extend_from_slice(&layout::encode_record(self.number, &record));
-            if self.pending.len() >= PENDING_SIZE_MAX || self.flushed_at.elapsed() >= FLUSH_INTERVAL
-            {
+            if self.pending.len() >= PENDING_SIZE_MAX {
                 self.flush()?;
             }
         }
         Ok(record)
     }
 
-    /// Writes the entries that are still pending.
-    fn flush(&mut self) -> io::Result<()> {
-        let Some(index) = &self.index else { return Ok(()) };
+    /// Whether there are entries that the index lacks.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Writes the entries that the index lacks.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        let Some(index) = self.index.as_ref().filter(|_| self.has_pending()) else { return Ok(()) };
         let size = (u64::from(self.entry_count) + 1) * ENTRY_SIZE as u64;
         index.write_all_at(&self.pending, size - self.pending.len() as u64)?;
         self.pending.clear();
-        self.flushed_at = Instant::now();
         Ok(())
     }
 }

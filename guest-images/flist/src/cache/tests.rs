@@ -52,6 +52,15 @@ fn has(cache: &Cache, number: u32, size: usize) -> bool {
     }
 }
 
+/// Waits until a block that another process inserted is there.
+fn wait_for(cache: &Cache, number: u32, size: usize) {
+    let begin = Instant::now();
+    while !has(cache, number, size) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "block {number} does not appear");
+        thread::sleep(flusher::FLUSH_INTERVAL);
+    }
+}
+
 fn opened(directory: &TempDir) -> Cache {
     Cache::open(directory.path(), SMALL).unwrap()
 }
@@ -256,9 +265,8 @@ fn two_caches_in_one_directory_see_each_others_blocks() {
             scope.spawn(move || (0..150).for_each(|i| drop(insert(cache, first * 100 + i, 5000))));
         }
     });
-    thread::sleep(NEWS_INTERVAL);
     for cache in &caches {
-        assert!((0..250).all(|number| has(cache, number, 5000)));
+        (0..250).for_each(|number| wait_for(cache, number, 5000));
     }
     assert!((0..250).all(|number| has(&opened(&directory), number, 5000)));
 }
@@ -269,6 +277,7 @@ fn a_segment_that_another_process_writes_is_not_evicted() {
     let idle = opened(&directory);
     insert(&idle, 0, 1000);
     let busy = opened(&directory);
+    wait_for(&busy, 0, 1000);
     (1..200).for_each(|number| drop(insert(&busy, number, 60_000)));
     assert!(busy.statistics().evicted_segments > 0);
     assert!(has(&opened(&directory), 0, 1000));
