@@ -3,19 +3,18 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use flist_view::cache_client::{CacheClient, ConnectError};
 use flist_view::view::FlistView;
 
 /// How the cache process is reached.
-#[derive(Debug)]
 pub enum CacheSocket {
     /// By path, now and whenever it was restarted.
     Path(PathBuf),
-    /// By a connected socket, in a jail that has no paths. Once the cache process is gone, reads of
-    /// blocks whose place is not known yet fail.
-    Connected(OwnedFd),
+    /// By what gives a connected socket, now and whenever it was restarted: in a jail that has no
+    /// paths.
+    Connector(Box<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>),
 }
 
 /// Opens the image at `image`, a path as the cache process sees it. `stores` replace the image's own
@@ -30,13 +29,8 @@ pub fn open(
 ) -> Result<(FlistView, Arc<CacheClient>), ConnectError> {
     let (client, index) = match cache {
         CacheSocket::Path(path) => CacheClient::connect(&path, image, stores)?,
-        CacheSocket::Connected(connected) => {
-            let connected = Mutex::new(Some(connected));
-            let connector = move || {
-                let taken = connected.lock().unwrap_or_else(PoisonError::into_inner).take();
-                taken.ok_or_else(|| io::ErrorKind::NotConnected.into())
-            };
-            CacheClient::with_connector(Box::new(connector), image, stores)?
+        CacheSocket::Connector(connector) => {
+            CacheClient::with_connector(connector, image, stores)?
         }
     };
     let client = Arc::new(client);
