@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flist_view::cache_client::{CacheClient, ConnectError};
-use flist_view::view::FlistView;
+use flist_view::cache_client::ConnectError;
+pub use flist_view::cache_client::CacheClient;
+pub use flist_view::view::FlistView;
 
 /// How the cache process is reached.
 pub enum CacheSocket {
@@ -35,4 +36,12 @@ pub fn open(
     };
     let client = Arc::new(client);
     Ok((FlistView::new(Arc::new(index), Arc::clone(&client) as _), client))
+}
+
+/// Connects to the cache process at `path`, without waiting: what a [`CacheSocket::Connector`] gives.
+///
+/// # Errors
+/// What the host said: that nobody listens there, usually.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    flist_view::cache_client::socket::connect(path)
 }

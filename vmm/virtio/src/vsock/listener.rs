@@ -105,6 +105,13 @@ impl Listener {
         self
     }
 
+    /// The same socket, whose file somebody else removes.
+    #[must_use]
+    pub const fn keep_file(mut self) -> Self {
+        self.identity = None;
+        self
+    }
+
     /// Where the socket's file is.
     #[must_use]
     pub fn path(&self) -> &Path {
