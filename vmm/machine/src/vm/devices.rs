@@ -296,6 +296,17 @@ pub(super) fn open_taps(net: &Net, descriptors: Vec<OwnedFd>) -> Result<Vec<Tap>
     taps.map_err(VmError::device(format!("net {}", net.id)))
 }
 
+/// Opens the queues of a tap, to be handed to a VM that cannot do it itself.
+///
+/// # Errors
+/// [`VmError::Device`], with the tap's name and what could not be done.
+pub fn open_tap(name: &str, queues: u16) -> Result<Vec<OwnedFd>, VmError> {
+    let device = || format!("tap {name}");
+    let taps = Tap::open(name, usize::from(queues)).map_err(VmError::device(device()))?;
+    let descriptors = taps.iter().map(|tap| net::Backend::descriptor(tap).try_clone_to_owned());
+    descriptors.collect::<io::Result<_>>().map_err(VmError::device(device()))
+}
+
 /// Descriptors that whoever started us left open for the description's cards, by number.
 pub(super) struct Inherited(BTreeMap<i32, OwnedFd>);
 

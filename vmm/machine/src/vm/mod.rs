@@ -57,6 +57,7 @@ use devices::Plugged;
 use hotplug::Job;
 use opened::Opened;
 
+pub use devices::open_tap;
 pub use error::VmError;
 
 /// What ends a VM in good order.
