@@ -43,13 +43,29 @@ impl Vm {
         }
         fs::create_dir(path("share")).unwrap();
         let words = [
-            "run", "--kernel", &path("kernel"), "--memory", "32M", "--cpus", "2",
-            "--disk", &path("disk"), "--fs", &format!("tag=share,dir={}", path("share")),
-            "--vsock", &format!("cid=3,socket={}", path("vsock")), "--rng", "--balloon",
-            "--console", &format!("file={}", path("console")), "--api-socket", &path("api"),
+            "run",
+            "--kernel",
+            &path("kernel"),
+            "--memory",
+            "32M",
+            "--cpus",
+            "2",
+            "--disk",
+            &path("disk"),
+            "--fs",
+            &format!("tag=share,dir={}", path("share")),
+            "--vsock",
+            &format!("cid=3,socket={}", path("vsock")),
+            "--rng",
+            "--balloon",
+            "--console",
+            &format!("file={}", path("console")),
+            "--api-socket",
+            &path("api"),
         ]
         .map(str::to_owned);
-        let words: Vec<&str> = words.iter().map(String::as_str).chain(options.iter().copied()).collect();
+        let words: Vec<&str> =
+            words.iter().map(String::as_str).chain(options.iter().copied()).collect();
         let process = vmm(&words).stderr(Stdio::piped()).spawn().unwrap();
         let mut vm = Self { process, folder };
         let start = Instant::now();
@@ -73,8 +89,7 @@ impl Vm {
         let at = words.iter().position(|word| word.starts_with(':')).unwrap_or(words.len());
         let (before, after) = words.split_at(at);
         let after = after.iter().map(|word| word.trim_start_matches(':'));
-        let all: Vec<&str> =
-            before.iter().copied().chain([socket.as_str()]).chain(after).collect();
+        let all: Vec<&str> = before.iter().copied().chain([socket.as_str()]).chain(after).collect();
         run(&all)
     }
 
@@ -150,7 +165,8 @@ fn every_thread_is_behind_its_walls_and_clients_see_no_difference() {
         names.push(name);
     }
     names.sort();
-    let expected = ["api", "devices", "disk.disk0", "fs.share", "hotplug", "signals", "vcpu0", "vcpu1"];
+    let expected =
+        ["api", "devices", "disk.disk0", "fs.share", "hotplug", "signals", "vcpu0", "vcpu1"];
     assert!(expected.iter().all(|name| names.iter().any(|found| found == name)), "{names:?}");
     for wall in info["walls"].as_array().unwrap() {
         let name = wall["name"].as_str().unwrap();
@@ -218,7 +234,8 @@ fn kernel(code: &[u8]) -> Vec<u8> {
     for (at, number) in [(64, 1_u32), (68, 5)] {
         put(at, &number.to_le_bytes());
     }
-    let fields = [(24, ADDRESS), (32, 64), (72, OFFSET), (88, ADDRESS), (96, size), (104, size + 0x2000)];
+    let fields =
+        [(24, ADDRESS), (32, 64), (72, OFFSET), (88, ADDRESS), (96, size), (104, size + 0x2000)];
     for (at, number) in fields {
         put(at, &number.to_le_bytes());
     }

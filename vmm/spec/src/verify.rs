@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::cmdline::default_cmdline;
 use crate::devices::{DiskSpec, FsSource, FsSpec, NetSpec, OutputSpec};
 use crate::spec::{CpuSpec, HugePages, MemorySpec, SPEC_VERSION, VmSpec};
-use crate::verified::{
-    Bucket, Disk, Fs, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
-};
+use crate::verified::{Bucket, Disk, Fs, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm};
 use crate::verify_jail::jail;
 use crate::{RateSpec, Size, SpecError};
 

@@ -51,7 +51,11 @@ fn cgroup(spec: &JailSpec, memory: Size) -> Result<Option<Cgroup>, SpecError> {
         return Err(option("cpu_max_percent", 0, "it is at least 1: percent of a processor"));
     }
     if let Some(max) = spec.pids_max.filter(|max| *max < PIDS_MIN) {
-        return Err(option("pids_max", max, &format!("a VMM has up to {PIDS_MIN} threads, or more")));
+        return Err(option(
+            "pids_max",
+            max,
+            &format!("a VMM has up to {PIDS_MIN} threads, or more"),
+        ));
     }
     let JailSpec { memory_max, cpu_max_percent, pids_max, .. } = *spec;
     Ok(Some(Cgroup { path, memory_max, cpu_max_percent, pids_max }))

@@ -41,7 +41,11 @@ pub(super) fn assess(facts: &Facts) -> Vec<Finding> {
         tun(facts),
         namespaces(facts),
         wall(facts, "landlock", "boot with landlock in `lsm=`, on Linux 5.19 or later"),
-        wall(facts, "seccomp", "use a kernel with CONFIG_SECCOMP_FILTER; VMs run only with --no-jail"),
+        wall(
+            facts,
+            "seccomp",
+            "use a kernel with CONFIG_SECCOMP_FILTER; VMs run only with --no-jail",
+        ),
         cgroup(facts),
     ]
 }

@@ -42,7 +42,7 @@ fn write(cgroup: &Path, file: &str, value: &str) -> Result<(), JailError> {
     let opened = fs::File::options().write(true).open(&path);
     opened
         .and_then(|mut file| std::io::Write::write_all(&mut file, value.as_bytes()))
-        .map_err(JailError::host(WALL, format!("{} = {value}", path.display())))
+        .map_err(JailError::host(WALL, &format!("{} = {value}", path.display())))
 }
 
 #[cfg(test)]

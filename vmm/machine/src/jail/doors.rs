@@ -174,11 +174,14 @@ mod tests {
         let inside = Doors::new(vec![ports.clone()]);
         let (warden, jailed) = pair();
         inside.go_through(jailed);
-        let serving = std::thread::spawn(move || while {
-            let mut polled = [rustix::event::PollFd::new(&warden, rustix::event::PollFlags::IN)];
-            rustix::event::poll(&mut polled, None).unwrap();
-            outside.answer(warden.as_fd())
-        } {});
+        let serving = std::thread::spawn(move || {
+            while {
+                let mut polled =
+                    [rustix::event::PollFd::new(&warden, rustix::event::PollFlags::IN)];
+                rustix::event::poll(&mut polled, None).unwrap();
+                outside.answer(warden.as_fd())
+            } {}
+        });
         let stream = inside.connect(&ports, 52).unwrap();
         UnixStream::from(stream).write_all(b"hello").unwrap();
         let mut heard = String::new();

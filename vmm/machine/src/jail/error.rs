@@ -56,11 +56,8 @@ impl JailError {
         }
     }
 
-    pub(super) fn host(
-        wall: &'static str,
-        what: impl Into<String>,
-    ) -> impl FnOnce(io::Error) -> Self {
-        let what = what.into();
+    pub(super) fn host(wall: &'static str, what: &str) -> impl FnOnce(io::Error) -> Self + use<> {
+        let what = what.to_owned();
         move |source| Self::Host { wall, what, source }
     }
 }

@@ -60,7 +60,7 @@ impl Ids {
     pub(super) fn choose(jail: &Jail, shares: &[Share]) -> Result<Self, JailError> {
         let read = |file: &str| {
             let path = format!("/proc/self/{file}");
-            fs::read_to_string(&path).map(|text| parse(&text)).map_err(JailError::host(WALL, path))
+            fs::read_to_string(&path).map(|text| parse(&text)).map_err(JailError::host(WALL, &path))
         };
         let starter = Starter {
             uid: geteuid().as_raw(),

@@ -45,7 +45,7 @@ pub(super) fn restrict(
     for (share, place) in shares.iter().zip(places) {
         let opened = PathFd::new(place).map_err(|error| {
             let what = format!("open {}", place.display());
-            JailError::host(WALL, what)(std::io::Error::other(error))
+            JailError::host(WALL, &what)(std::io::Error::other(error))
         })?;
         ruleset = ruleset.add_rule(PathBeneath::new(opened, access(share))).map_err(failed)?;
     }
@@ -61,7 +61,8 @@ fn access(share: &Share) -> BitFlags<AccessFs> {
     if share.is_readonly {
         return AccessFs::ReadFile | AccessFs::ReadDir;
     }
-    let never = AccessFs::Execute | AccessFs::MakeBlock | AccessFs::IoctlDev | AccessFs::ResolveUnix;
+    let never =
+        AccessFs::Execute | AccessFs::MakeBlock | AccessFs::IoctlDev | AccessFs::ResolveUnix;
     AccessFs::from_all(NEWEST) & !never
 }
 

@@ -155,7 +155,8 @@ pub fn offers() -> io::Result<Vec<Wall>> {
     note(&mut walls, LANDLOCK, landlock.map(|version| format!("version {version}")));
     let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     let has_filters = actions.split_whitespace().any(|action| action == "trap");
-    let seccomp = if has_filters { Ok("filters".to_owned()) } else { Err("the kernel has none".to_owned()) };
+    let seccomp =
+        if has_filters { Ok("filters".to_owned()) } else { Err("the kernel has none".to_owned()) };
     note(&mut walls, SECCOMP, seccomp);
     Ok(walls)
 }
@@ -224,7 +225,7 @@ impl Closing<'_> {
             self.receive(&mut errno)?;
             if let errno @ 1.. = i32::from_le_bytes(errno) {
                 let what = format!("map ids: {}", self.ids.uid_map.trim_end().replace('\n', ", "));
-                return Err(JailError::host(USER.1, what)(io::Error::from_raw_os_error(errno)));
+                return Err(JailError::host(USER.1, &what)(io::Error::from_raw_os_error(errno)));
             }
         }
         self.note(name, entered.map(|()| detail.to_owned()));

@@ -3,12 +3,12 @@
 use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     set_capabilities, set_capabilities_secure_bits, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
-use rustix::process::{Gid, Uid};
 
 use super::ids::Ids;
 use super::{JailError, sys};
@@ -18,8 +18,8 @@ const WALL: &str = "capabilities";
 /// Becomes another user and group, without any other groups. Capabilities stay, to close the rest
 /// of the jail with.
 pub(super) fn change_ids(ids: &Ids) -> Result<(), JailError> {
-    let host = |what: &'static str| move |error: rustix::io::Errno| {
-        JailError::host("user", what)(error.into())
+    let host = |what: &'static str| {
+        move |error: rustix::io::Errno| JailError::host("user", what)(error.into())
     };
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
         .map_err(host("keep capabilities for now"))?;

@@ -48,7 +48,8 @@ pub(super) fn enter(shares: &[Share]) -> Result<Vec<PathBuf>, JailError> {
     chdir(PLACE).map_err(host("enter the tmpfs"))?;
     for (place, tree, is_readonly) in &bound {
         make_directories(place)?;
-        let failed = || host(&format!("bind {place}"));
+        let what = format!("bind {place}");
+        let failed = || host(&what);
         move_mount(tree, c"", CWD, place.as_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(failed())?;
         harden(place, flags, *is_readonly).map_err(failed())?;
@@ -105,7 +106,7 @@ fn leave_the_host() -> Result<(), JailError> {
     chdir(c"/").map_err(host("enter the root"))
 }
 
-fn host(what: &str) -> impl FnOnce(Errno) -> JailError {
+fn host(what: &str) -> impl FnOnce(Errno) -> JailError + use<> {
     let failed = JailError::host(WALL, what);
     move |error| failed(error.into())
 }

@@ -109,7 +109,8 @@ pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<OwnedFd> {
         unsafe { libc::sigaddset(set.as_mut_ptr(), *signal) };
     }
     // SAFETY: the set is whole.
-    let descriptor = unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    let descriptor =
+        unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     if descriptor < 0 {
         return Err(last_error());
     }

@@ -107,8 +107,7 @@ impl Warden {
         doors: Doors,
     ) -> Result<Self, JailError> {
         let Preparation { signals, terminal } = preparation;
-        let warden = |vm| Self { vm, socket, signals, doors, terminal };
-        loop {
+        let vm = loop {
             let mut bytes = [0; 5];
             let (size, _) = match recv(&socket, &mut bytes, RecvFlags::empty()) {
                 Err(Errno::INTR) => continue,
@@ -116,9 +115,9 @@ impl Warden {
             };
             match bytes[..size] {
                 [message::MAP] => {
-                    let errno = map_ids(first, ids).err().map_or(0, |error| {
-                        error.raw_os_error().unwrap_or(libc::EIO)
-                    });
+                    let errno = map_ids(first, ids)
+                        .err()
+                        .map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
                     tell(&socket, &errno.to_le_bytes())?;
                 }
                 [message::PROCESS, a, b, c, d] => {
@@ -127,14 +126,13 @@ impl Warden {
                     // Then it is our child.
                     waitpid(Some(first), WaitOptions::empty()).map_err(|error| failed(&error))?;
                     tell(&socket, b"go")?;
-                    return Ok(warden(vm));
+                    break vm;
                 }
                 // Without a namespace of processes; or it gave up, and has said why.
-                _ => {
-                    return Ok(warden(first));
-                }
+                _ => break first,
             }
-        }
+        };
+        Ok(Self { vm, socket, signals, doors, terminal })
     }
 
     /// Does a warden's work until the VM has ended.

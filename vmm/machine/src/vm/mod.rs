@@ -35,9 +35,9 @@ use std::time::Instant;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use vmm_sys_util::signal::unblock_signal;
 use vmm_spec::api::Wall;
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
+use vmm_sys_util::signal::unblock_signal;
 use vmm_virtio::balloon::BalloonHandle;
 use vmm_virtio::console::ConsoleHandle;
 
@@ -152,11 +152,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`], naming what of the description cannot be had.
-    fn new(
-        spec: &VerifiedSpec,
-        opened: Opened,
-        inside: Option<Inside>,
-    ) -> Result<Self, VmError> {
+    fn new(spec: &VerifiedSpec, opened: Opened, inside: Option<Inside>) -> Result<Self, VmError> {
         let started = Instant::now();
         raise_descriptor_limit();
         let Opened { kvm, kernel, initramfs, mut consoles, devices, mut sockets, .. } = opened;
@@ -379,12 +375,7 @@ fn machine_config(
     };
     let (kernel, initramfs) = boot;
     MachineConfig {
-        boot: Boot {
-            kernel,
-            initramfs,
-            cmdline: spec.cmdline.clone(),
-            loading: Loading::Copy,
-        },
+        boot: Boot { kernel, initramfs, cmdline: spec.cmdline.clone(), loading: Loading::Copy },
         // 1 to 255, verified.
         vcpu_count: u8::try_from(spec.cpus.count).unwrap_or(u8::MAX),
         cpu_template: match spec.cpus.template {

@@ -15,9 +15,9 @@ use vmm_virtio::fs::flist::{self, CacheClient, CacheSocket, FlistView};
 use vmm_virtio::net::Tap;
 use vmm_virtio::vsock;
 
+use super::VmError;
 use super::console::Consoles;
 use super::devices::{Inherited, open_disk, open_taps};
-use super::VmError;
 use crate::api::Listener;
 use crate::boot::Image;
 use crate::jail::{self, Door, Doors, Inside, Share};
@@ -82,10 +82,9 @@ impl Opened {
 
     /// The directories of the host that devices serve.
     pub(super) fn shares(spec: &VerifiedSpec) -> Vec<Share> {
-        let share = |fs: &Fs| share_of(fs).map(|(path, is_readonly)| Share {
-            path: path.to_owned(),
-            is_readonly,
-        });
+        let share = |fs: &Fs| {
+            share_of(fs).map(|(path, is_readonly)| Share { path: path.to_owned(), is_readonly })
+        };
         spec.fs.iter().filter_map(|fs| share(fs)).collect()
     }
 

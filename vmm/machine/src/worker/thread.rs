@@ -12,8 +12,8 @@ use vmm_virtio::Unit;
 use vmm_virtio::pci::Failure;
 
 use super::running::Answer;
-use super::{ThreadSetup, spawn};
 use super::units::{UnitId, Units, apply};
+use super::{ThreadSetup, spawn};
 
 /// Room for a unit's locals. Well below a huge page, so that the kernel does not give it one.
 const STACK_SIZE: usize = 512 * 1024;

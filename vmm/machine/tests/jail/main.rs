@@ -69,8 +69,18 @@ fn succeed(words: &str) {
 
 fn forbidden_calls() {
     let threads = [
-        "vcpu0", "vcpu254", "disk.root", "disk.root.1", "net.net0", "fs.root", "devices", "api",
-        "hotplug", "signals", "input", "main",
+        "vcpu0",
+        "vcpu254",
+        "disk.root",
+        "disk.root.1",
+        "net.net0",
+        "fs.root",
+        "devices",
+        "api",
+        "hotplug",
+        "signals",
+        "input",
+        "main",
     ];
     for thread in threads {
         for shares in ["", "shares"] {
@@ -152,9 +162,8 @@ fn death_of_the_warden() {
     child.wait().unwrap();
     let start = Instant::now();
     // A zombie until its new parent notices.
-    let is_alive = || {
-        std::fs::read_to_string(process.join("status")).is_ok_and(|s| !s.contains("State:\tZ"))
-    };
+    let is_alive =
+        || std::fs::read_to_string(process.join("status")).is_ok_and(|s| !s.contains("State:\tZ"));
     while is_alive() {
         assert!(start.elapsed() < PATIENCE, "process {vm} outlives its warden");
         std::thread::sleep(Duration::from_millis(5));

@@ -25,9 +25,11 @@ pub(crate) fn play(words: &str) -> ExitCode {
         ["forbidden", thread, shares] => {
             let shares = if shares.is_empty() { Vec::new() } else { vec![share("/", true)] };
             let thread = (*thread).to_owned();
-            in_jail(&shares, |inside| on_thread(&inside, &thread, || {
-                let _ = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
-            }))
+            in_jail(&shares, |inside| {
+                on_thread(&inside, &thread, || {
+                    let _ = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+                })
+            })
         }
         ["forbidden-arguments", what] => {
             let what = (*what).to_owned();
@@ -45,8 +47,7 @@ pub(crate) fn play(words: &str) -> ExitCode {
         }
         ["shares", folder] => {
             let folder = Path::new(folder);
-            let shares =
-                [share(folder.join("written"), false), share(folder.join("read"), true)];
+            let shares = [share(folder.join("written"), false), share(folder.join("read"), true)];
             in_jail(&shares, |inside| shared(&inside))
         }
         ["descriptors"] => descriptors(),
@@ -146,7 +147,8 @@ impl Write for TakenOver {
 }
 
 fn vcpu(inside: Inside, kvm: kvm_ioctls::Kvm) -> u8 {
-    let mut file = File::from(rustix::fs::memfd_create("kernel", rustix::fs::MemfdFlags::empty()).unwrap());
+    let mut file =
+        File::from(rustix::fs::memfd_create("kernel", rustix::fs::MemfdFlags::empty()).unwrap());
     file.write_all(&guest::kernel(&[guest::SAY, guest::OFF].concat())).unwrap();
     let config = MachineConfig {
         boot: boot::Boot {
@@ -224,7 +226,8 @@ fn shared(inside: &Inside) -> u8 {
     fs::create_dir(written.join("below")).unwrap();
     fs::rename(written.join("moved"), written.join("below/new")).unwrap();
     fs::hard_link(written.join("below/new"), written.join("new")).unwrap();
-    for secret in ["../secret", "../../secret", "../../etc/passwd", "../../proc/1/root/etc/passwd"] {
+    for secret in ["../secret", "../../secret", "../../etc/passwd", "../../proc/1/root/etc/passwd"]
+    {
         assert!(File::open(written.join(secret)).is_err(), "{secret}");
     }
     let device = rustix::fs::makedev(1, 3);

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flist_view::cache_client::ConnectError;
 pub use flist_view::cache_client::CacheClient;
+use flist_view::cache_client::ConnectError;
 pub use flist_view::view::FlistView;
 
 /// How the cache process is reached.
@@ -30,9 +30,7 @@ pub fn open(
 ) -> Result<(FlistView, Arc<CacheClient>), ConnectError> {
     let (client, index) = match cache {
         CacheSocket::Path(path) => CacheClient::connect(&path, image, stores)?,
-        CacheSocket::Connector(connector) => {
-            CacheClient::with_connector(connector, image, stores)?
-        }
+        CacheSocket::Connector(connector) => CacheClient::with_connector(connector, image, stores)?,
     };
     let client = Arc::new(client);
     Ok((FlistView::new(Arc::new(index), Arc::clone(&client) as _), client))

@@ -9,10 +9,10 @@
 //! does passes by all filters. Rings of disks are made beforehand, and restricted.
 
 use libc::{
-    SYS_accept4, SYS_brk, SYS_capset, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_clone3,
-    SYS_close, SYS_connect, SYS_copy_file_range, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait,
-    SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fchmod,
-    SYS_fchmodat, SYS_fchmodat2, SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_fgetxattr,
+    SYS_accept4, SYS_brk, SYS_capset, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone,
+    SYS_clone3, SYS_close, SYS_connect, SYS_copy_file_range, SYS_epoll_create1, SYS_epoll_ctl,
+    SYS_epoll_pwait, SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fallocate,
+    SYS_fchmod, SYS_fchmodat, SYS_fchmodat2, SYS_fchownat, SYS_fcntl, SYS_fdatasync, SYS_fgetxattr,
     SYS_flistxattr, SYS_flock, SYS_fremovexattr, SYS_fsetxattr, SYS_fstat, SYS_fstatfs, SYS_fsync,
     SYS_ftruncate, SYS_futex, SYS_getdents64, SYS_getpid, SYS_getrandom, SYS_gettid,
     SYS_io_uring_enter, SYS_io_uring_register, SYS_io_uring_setup, SYS_ioctl, SYS_kill, SYS_linkat,
@@ -75,16 +75,8 @@ pub(super) const DEVICES: Filter = &[BASE, WAIT, TALK, POLL, DEVICES_ALONE];
 /// The API's server, which also stops and starts devices, and reads a machine's state.
 pub(super) const API: Filter = &[BASE, START, NOTIFY, TALK, POLL, API_ALONE, STATE];
 /// Plugs devices in and takes them out. Threads that it starts are under its filter and their own.
-pub(super) const HOTPLUG: Filter = &[
-    BASE,
-    WAIT,
-    START,
-    NOTIFY,
-    POLL,
-    DISK_ALONE,
-    NET_ALONE,
-    HOTPLUG_ALONE,
-];
+pub(super) const HOTPLUG: Filter =
+    &[BASE, WAIT, START, NOTIFY, POLL, DISK_ALONE, NET_ALONE, HOTPLUG_ALONE];
 /// Waits for signals.
 pub(super) const SIGNALS: Filter = &[BASE, POLL, SIGNALS_ALONE];
 /// Reads keys for the serial port.
@@ -97,7 +89,10 @@ pub(super) const WARDEN: Filter = &[BASE, POLL, WARDEN_ALONE];
 /// What Rust's library, the allocator and the log ask for in any thread.
 const BASE: &[Rule] = &[
     always(SYS_read, "eventfds, pipes, sockets, files that are open"),
-    always(SYS_write, "eventfds that wake others, the log, consoles, the line about a forbidden call"),
+    always(
+        SYS_write,
+        "eventfds that wake others, the log, consoles, the line about a forbidden call",
+    ),
     always(SYS_writev, "the log"),
     always(SYS_close, "descriptors that are let go of"),
     always(SYS_futex, "locks, channels, condition variables"),
@@ -162,10 +157,8 @@ const VCPU_ALONE: &[Rule] = &[
     one_of(SYS_ioctl, 1, &[KVM_GET_REGS, KVM_GET_SREGS], "the report of a crash"),
 ];
 
-const POLL: &[Rule] = &[
-    always(SYS_poll, "waits for a descriptor"),
-    always(SYS_ppoll, "the same, with a limit"),
-];
+const POLL: &[Rule] =
+    &[always(SYS_poll, "waits for a descriptor"), always(SYS_ppoll, "the same, with a limit")];
 
 const DISK_ALONE: &[Rule] = &[
     always(SYS_io_uring_enter, "hands a batch to the ring, which can use but the disk's file"),
@@ -307,10 +300,8 @@ const HOTPLUG_ALONE: &[Rule] = &[
     always(SYS_shutdown, "a device that is taken apart"),
 ];
 
-const SIGNALS_ALONE: &[Rule] = &[
-    always(SYS_recvfrom, "what the handler wrote"),
-    always(SYS_sendto, "the handler writes"),
-];
+const SIGNALS_ALONE: &[Rule] =
+    &[always(SYS_recvfrom, "what the handler wrote"), always(SYS_sendto, "the handler writes")];
 
 const INPUT_ALONE: &[Rule] =
     &[one_of(SYS_ioctl, 1, &[KVM_IRQ_LINE], "the guest is told that there is a key")];

@@ -257,8 +257,9 @@ mod tests {
         for (kind, name) in Kind::JAILED {
             for (call, when) in rules(kind.filter(true)) {
                 assert!(!never.contains(&call), "{name}: {call}");
-                let is_checked = [libc::SYS_ioctl, libc::SYS_prctl, libc::SYS_fcntl, libc::SYS_mmap]
-                    .contains(&call);
+                let is_checked =
+                    [libc::SYS_ioctl, libc::SYS_prctl, libc::SYS_fcntl, libc::SYS_mmap]
+                        .contains(&call);
                 assert!(!is_checked || when != When::Always, "{name}: {call}");
             }
             let opens = rules(kind.filter(true))

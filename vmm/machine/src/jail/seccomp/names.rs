@@ -60,10 +60,11 @@ const SECOND_START: usize = 424;
 /// The name of a system call. Does not allocate: it is called in a signal handler.
 pub(super) fn name(call: i32) -> &'static str {
     let find = |names: &'static str, index| names.split(' ').nth(index);
-    let found = usize::try_from(call).ok().and_then(|number| match number.checked_sub(SECOND_START) {
-        Some(index) => find(SECOND, index),
-        None => find(FIRST, number),
-    });
+    let found =
+        usize::try_from(call).ok().and_then(|number| match number.checked_sub(SECOND_START) {
+            Some(index) => find(SECOND, index),
+            None => find(FIRST, number),
+        });
     found.unwrap_or("of no name known here")
 }
 

@@ -439,7 +439,9 @@ mod tests {
             opcode::Fsync::new(other).build(),
             opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr()).build(),
             opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build(),
-            opcode::Fsync::new(FILE).build().flags(squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC),
+            opcode::Fsync::new(FILE)
+                .build()
+                .flags(squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC),
         ];
         for attempt in attempts {
             // SAFETY: the only pointer among them leads to a static.
