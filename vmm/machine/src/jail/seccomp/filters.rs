@@ -95,6 +95,7 @@ const BASE: &[Rule] = &[
     ),
     always(SYS_writev, "the log"),
     always(SYS_close, "descriptors that are let go of"),
+    one_of(SYS_fcntl, 1, &[F_GETFD], "a check of debug builds, before they are closed"),
     always(SYS_futex, "locks, channels, condition variables"),
     always(SYS_sched_yield, "locks that are about to be free"),
     without(SYS_mmap, 2, PROT_EXEC, "the allocator, and stacks; nothing that can be executed"),
@@ -137,6 +138,7 @@ const START: &[Rule] = &[
     always(SYS_epoll_create1, "the sockets of a socket device that starts"),
     always(SYS_epoll_ctl, "the same"),
     one_of(SYS_fcntl, 1, &[F_DUPFD_CLOEXEC], "its listener, watched anew"),
+    always(SYS_statx, "what unnamed files took that a file system forgets at its reset"),
     // `IORING_UNREGISTER_FILES`: a ring that is taken apart.
     one_of(SYS_io_uring_register, 1, &[3], "lets go of a disk's file"),
 ];
@@ -145,6 +147,7 @@ const DEVICE_REQUESTS: &[u32] = &[
     KVM_IOEVENTFD,
     KVM_SET_GSI_ROUTING,
     KVM_SIGNAL_MSI,
+    TUN_GET_INTERFACE,
     TUN_SET_OFFLOAD,
     TUN_SET_QUEUE,
 ];
@@ -329,6 +332,7 @@ const WARDEN_ALONE: &[Rule] = &[
 
 const PROT_EXEC: u32 = 4;
 const AF_UNIX: u32 = 1;
+const F_GETFD: u32 = 1;
 const F_GETFL: u32 = 3;
 const F_SETFL: u32 = 4;
 const F_DUPFD_CLOEXEC: u32 = 1030;
