@@ -200,6 +200,7 @@ impl Closing<'_> {
         self.note("user", Ok(format!("{}:{}", self.ids.uid, self.ids.gid)));
         self.die_with_the_warden()?;
         sys::clear_environment();
+        sys::settle_arenas();
         seccomp::trap::install().map_err(JailError::host(SECCOMP, "the handler"))?;
         self.note(SECCOMP, Ok("a filter of its own for each thread".to_owned()));
         for wall in self.walls.iter().filter(|wall| !wall.stands) {

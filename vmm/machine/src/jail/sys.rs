@@ -147,6 +147,15 @@ pub(super) fn die_by(signal: c_int) {
     }
 }
 
+/// Settles how many arenas the allocator may have. Else it asks how many processors there are once it
+/// has a few, by a file, which no thread may open in a jail.
+pub(super) fn settle_arenas() {
+    /// Hardly anything is allocated while the guest runs.
+    const ARENA_COUNT_MAX: c_int = 4;
+    // SAFETY: it sets a number of the allocator's, before there are other threads.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENA_COUNT_MAX) };
+}
+
 /// Which version of Landlock the kernel has.
 ///
 /// # Errors

@@ -181,7 +181,8 @@ fn reach(inside: &Inside, address: &str, test: i32) -> u8 {
         wall.stands
     };
     if stands("root directory") {
-        assert_eq!(fs::read_dir("/").unwrap().count(), 0);
+        // Landlock forbids even to look.
+        assert!(fs::read_dir("/").map_or(true, |mut names| names.next().is_none()));
         for path in ["/etc/passwd", "/proc/self/status", "/dev/kvm", "/../etc/passwd"] {
             assert!(File::open(path).is_err(), "{path}");
         }
@@ -249,7 +250,7 @@ fn shared(inside: &Inside) -> u8 {
         let own = File::open(written.join("file")).unwrap();
         let again = fs::read(format!("/proc/self/fd/{}", own.as_raw_fd())).unwrap();
         assert_eq!(again, b"from outside");
-        assert!(fs::read_dir("/proc/self/fd/..").unwrap().count() <= 1);
+        assert!(fs::read_dir("/proc/self/fd/..").map_or(true, |names| names.count() <= 1));
         assert!(fs::read_dir("/proc/1").is_err());
     }
     if own_any_id(inside) {
