@@ -19,8 +19,7 @@ use lab::{Lab, Machine, MachineBuilder, Outcome, Output, Running};
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
 /// What guests are told, beside where their console is.
 const WORDS: &str = "reboot=k panic=1 cryptomgr.notests no_timer_check";
-const RUN: [&str; 6] =
-    ["/vmm", "run", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
+const RUN: [&str; 6] = ["/vmm", "run", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
 /// Starts a program as somebody without rights.
 const AS_USER: [&str; 6] =
     ["/usr/bin/setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"];
@@ -155,7 +154,8 @@ fn a_vm_is_behind_its_walls_as_root_and_as_a_plain_user() {
         assert_eq!(field("CapEff").trim_start_matches('0'), "", "{process}");
         assert!(field("NSpid").ends_with("\t1"), "{process}");
         let uid = field("Uid");
-        let is_own = if starter.is_empty() { uid.starts_with("19") } else { uid.starts_with("1000") };
+        let is_own =
+            if starter.is_empty() { uid.starts_with("19") } else { uid.starts_with("1000") };
         assert!(is_own, "{uid}");
         assert_eq!(ask(&["disk", "add", socket, "/more.img,id=more"]).trim(), "more");
         vm.wait_for("probe: awaiting \"!/sys/block/vdc\"", GUEST_LIMIT).unwrap();

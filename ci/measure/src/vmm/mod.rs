@@ -145,7 +145,8 @@ impl Bench {
         let words = format!("{WORDS} {words}");
         let memory = format!("{MEMORY_MIB}M");
         let run = ["/vmm", "run", "--kernel", "/vmlinux", "--initramfs"];
-        let run = [&run[..], &["/initramfs.img", "--memory", &memory, "--cmdline", &words], options];
+        let run =
+            [&run[..], &["/initramfs.img", "--memory", &memory, "--cmdline", &words], options];
         let command =
             self.machine.command(&run.concat()).env("VMM_LOG", "info").timeout(BOOT_LIMIT);
         let output = command.run()?.success()?;

@@ -23,7 +23,11 @@ pub(super) fn change_ids(ids: &Ids) -> Result<(), JailError> {
     };
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
         .map_err(host("keep capabilities for now"))?;
-    set_thread_groups(&[]).map_err(host("leave all groups"))?;
+    // Some containers have no way to drop groups, so that nobody gains by dropping one.
+    let may_drop = std::fs::read_to_string("/proc/self/setgroups");
+    if may_drop.map_or(true, |answer| answer.trim() != "deny") {
+        set_thread_groups(&[]).map_err(host("leave all groups"))?;
+    }
     let (uid, gid) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
     set_thread_res_gid(gid, gid, gid).map_err(host("become the group"))?;
     set_thread_res_uid(uid, uid, uid).map_err(host("become the user"))

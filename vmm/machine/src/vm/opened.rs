@@ -11,7 +11,7 @@ use std::sync::Arc;
 use kvm_ioctls::Kvm;
 use rustix::fs::StatVfsMountFlags;
 use vmm_spec::{Fs, FsSource, NetBackend, VerifiedSpec};
-use vmm_virtio::fs::flist::{self, CacheClient, CacheSocket, FlistView};
+use vmm_virtio::fs::flist::{self, CacheClient, FlistView};
 use vmm_virtio::net::Tap;
 use vmm_virtio::vsock;
 
@@ -157,7 +157,7 @@ fn open_fs(fs: &Fs, doors: &Doors) -> Result<OpenedFs, VmError> {
         FsSource::Flist { image, cache, upper } => {
             let (doors, door) = (doors.clone(), Door::Cache(cache.clone()));
             let connector = Box::new(move || doors.connect(&door, 0));
-            let opened = flist::open(CacheSocket::Connector(connector), image, &[]);
+            let opened = flist::open(connector, image, &[]);
             let (view, client) = opened.map_err(VmError::device(format!("fs {}", fs.tag)))?;
             OpenedFs::Flist { view, client, upper: upper.clone() }
         }

@@ -2,21 +2,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 pub use flist_view::cache_client::CacheClient;
 use flist_view::cache_client::ConnectError;
 pub use flist_view::view::FlistView;
 
-/// How the cache process is reached.
-pub enum CacheSocket {
-    /// By path, now and whenever it was restarted.
-    Path(PathBuf),
-    /// By what gives a connected socket, now and whenever it was restarted: in a jail that has no
-    /// paths.
-    Connector(Box<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>),
-}
+/// What gives a connected socket of the cache process, now and whenever that was restarted.
+pub type Connector = Box<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
 
 /// Opens the image at `image`, a path as the cache process sees it. `stores` replace the image's own
 /// routes unless empty. The client is for [`Fs::with_cache`](super::Fs::with_cache).
@@ -24,19 +18,16 @@ pub enum CacheSocket {
 /// # Errors
 /// [`ConnectError`].
 pub fn open(
-    cache: CacheSocket,
+    connector: Connector,
     image: &Path,
     stores: &[String],
 ) -> Result<(FlistView, Arc<CacheClient>), ConnectError> {
-    let (client, index) = match cache {
-        CacheSocket::Path(path) => CacheClient::connect(&path, image, stores)?,
-        CacheSocket::Connector(connector) => CacheClient::with_connector(connector, image, stores)?,
-    };
+    let (client, index) = CacheClient::with_connector(connector, image, stores)?;
     let client = Arc::new(client);
     Ok((FlistView::new(Arc::new(index), Arc::clone(&client) as _), client))
 }
 
-/// Connects to the cache process at `path`, without waiting: what a [`CacheSocket::Connector`] gives.
+/// Connects to the cache process at `path`, without waiting: what a [`Connector`] gives.
 ///
 /// # Errors
 /// What the host said: that nobody listens there, usually.
