@@ -19,8 +19,10 @@ use lab::{Lab, Machine, MachineBuilder, Outcome, Output, Running};
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
 /// What guests are told, beside where their console is.
 const WORDS: &str = "reboot=k panic=1 cryptomgr.notests no_timer_check";
-const RUN: [&str; 7] =
-    ["/vmm", "run", "--no-jail", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
+const RUN: [&str; 6] = ["/vmm", "run", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
+/// Starts a program as somebody without rights.
+const AS_USER: [&str; 6] =
+    ["/usr/bin/setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"];
 
 /// A node: a machine with KVM and what it takes to run a VM.
 fn node(lab: &Lab) -> MachineBuilder {
@@ -118,6 +120,55 @@ fn a_running_vm_is_asked_paused_and_given_a_disk_which_it_gives_back() {
     workload.end();
 }
 
+/// The jail as the node sees it, around a guest with a root from an flist, disks, a card and sockets;
+/// devices still come and go.
+#[test]
+fn a_vm_is_behind_its_walls_as_root_and_as_a_plain_user() {
+    let zosrc = "export PROBE_AWAIT='/sys/block/vdc:!/sys/block/vdc'\ninit='probe'\n";
+    let workload = Workload::new("vmm-jail", zosrc);
+    let node = &workload.node;
+    // What an operator grants to a user who may run VMs.
+    let grant = ["/bin/chmod", "666", "/dev/kvm", "/dev/vda", "/run/cache.sock"];
+    node.run(&grant).unwrap().success().unwrap();
+    node.run(&["/bin/chmod", "1777", "/run"]).unwrap().success().unwrap();
+    node.push("/more.img", 0o600, &[0; 1 << 20]).unwrap();
+    for (starter, socket) in [(&[][..], "/run/root.sock"), (&AS_USER[..], "/run/user.sock")] {
+        let vsock = format!("cid=3,socket={socket}.v");
+        let vm = workload.run_as(starter, &["--api-socket", socket, "--vsock", &vsock]);
+        vm.wait_for("probe: awaiting", GUEST_LIMIT).unwrap();
+        let ask = |words: &[&str]| {
+            node.run(&[&["/vmm"], words].concat()).unwrap().success().unwrap().text()
+        };
+        let status: serde_json::Value =
+            serde_json::from_str(&ask(&["status", socket, "--json"])).unwrap();
+        for wall in status["walls"].as_array().unwrap() {
+            assert_eq!(wall["stands"], true, "{socket}: {wall}");
+        }
+        let process = format!("/proc/{}/status", status["pid"]);
+        let process = String::from_utf8(node.pull(&process).unwrap()).unwrap();
+        let field = |name: &str| {
+            let line = process.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim_start_matches(':').trim().to_owned()
+        };
+        assert_eq!((field("Seccomp").as_str(), field("NoNewPrivs").as_str()), ("2", "1"));
+        assert_eq!(field("CapEff").trim_start_matches('0'), "", "{process}");
+        assert!(field("NSpid").ends_with("\t1"), "{process}");
+        let uid = field("Uid");
+        let is_own =
+            if starter.is_empty() { uid.starts_with("19") } else { uid.starts_with("1000") };
+        assert!(is_own, "{uid}");
+        assert_eq!(ask(&["disk", "add", socket, "/more.img,id=more"]).trim(), "more");
+        vm.wait_for("probe: awaiting \"!/sys/block/vdc\"", GUEST_LIMIT).unwrap();
+        ask(&["disk", "remove", socket, "more"]);
+        let console = console(&vm.wait().unwrap(), &Outcome::Exited(0));
+        assert_eq!(console.get("awaited !/sys/block/vdc"), "seen");
+        for file in [socket.to_owned(), format!("{socket}.v")] {
+            assert!(node.pull(&file).is_err(), "{file} stayed");
+        }
+    }
+    workload.end();
+}
+
 /// A node with an image whose init is the probe, served by the node's cache, and a volume.
 struct Workload {
     node: Machine,
@@ -134,6 +185,7 @@ impl Workload {
         let volume = lab.disk("volume", 600).unwrap();
         // For its libraries; where it lies here may be hidden by a mount there.
         let builder = node(&lab).program(flist()).host_file("/flist", 0o755, flist());
+        let builder = builder.program("/bin/chmod").program("/usr/bin/setpriv");
         let builder = builder.disk(&volume).host_file("/cidata.img", 0o644, &cidata);
         let builder = builder.host_file("/tree/sbin/probe", 0o755, probe());
         let builder = builder.file("/tree/etc/motd", 0o644, "from the image");
@@ -149,11 +201,18 @@ impl Workload {
 
     /// Starts a VM of the image, with `options` beside what all have.
     fn run(&self, options: &[&str]) -> Running {
+        self.run_as(&[], options)
+    }
+
+    /// The same, by way of a program that becomes somebody else, who has no right to a tap.
+    fn run_as(&self, starter: &[&str], options: &[&str]) -> Running {
         let words = format!("console=hvc0 root=vroot rootfstype=virtiofs rootdelay=5 rw {WORDS}");
         let fs = ["--fs", "tag=vroot,flist=/image.fl,cache=/run/cache.sock"];
         let disks = ["--disk", "/cidata.img,readonly", "--disk", "/dev/vda,serial=rootfs"];
-        let others = ["--net", "tap=tap0,mac=02:01:a0:00:00:09", "--console", "stdio"];
-        let run = [&RUN[..], &fs, &disks, &others, &["--cmdline", &words], options].concat();
+        let net = ["--net", "tap=tap0,mac=02:01:a0:00:00:09"];
+        let net = if starter.is_empty() { &net[..] } else { &[] };
+        let others = ["--console", "stdio", "--cmdline", &words];
+        let run = [starter, &RUN[..], &fs, &disks, net, &others, options].concat();
         self.node.command(&run).timeout(GUEST_LIMIT).spawn().unwrap()
     }
 

@@ -48,7 +48,8 @@ Examples:
 
 Exit codes:
   0 done, 1 failed, 2 usage, 3 not found, 4 refused, 75 try again
-  run and restore: 0 the guest is off, 10 reset refused, 11 crashed, 12 heartbeat stopped
+  run and restore: 0 the guest is off, 10 reset refused, 11 crashed, 12 heartbeat stopped,
+  13 a forbidden system call
 
 Environment:
   VMM_LOG   what is logged on standard error: error, warn (the default), info, debug, trace

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use vmm_machine::vm;
 use vmm_spec::NetSpec;
 use vmm_spec::api::VmInfo;
 
@@ -24,8 +25,8 @@ pub(crate) struct NetArguments {
 enum NetCommand {
     /// Plug a network card in, and print its id
     ///
-    /// With fd=, descriptors of the tap's queues that this command inherits are handed over, and tap= is
-    /// the name that the VM shows. Without, the VM opens the tap itself, which it can't in a jail.
+    /// The tap is opened here and handed over, so the VM needs no right to open it. With fd=, that are
+    /// descriptors of its queues that this command inherits, and tap= is the name that the VM shows.
     #[command(after_help = "Example:\n  vmm net add /run/vm/a.sock tap1,mac=52:54:00:12:34:56")]
     Add {
         /// The VM's API socket
@@ -63,7 +64,10 @@ fn add(socket: &Path, options: &str) -> anyhow::Result<()> {
     if net.tap.is_none() {
         return Err(Usage("NET tap=… is missing: the name that the VM shows".to_owned()).into());
     }
-    let own: Vec<OwnedFd> = fds.into_iter().map(inherited).collect::<Result<_, _>>()?;
+    let own: Vec<OwnedFd> = match &net.tap {
+        Some(tap) if fds.is_empty() => vm::open_tap(tap, net.queues)?,
+        _ => fds.into_iter().map(inherited).collect::<Result<_, _>>()?,
+    };
     let descriptors: Vec<_> = own.iter().map(AsFd::as_fd).collect();
     let id = Client::new(socket).add("/nets", &net, &descriptors)?;
     Ok(output::print(&format!("{}\n", output::clean(&id)))?)

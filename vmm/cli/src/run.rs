@@ -81,7 +81,8 @@ pub(crate) struct RunArguments {
     /// Listen for commands here
     #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
     api_socket: Option<PathBuf>,
-    /// Whom the VMM becomes: uid=, gid=, cgroup=DIR
+    /// The VMM's jail: uid=, gid= (whom it becomes, if root starts it); cgroup=DIR, memory_max=SIZE,
+    /// cpu_max_percent=, pids_max= (what it may take)
     #[arg(long, value_name = "OPTIONS", help_heading = "Behaviour")]
     jail: Option<String>,
     /// Don't lock the VMM up: for debugging, since a guest that breaks out is then you
@@ -103,7 +104,8 @@ Exit codes:
   2   the description or the command line is wrong; nothing was started
   10  the guest asked for a reset, and --on-reset is exit
   11  the guest crashed
-  12  the guest's heartbeat stopped for longer than --watchdog allows";
+  12  the guest's heartbeat stopped for longer than --watchdog allows
+  13  the VMM made a system call that its jail forbids: the guest may have broken into it";
 
 /// Runs the command: returns when the VM has ended.
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<u8> {

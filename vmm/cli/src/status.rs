@@ -47,6 +47,14 @@ fn show(info: &VmInfo) -> String {
     lines.extend(spec.fs.iter().map(|fs| ("fs", fs.to_options())));
     lines.extend(spec.vsock.iter().map(|vsock| ("vsock", vsock.to_options())));
     lines.extend(spec.balloon.iter().map(|balloon| ("balloon", balloon.to_options())));
+    let (standing, missing): (Vec<_>, Vec<_>) = info.walls.iter().partition(|wall| wall.stands);
+    if info.walls.is_empty() {
+        lines.push(("jail", "none".to_owned()));
+    } else {
+        let names: Vec<&str> = standing.iter().map(|wall| wall.name.as_str()).collect();
+        lines.push(("jail", names.join(", ")));
+    }
+    lines.extend(missing.iter().map(|w| ("no wall", format!("{}: {}", w.name, w.detail))));
     for (name, output, pty) in
         [("console", &spec.console, &info.console_pty), ("serial", &spec.serial, &info.serial_pty)]
     {

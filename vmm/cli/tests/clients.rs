@@ -69,6 +69,7 @@ impl Control for Fake {
             exits: 1000,
             console_pty: Some("/dev/pts/9".into()),
             serial_pty: None,
+            walls: Vec::new(),
             spec: VmSpec {
                 kernel: Some("/boot/vmlinux".into()),
                 console: vmm_spec::OutputSpec::Pty,

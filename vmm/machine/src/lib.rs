@@ -11,6 +11,7 @@
 //!        │       └──────► legacy    serial port, and ports that must answer something
 //!        ├──► pci, interrupts       the bus that devices are on, and how they interrupt
 //!        ├──► worker                threads that run the devices' units
+//!        ├──► jail                  what stands between a guest that broke out and the host
 //!        └──► api                   the HTTP interface of a running VM
 //! ```
 //!
@@ -28,6 +29,7 @@ mod control;
 mod cpu;
 mod end;
 pub mod interrupts;
+pub mod jail;
 pub mod kvm;
 mod legacy;
 mod line;

@@ -18,7 +18,6 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -45,6 +44,7 @@ use crate::memory::layout::{
     ACPI_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, RESET_VECTOR_ADDRESS, gsi,
 };
 use crate::memory::{Backing, MemoryError, Ram};
+use crate::worker::{self, ThreadSetup};
 
 /// A virtual CPU's thread needs little: our code is shallow, and KVM's is the kernel's.
 const VCPU_STACK_SIZE: usize = 256 << 10;
@@ -203,31 +203,40 @@ impl Machine {
         &self.counters
     }
 
-    /// Starts the CPUs' threads and lets them run.
+    /// Gives each CPU its thread, set up by `setup` before it does anything. The CPUs are parked.
     ///
     /// # Errors
-    /// [`MachineError::Thread`] when the host gives no thread.
-    pub fn start(&mut self) -> Result<(), MachineError> {
+    /// [`MachineError::Thread`] when the host gives no thread, or it cannot be set up.
+    pub fn start_threads(&mut self, setup: &ThreadSetup) -> Result<(), MachineError> {
         if !self.has_threads {
             self.has_threads = true;
             for vcpu in &self.vcpus {
-                self.spawn(vcpu)?;
+                self.spawn(vcpu, setup)?;
             }
         }
+        Ok(())
+    }
+
+    /// Lets the CPUs run, whose threads are started if they have none.
+    ///
+    /// # Errors
+    /// As for [`start_threads`](Self::start_threads).
+    pub fn start(&mut self) -> Result<(), MachineError> {
+        let setup: ThreadSetup = Arc::new(|_| Ok(()));
+        self.start_threads(&setup)?;
         self.control.run();
         Ok(())
     }
 
-    fn spawn(&self, vcpu: &Arc<Mutex<Vcpu>>) -> Result<(), MachineError> {
+    fn spawn(&self, vcpu: &Arc<Mutex<Vcpu>>, setup: &ThreadSetup) -> Result<(), MachineError> {
         let (index, flag) = {
             let vcpu = lock(vcpu);
             (vcpu.index, ExitFlag::new(&self.vm, &vcpu.fd).map_err(kvm("mmap of kvm_run"))?)
         };
         let (vcpu, control) = (Arc::clone(vcpu), Arc::clone(&self.control));
-        let thread = thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(VCPU_STACK_SIZE)
-            .spawn(move || serve(&vcpu, &control))
+        let name = format!("vcpu{index}");
+        let work = move || serve(&vcpu, &control);
+        let thread = worker::spawn(&name, VCPU_STACK_SIZE, setup, work)
             .map_err(|source| MachineError::Thread { index, source })?;
         self.control.add(Kicker { flag, thread });
         Ok(())

@@ -1,7 +1,7 @@
 //! Why a VM ended, as the status of its process.
 //!
 //! Whoever supervises VMs tells from the number alone whether to start one again. 1 and 2 are the
-//! VMM's own; a guest can cause none of them.
+//! VMM's own; a guest can cause none of them. 13 says that a guest tried, and how far it came.
 
 use std::fmt;
 
@@ -21,17 +21,21 @@ pub enum Exit {
     Crashed = 11,
     /// The guest's heartbeat stopped for longer than `watchdog` allows.
     Watchdog = 12,
+    /// A thread of the VMM made a system call that its filter forbids, and the VMM ended at once:
+    /// the guest may have broken into it.
+    Forbidden = 13,
 }
 
 impl Exit {
     /// All of them, in order of their codes.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Off,
         Self::HostFailure,
         Self::Usage,
         Self::ResetRefused,
         Self::Crashed,
         Self::Watchdog,
+        Self::Forbidden,
     ];
 
     /// The status of the process.
@@ -56,6 +60,7 @@ impl fmt::Display for Exit {
             Self::ResetRefused => "the guest asked for a reset, which its description forbids",
             Self::Crashed => "the guest crashed",
             Self::Watchdog => "the guest's heartbeat stopped",
+            Self::Forbidden => "the VMM made a forbidden system call",
         })
     }
 }
@@ -66,7 +71,7 @@ mod tests {
 
     #[test]
     fn codes_are_those_that_supervisors_know() {
-        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 2, 10, 11, 12]);
+        assert_eq!(Exit::ALL.map(Exit::code), [0, 1, 2, 10, 11, 12, 13]);
         for code in 0..=u8::MAX {
             assert_eq!(Exit::from_code(code).map_or(code, Exit::code), code);
         }

@@ -187,12 +187,17 @@ impl WatchdogSpec {
 
 impl JailSpec {
     fn parse(flag: &str, text: &str, base: Self) -> Result<Self, SpecError> {
-        let mut options = Options::parse(flag, text, None, &["uid", "gid", "cgroup"])?;
+        const KNOWN: [&str; 6] =
+            ["uid", "gid", "cgroup", "memory_max", "cpu_max_percent", "pids_max"];
+        let mut options = Options::parse(flag, text, None, &KNOWN)?;
         Ok(Self {
             enabled: base.enabled,
             uid: options.number("uid")?.or(base.uid),
             gid: options.number("gid")?.or(base.gid),
             cgroup: options.text("cgroup")?.map(PathBuf::from).or(base.cgroup),
+            memory_max: options.value("memory_max")?.or(base.memory_max),
+            cpu_max_percent: options.number("cpu_max_percent")?.or(base.cpu_max_percent),
+            pids_max: options.number("pids_max")?.or(base.pids_max),
         })
     }
 }

@@ -36,6 +36,7 @@ mod suggest;
 pub mod testing;
 mod verified;
 mod verify;
+mod verify_jail;
 
 pub use devices::{
     BalloonSpec, DiskSpec, FsSource, FsSpec, NetSpec, OutputSpec, VsockSpec, WatchdogSpec,
@@ -50,7 +51,7 @@ pub use spec::{
     CpuSpec, CpuTemplate, HugePages, JailSpec, MemorySpec, OnReset, SPEC_VERSION, VmSpec, read_json,
 };
 pub use verified::{
-    Bucket, Disk, Fs, Jail, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
+    Bucket, Cgroup, Disk, Fs, Jail, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
 };
 pub use verify::{
     CMDLINE_SIZE_MAX, CPU_COUNT_MAX, DEVICE_COUNT_MAX, DISK_SERIAL_SIZE_MAX, FS_TAG_SIZE_MAX,

@@ -160,23 +160,33 @@ pub enum OnReset {
     Exit,
 }
 
-/// What the VMM may do to the host. In the jail it has namespaces, a root directory, a system call
-/// filter a thread and no capabilities.
+/// What the VMM may do to the host. In the jail it has namespaces and an empty root directory of its
+/// own, a system call filter for each thread, and no capabilities but those that a shared directory
+/// takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JailSpec {
     /// Off is for debugging: a guest that breaks out of the VMM is then whoever started it.
     #[serde(default = "on")]
     pub enabled: bool,
-    /// The user that the VMM becomes.
+    /// The user that the VMM becomes, if root starts it. If not given, one that no other VMM has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The group that the VMM becomes.
+    /// The group that the VMM becomes; the same number as the user's if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
     /// The cgroup (v2) that it moves into: a directory that exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<PathBuf>,
+    /// `memory.max` of the cgroup: more than the guest's memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max: Option<Size>,
+    /// `cpu.max` of the cgroup, in percent of one processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_max_percent: Option<u32>,
+    /// `pids.max` of the cgroup: how many threads there may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_max: Option<u32>,
 }
 
 impl Default for VmSpec {
@@ -225,7 +235,15 @@ impl Default for MemorySpec {
 
 impl Default for JailSpec {
     fn default() -> Self {
-        Self { enabled: on(), uid: None, gid: None, cgroup: None }
+        Self {
+            enabled: on(),
+            uid: None,
+            gid: None,
+            cgroup: None,
+            memory_max: None,
+            cpu_max_percent: None,
+            pids_max: None,
+        }
     }
 }
 

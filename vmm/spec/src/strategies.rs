@@ -140,7 +140,13 @@ fn rest() -> impl Strategy<Value = VmSpec> {
     let watchdog = option::of((0..4000u32).prop_map(|timeout_s| WatchdogSpec { timeout_s }));
     let on_reset = prop_oneof![Just(OnReset::Reboot), Just(OnReset::Exit)];
     let jail = (any::<bool>(), option::of(0..9u32), option::of(0..9u32), option::of(path()))
-        .prop_map(|(enabled, uid, gid, cgroup)| JailSpec { enabled, uid, gid, cgroup });
+        .prop_map(|(enabled, uid, gid, cgroup)| JailSpec {
+            enabled,
+            uid,
+            gid,
+            cgroup,
+            ..JailSpec::default()
+        });
     (output(), output(), any::<bool>(), watchdog, on_reset, option::of(path()), jail).prop_map(
         |(console, serial, pvpanic, watchdog, on_reset, api_socket, jail)| VmSpec {
             console,

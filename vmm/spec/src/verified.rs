@@ -220,8 +220,21 @@ pub struct Jail {
     pub uid: Option<u32>,
     /// The group; not root.
     pub gid: Option<u32>,
+    /// The cgroup to join.
+    pub cgroup: Option<Cgroup>,
+}
+
+/// A cgroup (v2), and what is written into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
     /// An absolute path.
-    pub cgroup: Option<PathBuf>,
+    pub path: PathBuf,
+    /// `memory.max`, more than the guest's memory.
+    pub memory_max: Option<Size>,
+    /// `cpu.max`, at least 1.
+    pub cpu_max_percent: Option<u32>,
+    /// `pids.max`, enough for the VMM's threads.
+    pub pids_max: Option<u32>,
 }
 
 impl TryFrom<VmSpec> for VerifiedSpec {

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::cmdline::default_cmdline;
 use crate::devices::{DiskSpec, FsSource, FsSpec, NetSpec, OutputSpec};
-use crate::spec::{CpuSpec, HugePages, JailSpec, MemorySpec, SPEC_VERSION, VmSpec};
-use crate::verified::{
-    Bucket, Disk, Fs, Jail, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
-};
+use crate::spec::{CpuSpec, HugePages, MemorySpec, SPEC_VERSION, VmSpec};
+use crate::verified::{Bucket, Disk, Fs, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm};
+use crate::verify_jail::jail;
 use crate::{RateSpec, Size, SpecError};
 
 /// Processors of a VM: with x2APIC off, an APIC id has 8 bits and 255 is the broadcast.
@@ -77,7 +76,7 @@ impl VmSpec {
             watchdog: watchdog(&self)?,
             on_reset: self.on_reset,
             api_socket: api_socket(&self, &mut names)?,
-            jail: jail(&self.jail)?,
+            jail: jail(&self.jail, self.memory.size)?,
         };
         if self.console == OutputSpec::Stdio && self.serial == OutputSpec::Stdio {
             let both = "--console and --serial are both stdio: only one can have it";
@@ -424,26 +423,6 @@ fn api_socket(spec: &VmSpec, names: &mut Names) -> Result<Option<PathBuf>, SpecE
     spec.api_socket.as_deref().map(|path| names.own_socket("--api-socket", path, 0)).transpose()
 }
 
-/// The rules of a jail; `None` for none.
-pub(crate) fn jail(spec: &JailSpec) -> Result<Option<Jail>, SpecError> {
-    if !spec.enabled {
-        return Ok(None);
-    }
-    for (key, id) in [("uid", spec.uid), ("gid", spec.gid)] {
-        let rule = match id {
-            Some(0) => "a jail of root holds nobody",
-            Some(u32::MAX) => "the kernel reads it as `no change`",
-            _ => continue,
-        };
-        return Err(SpecError::option("--jail", key, &id.unwrap_or_default().to_string(), rule));
-    }
-    let cgroup = spec.cgroup.as_deref().map(|p| path("--jail cgroup", p)).transpose()?;
-    if let Some(cgroup) = cgroup.as_ref().filter(|cgroup| !cgroup.is_absolute()) {
-        return Err(bad_path("--jail cgroup", cgroup, "it is not absolute"));
-    }
-    Ok(Some(Jail { uid: spec.uid, gid: spec.gid, cgroup }))
-}
-
 fn queues(flag: &str, queues: u16) -> Result<u16, SpecError> {
     if queues == 0 || queues > QUEUE_COUNT_MAX {
         let rule = format!("it is 1 to {QUEUE_COUNT_MAX}");
@@ -490,7 +469,7 @@ fn tap_name(flag: &str, name: &str) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn path(what: &str, path: &Path) -> Result<PathBuf, SpecError> {
+pub(crate) fn path(what: &str, path: &Path) -> Result<PathBuf, SpecError> {
     let Some(text) = path.to_str() else {
         return Err(bad_path(what, path, "it is not UTF-8"));
     };

@@ -187,7 +187,8 @@ fn single_devices_keep_their_rules() {
 fn a_jail_is_not_roots() {
     let jail = |uid, gid, cgroup: &str| {
         broken(|spec| {
-            spec.jail = JailSpec { enabled: true, uid, gid, cgroup: Some(cgroup.into()) };
+            let cgroup = Some(cgroup.into());
+            spec.jail = JailSpec { uid, gid, cgroup, ..JailSpec::default() };
         })
     };
     assert_eq!(jail(Some(0), None, "/a"), "--jail uid=\"0\": a jail of root holds nobody");

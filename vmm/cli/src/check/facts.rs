@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use vmm_machine::jail;
+use vmm_spec::api::Wall;
+
 use super::kvm::{KvmState, probe};
 
 /// The host.
@@ -22,10 +25,8 @@ pub(super) struct Facts {
     pub(super) io_uring_disabled: Option<u32>,
     /// Whether `/dev/net/tun` can be opened.
     pub(super) has_tun: bool,
-    /// How many user namespaces there may be.
-    pub(super) user_namespaces: Option<u64>,
-    /// The kernel's security modules.
-    pub(super) security_modules: Option<String>,
+    /// What a jail could be made of, as far as it could be tried.
+    pub(super) walls: Vec<Wall>,
     /// The controllers of cgroup v2.
     pub(super) cgroup_controllers: Option<String>,
 }
@@ -43,9 +44,7 @@ impl Facts {
             io_uring_disabled: read("/proc/sys/kernel/io_uring_disabled")
                 .and_then(|text| text.trim().parse().ok()),
             has_tun: fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok(),
-            user_namespaces: read("/proc/sys/user/max_user_namespaces")
-                .and_then(|text| text.trim().parse().ok()),
-            security_modules: read("/sys/kernel/security/lsm"),
+            walls: jail::offers().unwrap_or_default(),
             cgroup_controllers: read("/sys/fs/cgroup/cgroup.controllers"),
         }
     }

@@ -40,7 +40,12 @@ pub(super) fn assess(facts: &Facts) -> Vec<Finding> {
         io_uring(facts),
         tun(facts),
         namespaces(facts),
-        landlock(facts),
+        wall(facts, "landlock", "boot with landlock in `lsm=`, on Linux 5.19 or later"),
+        wall(
+            facts,
+            "seccomp",
+            "use a kernel with CONFIG_SECCOMP_FILTER; VMs run only with --no-jail",
+        ),
         cgroup(facts),
     ]
 }
@@ -126,33 +131,36 @@ fn tun(facts: &Facts) -> Finding {
     )
 }
 
+/// All that a jail wants are made together; without those, filters and Landlock remain.
 fn namespaces(facts: &Facts) -> Finding {
-    match facts.user_namespaces {
-        Some(0) | None => limited(
-            "namespaces",
-            "users may make none: the jail works for root alone",
-            "`sudo sysctl user.max_user_namespaces=10000`",
-        ),
-        Some(_) => ok("namespaces", "users may make them, for the jail"),
+    let walls = || facts.walls.iter().filter(|wall| wall.name.ends_with(NAMESPACE));
+    let missing: Vec<String> = walls()
+        .filter(|wall| !wall.stands)
+        .map(|wall| format!("{} ({})", wall.name.trim_end_matches(NAMESPACE), wall.detail))
+        .collect();
+    if walls().next().is_none() {
+        return ok("namespaces", "unknown: they could not be tried");
     }
-}
-
-fn landlock(facts: &Facts) -> Finding {
-    let Some(modules) = facts.security_modules.as_deref() else {
-        return limited(
-            "landlock",
-            "unknown: the kernel's list of security modules can't be read",
-            "`sudo mount -t securityfs none /sys/kernel/security` shows it",
-        );
-    };
-    if modules.trim().split(',').any(|module| module == "landlock") {
-        return ok("landlock", "is there, for the jail");
+    if missing.is_empty() {
+        return ok("namespaces", "this user may make all that a jail has");
     }
     limited(
-        "landlock",
-        "is not in the kernel's list of security modules: the jail has one wall less",
-        "boot with landlock in `lsm=`, on Linux 5.13 or later",
+        "namespaces",
+        format!("a jail has fewer walls, without those of {}", missing.join(", ")),
+        "`sudo sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 \
+         kernel.apparmor_restrict_unprivileged_userns=0`, as far as they exist; or start VMs as root",
     )
+}
+
+const NAMESPACE: &str = " namespace";
+
+/// A wall that has no others with it.
+fn wall(facts: &Facts, name: &'static str, hint: &str) -> Finding {
+    match facts.walls.iter().find(|wall| wall.name == name) {
+        None => ok(name, "unknown: it could not be tried"),
+        Some(wall) if wall.stands => ok(name, format!("is there ({}), for the jail", wall.detail)),
+        Some(wall) => limited(name, format!("is not there: {}", wall.detail), hint),
+    }
 }
 
 fn cgroup(facts: &Facts) -> Finding {
@@ -176,9 +184,14 @@ fn cgroup(facts: &Facts) -> Finding {
 #[cfg(test)]
 mod tests {
     use rustix::io::Errno;
+    use vmm_spec::api::Wall;
 
     use super::super::kvm::KvmState;
     use super::*;
+
+    fn wall(name: &str, stands: bool) -> Wall {
+        Wall { name: name.to_owned(), stands, detail: "detail".to_owned() }
+    }
 
     fn good() -> Facts {
         Facts {
@@ -189,8 +202,9 @@ mod tests {
             memory_available: Some(8 << 30),
             io_uring_disabled: Some(0),
             has_tun: true,
-            user_namespaces: Some(1000),
-            security_modules: Some("capability,landlock\n".to_owned()),
+            walls: ["user namespace", "mount namespace", "landlock", "seccomp"]
+                .map(|name| wall(name, true))
+                .into(),
             cgroup_controllers: Some("cpu memory\n".to_owned()),
         }
     }
@@ -261,8 +275,7 @@ mod tests {
             memory_available: Some(100 << 20),
             io_uring_disabled: Some(2),
             has_tun: false,
-            user_namespaces: Some(0),
-            security_modules: Some("capability\n".to_owned()),
+            walls: good().walls.iter().map(|found| wall(&found.name, false)).collect(),
             cgroup_controllers: Some("\n".to_owned()),
             ..good()
         };

@@ -55,6 +55,7 @@ impl Control for Fake {
             exits: 2,
             console_pty: None,
             serial_pty: None,
+            walls: Vec::new(),
             spec: VmSpec {
                 kernel: Some("vmlinux".into()),
                 balloon: Some(BalloonSpec::default()),

@@ -28,8 +28,8 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 pub struct Listener {
     socket: OwnedFd,
     path: PathBuf,
-    /// Device and inode of the file, by which it is known to be ours.
-    file: (u64, u64),
+    /// Device and inode of the file, by which it is known to be ours to remove.
+    file: Option<(u64, u64)>,
 }
 
 /// Why there is no socket.
@@ -80,7 +80,15 @@ impl Listener {
         std::fs::set_permissions(path, permissions).map_err(host("can't set permissions"))?;
         let metadata = path.symlink_metadata().map_err(host("can't look at the socket"))?;
         listen(&socket, BACKLOG).map_err(|error| host("can't listen")(error.into()))?;
-        Ok(Self { socket, path: path.to_owned(), file: (metadata.dev(), metadata.ino()) })
+        let file = Some((metadata.dev(), metadata.ino()));
+        Ok(Self { socket, path: path.to_owned(), file })
+    }
+
+    /// The same socket, whose file somebody else removes.
+    #[must_use]
+    pub fn keep_file(mut self) -> Self {
+        self.file = None;
+        self
     }
 }
 
@@ -91,10 +99,12 @@ impl AsFd for Listener {
 }
 
 impl Drop for Listener {
-    /// In a jail the path leads elsewhere or nowhere; then the file stays, and is stale.
     fn drop(&mut self) {
+        if self.file.is_none() {
+            return;
+        }
         let metadata = self.path.symlink_metadata();
-        if metadata.is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.file) {
+        if metadata.ok().map(|metadata| (metadata.dev(), metadata.ino())) == self.file {
             let _ = std::fs::remove_file(&self.path);
         }
     }

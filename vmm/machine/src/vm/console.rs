@@ -19,7 +19,8 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use vmm_spec::OutputSpec;
 use vmm_virtio::console::{Console, RawPty, Stream};
 
-use super::VmError;
+use super::{STACK_SIZE, VmError};
+use crate::worker::{self, ThreadSetup};
 use crate::{SerialInput, Sink};
 
 /// Both, as the host sees them.
@@ -134,12 +135,11 @@ impl Consoles {
 
     /// Makes the terminal raw if it is used, and begins to read the serial port's keys, in a thread
     /// that ends with the process.
-    pub(super) fn start_input(self) -> io::Result<Terminal> {
+    pub(super) fn start_input(self, setup: &ThreadSetup) -> io::Result<Terminal> {
         let before = if self.uses_terminal { make_raw()? } else { None };
         let terminal = Terminal { before, _serial_peer: self.serial_peer };
         if let (Some(from), Some(to)) = (self.input, self.serial_input) {
-            let thread = thread::Builder::new().name("input".to_owned());
-            thread.spawn(move || pass_keys(from, &to))?;
+            worker::spawn("input", STACK_SIZE, setup, move || pass_keys(from, &to))?;
         }
         Ok(terminal)
     }

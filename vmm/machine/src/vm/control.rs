@@ -27,6 +27,14 @@ fn ending() -> ControlError {
     ControlError::Conflict { error: "the VM is ending".to_owned(), hint: None }
 }
 
+/// A jailed process opens nothing.
+fn jailed(what: &str) -> ControlError {
+    ControlError::Conflict {
+        error: format!("the VM is in a jail, where it can open nothing: {what} must come open"),
+        hint: Some("send descriptors along, as `vmm disk add` and `vmm net add` do"),
+    }
+}
+
 fn no_balloon() -> ControlError {
     absent("balloon", "start it with --balloon")
 }
@@ -41,13 +49,14 @@ impl Control for VmControl {
         let of = |read: fn(&Shared) -> u64| shared.as_deref().map_or(0, read);
         VmInfo {
             vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
+            pid: shared.as_deref().map_or_else(std::process::id, |vm| vm.pid),
             state: shared.as_deref().map_or(State::Stopping, Shared::state),
             uptime_ms: of(|vm| u64::try_from(vm.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
             reboots: of(|vm| vm.reboots.load(Ordering::Relaxed)),
             exits: of(|vm| vm.machine().exits().total()),
             console_pty: shared.as_deref().and_then(|vm| vm.ptys.console.clone()),
             serial_pty: shared.as_deref().and_then(|vm| vm.ptys.serial.clone()),
+            walls: shared.as_deref().map(|vm| vm.walls.clone()).unwrap_or_default(),
             spec: shared.as_deref().map(|vm| vm.spec().clone()).unwrap_or_default(),
         }
     }
@@ -118,11 +127,17 @@ impl Control for VmControl {
         descriptor: Option<OwnedFd>,
     ) -> Result<(), ControlError> {
         let shared = self.shared()?;
-        let file = descriptor.map_or_else(|| open_disk(&disk), |file| Ok(File::from(file)));
-        let slot = shared.add_disk(&disk, file.map_err(vm_failed)?).map_err(vm_failed)?;
-        shared.spec().disks.push(disk.to_spec());
-        shared.announce(slot);
-        Ok(())
+        if descriptor.is_none() && shared.is_jailed() {
+            return Err(jailed("the disk's file"));
+        }
+        let plug = move |shared: &Arc<Shared>| {
+            let file = descriptor.map_or_else(|| open_disk(&disk), |file| Ok(File::from(file)));
+            let slot = shared.add_disk(&disk, file?)?;
+            shared.spec().disks.push(disk.to_spec());
+            shared.announce(slot);
+            Ok(())
+        };
+        shared.on_hotplug_thread(plug).ok_or_else(ending)?.map_err(vm_failed)
     }
 
     fn resize_disk(&self, id: &str, size: Option<Size>) -> Result<(), ControlError> {
@@ -151,11 +166,17 @@ impl Control for VmControl {
 
     fn add_net(&self, net: Verified<Net>, descriptors: Vec<OwnedFd>) -> Result<(), ControlError> {
         let shared = self.shared()?;
-        let taps = open_taps(&net, descriptors).map_err(vm_failed)?;
-        let slot = shared.add_net(&net, taps).map_err(vm_failed)?;
-        shared.spec().nets.push(net.to_spec());
-        shared.announce(slot);
-        Ok(())
+        if descriptors.is_empty() && shared.is_jailed() {
+            return Err(jailed("the tap's queues"));
+        }
+        let plug = move |shared: &Arc<Shared>| {
+            let taps = open_taps(&net, descriptors)?;
+            let slot = shared.add_net(&net, taps)?;
+            shared.spec().nets.push(net.to_spec());
+            shared.announce(slot);
+            Ok(())
+        };
+        shared.on_hotplug_thread(plug).ok_or_else(ending)?.map_err(vm_failed)
     }
 
     fn remove_net(&self, id: &str) -> Result<(), ControlError> {
@@ -191,6 +212,10 @@ impl Control for VmControl {
 }
 
 impl Shared {
+    fn is_jailed(&self) -> bool {
+        !self.walls.is_empty()
+    }
+
     fn state(&self) -> State {
         if self.is_ending.load(Ordering::SeqCst) {
             State::Stopping

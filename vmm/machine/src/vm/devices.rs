@@ -16,7 +16,6 @@ use vmm_spec::{
 use vmm_virtio::balloon::{Balloon, BalloonOptions};
 use vmm_virtio::block::file::{FileDisk, FileOptions};
 use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
-use vmm_virtio::fs::flist::CacheSocket;
 use vmm_virtio::fs::host::{HostDirectory, HostOptions};
 use vmm_virtio::fs::overlay::{Overlay, OverlayOptions};
 use vmm_virtio::net::{self, NetOptions, SharedThrottle, Tap, Throttle};
@@ -27,6 +26,7 @@ use vmm_virtio::vsock::{self, Vsock, heartbeat};
 use vmm_virtio::{Counter, Device, fs};
 
 use super::console::Consoles;
+use super::opened::{OpenedDevices, OpenedFs};
 use super::{Shared, VmError};
 use crate::Exit;
 use crate::worker::Placement;
@@ -63,23 +63,22 @@ impl Shared {
     pub(super) fn add_devices(
         self: &Arc<Self>,
         spec: &VerifiedSpec,
+        opened: OpenedDevices,
         consoles: &mut Consoles,
-        mut inherited: Inherited,
+        vsock: Option<vsock::Listener>,
     ) -> Result<(), VmError> {
-        for disk in &spec.disks {
-            let file = open_disk(disk)?;
+        for (disk, file) in spec.disks.iter().zip(opened.disks) {
             self.add_disk(disk, file)?;
         }
-        for net in &spec.nets {
-            let taps = open_taps(net, inherited.of(net))?;
+        for (net, taps) in spec.nets.iter().zip(opened.taps) {
             self.add_net(net, taps)?;
         }
-        for fs in &spec.fs {
-            self.add_fs(fs)?;
+        for (fs, opened) in spec.fs.iter().zip(opened.file_systems) {
+            self.add_fs(fs, opened)?;
         }
-        if let Some(vsock) = &spec.vsock {
+        if let (Some(vsock), Some(listener)) = (&spec.vsock, vsock) {
             let silence = spec.watchdog.map(|dog| Duration::from_secs(u64::from(dog.timeout_s)));
-            self.add_vsock(vsock, silence)?;
+            self.add_vsock(vsock, listener, silence)?;
         }
         if spec.rng {
             self.add_shared("rng", Box::new(Rng::new()))?;
@@ -115,6 +114,8 @@ impl Shared {
             ..BlockOptions::default()
         };
         let device = Block::new(Arc::new(storage), &options).map_err(VmError::device(name()))?;
+        // Threads in a jail cannot ask for it later.
+        device.prepare(self.machine().memory()).map_err(VmError::device(name()))?;
         let handle = Handle::Disk { disk: device.handle(), file: handle_file };
         let placement = Placement::Own { thread_count: usize::from(disk.queues) };
         let device = Box::new(device);
@@ -149,12 +150,17 @@ impl Shared {
         self.add(Placed { id: net.id.clone(), kind: "net", device, placement, handle })
     }
 
-    fn add_vsock(&self, spec: &VsockSpec, silence_max: Option<Duration>) -> Result<usize, VmError> {
+    fn add_vsock(
+        &self,
+        spec: &VsockSpec,
+        listener: vsock::Listener,
+        silence_max: Option<Duration>,
+    ) -> Result<usize, VmError> {
         let name = || format!("vsock {}", spec.socket.display());
         let ender = self.machine().ender();
         let device = Vsock::new(vsock::Settings {
             guest_cid: spec.cid,
-            listener: vsock::Listener::bind(&spec.socket).map_err(VmError::device(name()))?,
+            listener,
             silence_max,
             reseeds: false,
             on_event: Arc::new(move |event| match event {
@@ -166,30 +172,22 @@ impl Shared {
     }
 
     /// Adds a file system. Reading it may wait for the network, so it has a thread of its own.
-    fn add_fs(&self, spec: &Fs) -> Result<usize, VmError> {
+    fn add_fs(&self, spec: &Fs, opened: OpenedFs) -> Result<usize, VmError> {
         let name = || format!("fs {}", spec.tag);
-        let device = match &spec.source {
-            FsSource::Flist { image, cache, upper } => {
-                let socket = CacheSocket::Path(cache.clone());
-                let opened = fs::flist::open(socket, image, &[]);
-                let (view, client) = opened.map_err(VmError::device(name()))?;
+        let device = match opened {
+            OpenedFs::Flist { view, client, upper } => {
                 let device = match upper {
                     None => fs::Fs::new(&spec.tag, 1, view),
                     Some(upper) => {
-                        let overlay = Overlay::open(view, upper, OverlayOptions::default());
+                        let overlay = Overlay::open(view, &upper, OverlayOptions::default());
                         let overlay = overlay.map_err(VmError::device(name()))?;
                         fs::Fs::new(&spec.tag, 1, overlay)
                     }
                 };
                 device.map(|device| device.with_cache(client))
             }
-            FsSource::Dir { path, readonly, quota } => {
-                let options = HostOptions {
-                    is_readonly: *readonly,
-                    quota: quota.map(Size::bytes),
-                    ..HostOptions::default()
-                };
-                let directory = HostDirectory::open(path, options);
+            OpenedFs::Dir(path) => {
+                let directory = HostDirectory::open(&path, host_options(&spec.source));
                 fs::Fs::new(&spec.tag, 1, directory.map_err(VmError::device(name()))?)
             }
         };
@@ -256,6 +254,17 @@ impl Shared {
     }
 }
 
+fn host_options(source: &FsSource) -> HostOptions {
+    match source {
+        FsSource::Dir { readonly, quota, .. } => HostOptions {
+            is_readonly: *readonly,
+            quota: quota.map(Size::bytes),
+            ..HostOptions::default()
+        },
+        FsSource::Flist { .. } => HostOptions::default(),
+    }
+}
+
 /// A rate limiter as network cards ask for it.
 #[derive(Debug)]
 struct PacketLimiter(RateLimiter);
@@ -287,6 +296,17 @@ pub(super) fn open_taps(net: &Net, descriptors: Vec<OwnedFd>) -> Result<Vec<Tap>
     taps.map_err(VmError::device(format!("net {}", net.id)))
 }
 
+/// Opens the queues of a tap, to be handed to a VM that cannot do it itself.
+///
+/// # Errors
+/// [`VmError::Device`], with the tap's name and what could not be done.
+pub fn open_tap(name: &str, queues: u16) -> Result<Vec<OwnedFd>, VmError> {
+    let device = || format!("tap {name}");
+    let taps = Tap::open(name, usize::from(queues)).map_err(VmError::device(device()))?;
+    let descriptors = taps.iter().map(|tap| net::Backend::descriptor(tap).try_clone_to_owned());
+    descriptors.collect::<io::Result<_>>().map_err(VmError::device(device()))
+}
+
 /// Descriptors that whoever started us left open for the description's cards, by number.
 pub(super) struct Inherited(BTreeMap<i32, OwnedFd>);
 
@@ -305,7 +325,7 @@ impl Inherited {
     }
 
     /// Those of `net`.
-    fn of(&mut self, net: &Net) -> Vec<OwnedFd> {
+    pub(super) fn of(&mut self, net: &Net) -> Vec<OwnedFd> {
         let NetBackend::Descriptors(numbers) = &net.backend else { return Vec::new() };
         numbers.iter().filter_map(|number| self.0.remove(number)).collect()
     }

@@ -7,6 +7,7 @@ use vmm_virtio::DeviceError;
 use crate::MachineError;
 use crate::api::ListenerError;
 use crate::boot::BootError;
+use crate::jail::JailError;
 use crate::kvm::KvmError;
 use crate::pci::BusError;
 
@@ -25,6 +26,9 @@ pub enum VmError {
     /// The PCI bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The API's socket.
     #[error(transparent)]
     Api(#[from] ListenerError),
@@ -54,6 +58,7 @@ impl VmError {
     pub const fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Kvm(error) => Some(error.hint()),
+            Self::Jail(error) => error.hint(),
             _ => None,
         }
     }

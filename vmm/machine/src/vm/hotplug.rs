@@ -1,30 +1,51 @@
-//! Devices that go while the guest runs: asked back, ejected, removed.
+//! Devices that come and go while the guest runs.
+//!
+//! Both are the work of one thread. The API's thread, which hears strangers, and vCPUs' threads, which
+//! the guest runs on, only ask for it: building a device takes system calls that neither may make.
 
 use std::sync::{Arc, mpsc};
-use std::thread;
 
-use super::{Shared, VmError};
+use super::{STACK_SIZE, Shared, VmError};
 use crate::api::ControlError;
+use crate::worker;
+
+/// What the thread is asked to do.
+pub(super) type Job = Box<dyn FnOnce(&Arc<Shared>) + Send>;
 
 impl Shared {
-    /// Removes what the guest ejects, in a thread of its own: the guest says so from a vCPU's
+    /// Starts the thread, which also removes what the guest ejects: the guest says so from a vCPU's
     /// thread, and removing waits for the device's units.
-    pub(super) fn follow_ejections(self: &Arc<Self>) -> Result<(), VmError> {
-        let (ejected, slots) = mpsc::channel();
+    pub(super) fn start_hotplug(self: &Arc<Self>) -> Result<(), VmError> {
+        let (asked, jobs) = mpsc::channel::<Job>();
+        let ejected = asked.clone();
         self.machine().hotplug().on_eject(Box::new(move |slot| {
+            let job = move |shared: &Arc<Self>| shared.remove(usize::from(slot));
             // There is nobody to tell once the VM ends.
-            let _ = ejected.send(slot);
+            let _ = ejected.send(Box::new(job));
         }));
+        // It is started once.
+        let _ = self.hotplug.set(asked);
         let shared = Arc::downgrade(self);
         let work = move || {
-            for slot in slots {
+            for job in jobs {
                 let Some(shared) = shared.upgrade() else { return };
-                shared.remove(usize::from(slot));
+                job(&shared);
             }
         };
-        let thread = thread::Builder::new().name("hotplug".to_owned()).spawn(work);
-        thread.map_err(VmError::host("start the thread that removes devices"))?;
+        worker::spawn("hotplug", STACK_SIZE, &self.threads, work)
+            .map_err(VmError::host("start the thread that plugs devices"))?;
         Ok(())
+    }
+
+    /// Has the thread do something, and waits for it. `None` when the VM ends.
+    pub(super) fn on_hotplug_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Self>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = mpsc::sync_channel(1);
+        let job = move |shared: &Arc<Self>| drop(done.send(work(shared)));
+        self.hotplug.get()?.send(Box::new(job)).ok()?;
+        result.recv().ok()
     }
 
     /// Tells the guest of a device that is in `slot` now.

@@ -1,7 +1,9 @@
 //! A VM from its description: a machine with the devices that it names, run to its end.
 //!
 //! ```text
-//!   VerifiedSpec ──► Vm::new ──► Machine (memory, vCPUs)
+//!   VerifiedSpec ──► Opened: files, taps, sockets ──► jail::enter                (opened.rs)
+//!         ┌──────────────────────────────────────────────┘
+//!         └──► Vm::new ──► Machine (memory, vCPUs)
 //!                       ├──────► pci::Bus ◄── one function for each device   (devices.rs)
 //!                       ├──────► Workers: threads for the devices' units
 //!                       ├──────► where console and serial port go             (console.rs)
@@ -23,44 +25,74 @@ mod devices;
 mod error;
 mod hotplug;
 mod metrics;
+mod opened;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vmm_spec::api::Wall;
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
+use vmm_sys_util::signal::unblock_signal;
 use vmm_virtio::balloon::BalloonHandle;
 use vmm_virtio::console::ConsoleHandle;
 
 use crate::api::{Listener, Server, Stopper};
 use crate::boot::{Boot, Image, Loading};
 use crate::interrupts::Interrupts;
+use crate::jail::{self, Inside, Side};
 use crate::memory::Backing;
 use crate::memory::layout::{ECAM_ADDRESS, slot};
 use crate::pci::Bus;
-use crate::worker::{ThreadSetup, Workers};
-use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, kvm};
+use crate::worker::{self, ThreadSetup, Workers};
+use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, Sink};
 
 use console::{Consoles, Terminal};
 use control::VmControl;
-use devices::{Inherited, Plugged};
+use devices::Plugged;
+use hotplug::Job;
+use opened::Opened;
 
+pub use devices::open_tap;
 pub use error::VmError;
 
-/// Runs the VM of `spec` until it ends.
+/// What ends a VM in good order.
+const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
+/// Of threads with little to do.
+const STACK_SIZE: usize = 512 << 10;
+
+/// Runs the VM of `spec` until it ends; in a jail, unless the description says otherwise. The process
+/// must have one thread.
 ///
 /// # Errors
 /// [`VmError`] when it cannot be started; once it runs, everything is an [`Exit`](vmm_spec::Exit).
 pub fn run(spec: &VerifiedSpec) -> Result<vmm_spec::Exit, VmError> {
-    Vm::new(spec)?.run()
+    let opened = Opened::new(spec)?;
+    let Some(jail) = &spec.jail else {
+        tracing::warn!("no jail: a guest that breaks out of its VM has this process's rights");
+        return Vm::new(spec, opened, None)?.run();
+    };
+    match jail::enter(jail, &Opened::shares(spec), &opened.doors)? {
+        Side::Inside(inside) => {
+            let opened = opened.move_into(&inside);
+            Vm::new(spec, opened, Some(inside))?.run()
+        }
+        Side::Outside(warden) => {
+            // A disk that is unplugged must be free.
+            let Opened { sockets, .. } = opened;
+            let ended = warden.watch();
+            drop(sockets);
+            Ok(ended?.finish())
+        }
+    }
 }
 
 /// A VM.
-pub struct Vm {
+struct Vm {
     shared: Arc<Shared>,
     on_reset: OnReset,
     consoles: Consoles,
@@ -92,6 +124,14 @@ struct Shared {
     reboots: AtomicU64,
     started: Instant,
     ptys: console::Ptys,
+    /// What each thread does first.
+    threads: ThreadSetup,
+    /// The thread that plugs devices in and out, if there is an API to ask for it.
+    hotplug: OnceLock<mpsc::Sender<Job>>,
+    /// The process's id on the host.
+    pid: u32,
+    /// Those of the jail, if there is one.
+    walls: Vec<Wall>,
 }
 
 /// The bus behind the machine's door for it.
@@ -112,14 +152,16 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`], naming what of the description cannot be had.
-    pub fn new(spec: &VerifiedSpec) -> Result<Self, VmError> {
+    fn new(spec: &VerifiedSpec, opened: Opened, inside: Option<Inside>) -> Result<Self, VmError> {
         let started = Instant::now();
-        let inherited = Inherited::take(spec)?;
         raise_descriptor_limit();
-        let kvm = kvm::open()?;
-        let mut consoles = Consoles::open(&spec.console, &spec.serial)?;
-        let config = machine_config(spec, &mut consoles)?;
+        let Opened { kvm, kernel, initramfs, mut consoles, devices, mut sockets, .. } = opened;
+        let config = machine_config(spec, (kernel, initramfs), consoles.take_serial());
         let machine = Machine::new(&kvm, config)?;
+        let (threads, walls, pid) = match inside {
+            Some(Inside { threads, walls, pid, .. }) => (threads, walls, pid),
+            None => (Arc::new(|_: &str| Ok(())) as ThreadSetup, Vec::new(), std::process::id()),
+        };
         consoles.connect_serial(machine.serial_input());
 
         let interrupts = Arc::new(Interrupts::new(Arc::clone(machine.vm())));
@@ -131,11 +173,10 @@ impl Vm {
         };
         let bus = Arc::new(Bus::new(Arc::clone(machine.vm()), interrupts, layout)?);
         machine.connect(Arc::new(BusDoor(Arc::clone(&bus))));
-        let setup: ThreadSetup = Arc::new(|_| Ok(()));
         let shared = Arc::new(Shared {
             machine: RwLock::new(machine),
             bus,
-            workers: Workers::new(setup),
+            workers: Workers::new(Arc::clone(&threads)),
             plugged: Mutex::default(),
             console: OnceLock::new(),
             balloon: OnceLock::new(),
@@ -147,13 +188,16 @@ impl Vm {
             reboots: AtomicU64::new(0),
             started,
             ptys: consoles.ptys(),
+            threads,
+            hotplug: OnceLock::new(),
+            pid,
+            walls,
         });
-        shared.add_devices(spec, &mut consoles, inherited)?;
-        let api = match &spec.api_socket {
+        shared.add_devices(spec, devices, &mut consoles, sockets.vsock.take())?;
+        let api = match sockets.api.take() {
             None => None,
-            Some(path) => {
-                let listener = Listener::bind(path)?;
-                shared.follow_ejections()?;
+            Some(listener) => {
+                shared.start_hotplug()?;
                 Some(shared.serve_api(listener)?)
             }
         };
@@ -164,7 +208,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`] when its threads cannot be started, or a reset fails.
-    pub fn run(self) -> Result<vmm_spec::Exit, VmError> {
+    fn run(self) -> Result<vmm_spec::Exit, VmError> {
         let Self { shared, on_reset, consoles, api } = self;
         let result = shared.start(consoles).and_then(|_terminal| shared.run(on_reset));
         shared.is_ending.store(true, Ordering::SeqCst);
@@ -210,8 +254,13 @@ impl Shared {
     /// Lets the guest run. The terminal is its own as long as what is returned lives.
     fn start(self: &Arc<Self>, consoles: Consoles) -> Result<Terminal, VmError> {
         self.end_by_signals()?;
-        let terminal = consoles.start_input().map_err(VmError::host("read the console"))?;
-        self.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
+        let terminal = consoles.start_input(&self.threads);
+        let terminal = terminal.map_err(VmError::host("read the console"))?;
+        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        machine.start_threads(&self.threads)?;
+        // All threads are there: this one starts no more.
+        (self.threads)("main").map_err(VmError::host("set the main thread up"))?;
+        machine.start()?;
         Ok(terminal)
     }
 
@@ -219,18 +268,23 @@ impl Shared {
     /// order: the terminal comes back, sockets go. A second signal ends the process at once.
     fn end_by_signals(self: &Arc<Self>) -> Result<(), VmError> {
         let failed = || VmError::host("listen to signals");
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed())?;
+        let mut signals = Signals::new(SIGNALS).map_err(failed())?;
         let shared = Arc::downgrade(self);
         let work = move || {
+            for signal in SIGNALS {
+                // Blocked until now in a jail, so that none was lost. It was not blocked elsewhere.
+                let _ = unblock_signal(signal);
+            }
             for signal in &mut signals {
                 let Some(shared) = shared.upgrade() else { return };
                 if shared.is_ending.swap(true, Ordering::SeqCst) {
-                    let _ = signal_hook::low_level::emulate_default_handler(signal);
+                    // As a shell tells of a process that a signal ended.
+                    signal_hook::low_level::exit(128 + signal);
                 }
                 shared.machine().ender().end(Exit::Off);
             }
         };
-        thread::Builder::new().name("signals".to_owned()).spawn(work).map_err(failed())?;
+        worker::spawn("signals", STACK_SIZE, &self.threads, work).map_err(failed())?;
         Ok(())
     }
 
@@ -286,13 +340,12 @@ impl Shared {
         let control = Arc::new(VmControl(Arc::downgrade(self)));
         let failed = VmError::host("start the API");
         let (server, stopper) = Server::new(listener, control).map_err(failed)?;
-        let thread = thread::Builder::new()
-            .name("api".to_owned())
-            .spawn(move || {
-                if let Err(error) = server.run() {
-                    tracing::error!(%error, "the API ended");
-                }
-            })
+        let work = move || {
+            if let Err(error) = server.run() {
+                tracing::error!(%error, "the API ended");
+            }
+        };
+        let thread = worker::spawn("api", STACK_SIZE, &self.threads, work)
             .map_err(VmError::host("start the API's thread"))?;
         Ok(Api { stopper, thread })
     }
@@ -308,7 +361,11 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn machine_config(spec: &VerifiedSpec, consoles: &mut Consoles) -> Result<MachineConfig, VmError> {
+fn machine_config(
+    spec: &VerifiedSpec,
+    boot: (Image, Option<Image>),
+    serial: Option<Sink>,
+) -> MachineConfig {
     let memory = spec.memory;
     let backing = match (memory.hugepages, memory.shared) {
         (HugePages::Size2M, _) => Backing::HugePages2Mib,
@@ -316,13 +373,9 @@ fn machine_config(spec: &VerifiedSpec, consoles: &mut Consoles) -> Result<Machin
         (HugePages::Off, true) => Backing::Memfd,
         (HugePages::Off, false) => Backing::Anonymous { huge_pages: memory.thp },
     };
-    Ok(MachineConfig {
-        boot: Boot {
-            kernel: Image::open(&spec.kernel)?,
-            initramfs: spec.initramfs.as_deref().map(Image::open).transpose()?,
-            cmdline: spec.cmdline.clone(),
-            loading: Loading::Copy,
-        },
+    let (kernel, initramfs) = boot;
+    MachineConfig {
+        boot: Boot { kernel, initramfs, cmdline: spec.cmdline.clone(), loading: Loading::Copy },
         // 1 to 255, verified.
         vcpu_count: u8::try_from(spec.cpus.count).unwrap_or(u8::MAX),
         cpu_template: match spec.cpus.template {
@@ -332,7 +385,7 @@ fn machine_config(spec: &VerifiedSpec, consoles: &mut Consoles) -> Result<Machin
         },
         memory_mib: memory.size.bytes() >> 20,
         backing,
-        serial: consoles.take_serial(),
+        serial,
         has_pci: true,
-    })
+    }
 }

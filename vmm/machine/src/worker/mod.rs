@@ -28,6 +28,7 @@
 //! memory or its disk would be anybody's guess.
 
 mod running;
+mod spawn;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -41,6 +42,8 @@ use vmm_virtio::pci::{Executor, Failure, Running};
 
 use running::RunningUnits;
 use thread::Thread;
+
+pub(crate) use spawn::spawn;
 
 /// The most threads that one device may have of its own.
 pub const THREAD_COUNT_MAX: usize = 64;

@@ -11,9 +11,9 @@ use event_manager::{EventManager, RemoteEndpoint, SubscriberId, SubscriberOps};
 use vmm_virtio::Unit;
 use vmm_virtio::pci::Failure;
 
-use super::ThreadSetup;
 use super::running::Answer;
 use super::units::{UnitId, Units, apply};
+use super::{ThreadSetup, spawn};
 
 /// Room for a unit's locals. Well below a huge page, so that the kernel does not give it one.
 const STACK_SIZE: usize = 512 * 1024;
@@ -38,11 +38,9 @@ impl Thread {
     /// set up.
     pub(super) fn spawn(name: &str, setup: &ThreadSetup) -> io::Result<Self> {
         let (ready, is_ready) = sync_channel(1);
-        let (own_name, setup) = (name.to_owned(), Arc::clone(setup));
-        let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_SIZE);
-        let handle = builder.spawn(move || {
+        let handle = spawn(name, STACK_SIZE, setup, move || {
             let _guard = AbortOnPanic;
-            match setup(&own_name).and_then(|()| make()) {
+            match make() {
                 Ok((manager, door)) => {
                     let units = door.1;
                     if ready.send(Ok(door)).is_ok() {

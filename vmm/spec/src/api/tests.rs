@@ -127,10 +127,15 @@ fn types_have_the_fields_of_their_schemas() {
     agrees::<VsockSpec>("VsockSpec", &spec["vsock"], true);
     agrees::<BalloonSpec>("BalloonSpec", &spec["balloon"], true);
     agrees::<WatchdogSpec>("WatchdogSpec", &spec["watchdog"], true);
-    agrees::<JailSpec>("JailSpec", &spec["jail"], true);
+    let mut jail = spec["jail"].clone();
+    (jail["memory_max"], jail["cpu_max_percent"]) = (json!("2G"), json!(150));
+    jail["pids_max"] = json!(64);
+    agrees::<JailSpec>("JailSpec", &jail, true);
+    let wall = json!({"name": "seccomp", "stands": true, "detail": "a filter a thread"});
+    agrees::<Wall>("Wall", &wall, false);
     let info = json!({
         "vmm_version": "1", "pid": 1, "state": "running", "uptime_ms": 1, "reboots": 0, "exits": 1,
-        "console_pty": "/dev/pts/1", "serial_pty": "/dev/pts/2", "spec": spec,
+        "console_pty": "/dev/pts/1", "serial_pty": "/dev/pts/2", "walls": [wall], "spec": spec,
     });
     agrees::<VmInfo>("VmInfo", &info, false);
     agrees::<BalloonTarget>("BalloonTarget", &json!({"target_mib": 1}), true);

@@ -27,8 +27,22 @@ pub struct VmInfo {
     /// The pseudo-terminal of the serial port, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial_pty: Option<PathBuf>,
+    /// The walls of its jail, those that this host could not give too; none without a jail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub walls: Vec<Wall>,
     /// Its description as it is now: what was plugged in is there, what was removed is gone.
     pub spec: VmSpec,
+}
+
+/// One of the walls between a VMM and the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wall {
+    /// Its name, such as `seccomp` or `user namespace`.
+    pub name: String,
+    /// Whether it stands.
+    pub stands: bool,
+    /// What it consists of, or why it does not stand.
+    pub detail: String,
 }
 
 /// What a VM does.

@@ -72,6 +72,7 @@ use virtio_bindings::virtio_blk as abi;
 use self::request::{Rules, SERIAL_SIZE};
 use self::storage::Storage;
 use self::unit::BlockUnit;
+use crate::memory::SharedMemory;
 use crate::rate_limiter::{RateLimiter, RateLimits};
 use crate::{Activation, ConfigSpace, Counter, Device, DeviceError, DeviceId, Queue, Unit};
 
@@ -212,6 +213,17 @@ impl Block {
             shared: Arc::new(shared),
             has_switch: None,
         })
+    }
+
+    /// Makes what its units will need of the host, so that they can be started by threads that may
+    /// not ask for it. `memory` is the one that it will be activated with.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn prepare(&self, memory: &SharedMemory) -> io::Result<()> {
+        let queue_count = u16::try_from(self.queue_sizes.len()).unwrap_or(BlockOptions::QUEUES_MAX);
+        let depth = self.queue_sizes.first().copied().unwrap_or(BlockOptions::QUEUE_SIZE_MAX);
+        self.shared.storage.prepare(memory, queue_count, depth)
     }
 
     /// A way to reach the device while it works.

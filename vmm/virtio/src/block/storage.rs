@@ -35,6 +35,17 @@ pub trait Storage: Send + Sync {
     /// What does not change while it is open.
     fn traits(&self) -> Traits;
 
+    /// Makes what `lane_count` lanes of this depth will need, into this memory. Those that are opened
+    /// later, at most as many at a time, need nothing of the host that a thread in a jail may not ask
+    /// for.
+    ///
+    /// # Errors
+    /// When the host lacks the means, and there is no other way.
+    fn prepare(&self, memory: &SharedMemory, lane_count: u16, depth: u16) -> io::Result<()> {
+        let _ = (memory, lane_count, depth);
+        Ok(())
+    }
+
     /// A way into it for one queue, for up to `depth` operations at a time. It becomes the
     /// queue's on whatever thread that is served.
     ///

@@ -2,21 +2,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 
-use flist_view::cache_client::{CacheClient, ConnectError};
-use flist_view::view::FlistView;
+pub use flist_view::cache_client::CacheClient;
+use flist_view::cache_client::ConnectError;
+pub use flist_view::view::FlistView;
 
-/// How the cache process is reached.
-#[derive(Debug)]
-pub enum CacheSocket {
-    /// By path, now and whenever it was restarted.
-    Path(PathBuf),
-    /// By a connected socket, in a jail that has no paths. Once the cache process is gone, reads of
-    /// blocks whose place is not known yet fail.
-    Connected(OwnedFd),
-}
+/// What gives a connected socket of the cache process, now and whenever that was restarted.
+pub type Connector = Box<dyn Fn() -> io::Result<OwnedFd> + Send + Sync>;
 
 /// Opens the image at `image`, a path as the cache process sees it. `stores` replace the image's own
 /// routes unless empty. The client is for [`Fs::with_cache`](super::Fs::with_cache).
@@ -24,21 +18,19 @@ pub enum CacheSocket {
 /// # Errors
 /// [`ConnectError`].
 pub fn open(
-    cache: CacheSocket,
+    connector: Connector,
     image: &Path,
     stores: &[String],
 ) -> Result<(FlistView, Arc<CacheClient>), ConnectError> {
-    let (client, index) = match cache {
-        CacheSocket::Path(path) => CacheClient::connect(&path, image, stores)?,
-        CacheSocket::Connected(connected) => {
-            let connected = Mutex::new(Some(connected));
-            let connector = move || {
-                let taken = connected.lock().unwrap_or_else(PoisonError::into_inner).take();
-                taken.ok_or_else(|| io::ErrorKind::NotConnected.into())
-            };
-            CacheClient::with_connector(Box::new(connector), image, stores)?
-        }
-    };
+    let (client, index) = CacheClient::with_connector(connector, image, stores)?;
     let client = Arc::new(client);
     Ok((FlistView::new(Arc::new(index), Arc::clone(&client) as _), client))
+}
+
+/// Connects to the cache process at `path`, without waiting: what a [`Connector`] gives.
+///
+/// # Errors
+/// What the host said: that nobody listens there, usually.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    flist_view::cache_client::socket::connect(path)
 }

@@ -4,6 +4,7 @@
 //! moment it exists. A file left behind by a process that was killed is replaced; one that somebody
 //! listens on, or that is no socket, is not.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,13 +22,16 @@ pub const PATH_SIZE_MAX: usize = 108 - 1 - "_4294967295".len();
 const BACKLOG: i32 = 128;
 
 /// A listening socket and its file, which is removed with it.
-#[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
     path: PathBuf,
     /// Device and inode of the file: what we created, and may remove.
     identity: Option<(u64, u64)>,
+    connector: Option<Connector>,
 }
+
+/// Connects to what listens on a port of the host, without waiting.
+pub type Connector = Box<dyn Fn(u32) -> io::Result<OwnedFd> + Send + Sync>;
 
 /// Why there is no socket at the path.
 #[derive(Debug, thiserror::Error)]
@@ -86,17 +90,25 @@ impl Listener {
         // others, and the umask, which is the whole process's, stays as it is.
         rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(host("set the mode"))?;
         rustix::net::bind(&socket, &address).map_err(host("bind"))?;
-        let mut listener = Self { socket, path: path.to_path_buf(), identity: None };
-        listener.identity = identity(path);
+        let path = path.to_path_buf();
+        let mut listener = Self { socket, path, identity: None, connector: None };
+        listener.identity = identity(&listener.path);
         rustix::net::listen(&listener.socket, BACKLOG).map_err(host("listen"))?;
         Ok(listener)
     }
 
-    /// The same socket, whose file is at `path` from now on for this process: it has moved into a
-    /// jail, and sees the folder elsewhere. Ports of the host are looked for beside it.
+    /// The same socket; ports of the host are reached through `connector`, in a process that cannot
+    /// open sockets by path itself.
     #[must_use]
-    pub fn seen_at(mut self, path: PathBuf) -> Self {
-        self.path = path;
+    pub fn connecting_by(mut self, connector: Connector) -> Self {
+        self.connector = Some(connector);
+        self
+    }
+
+    /// The same socket, whose file somebody else removes.
+    #[must_use]
+    pub const fn keep_file(mut self) -> Self {
+        self.identity = None;
         self
     }
 
@@ -110,15 +122,34 @@ impl Listener {
         &self.socket
     }
 
-    /// Connects to what listens on `port` of the host: the socket at `<path>_<port>`. Does not
-    /// wait: a listener whose backlog is full refuses.
+    /// Connects to what listens on `port` of the host, as [`connect`] does.
     pub(super) fn connect(&self, port: u32) -> Result<OwnedFd, Errno> {
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!("_{port}"));
-        let address = SocketAddrUnix::new(PathBuf::from(path))?;
-        let socket = stream_socket()?;
-        rustix::net::connect(&socket, &address)?;
-        Ok(socket)
+        match &self.connector {
+            None => connect(&self.path, port),
+            Some(connector) => {
+                connector(port).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            }
+        }
+    }
+}
+
+/// Connects to what listens on `port` of the host, beside the socket at `path`: at `<path>_<port>`.
+/// Does not wait: a listener whose backlog is full refuses.
+///
+/// # Errors
+/// What the host said: that nobody listens there, usually.
+pub fn connect(path: &Path, port: u32) -> Result<OwnedFd, Errno> {
+    let mut path = path.as_os_str().to_owned();
+    path.push(format!("_{port}"));
+    let address = SocketAddrUnix::new(PathBuf::from(path))?;
+    let socket = stream_socket()?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

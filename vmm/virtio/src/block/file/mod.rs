@@ -23,6 +23,7 @@ mod bounce;
 mod job;
 mod raw;
 mod ring;
+mod rings;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ use self::blocking::BlockingLane;
 use self::job::{Job, Means, Work};
 use self::raw::Scatter;
 use self::ring::RingLane;
+use self::rings::Rings;
 use super::storage::{Lane, Operation, Storage, Traits};
 use crate::Segment;
 use crate::memory::SharedMemory;
@@ -53,6 +55,7 @@ pub struct FileDisk {
     alignment: Option<Alignment>,
     is_block_device: bool,
     engine: Engine,
+    rings: Rings,
 }
 
 /// How a file is to be used.
@@ -158,7 +161,8 @@ impl FileDisk {
             Engine::Auto if !is_block_device && is_in_memory(&file)? => Engine::Blocking,
             engine => engine,
         };
-        Ok(Self { file: Arc::new(file), traits, alignment, is_block_device, engine })
+        let (file, rings) = (Arc::new(file), Rings::default());
+        Ok(Self { file, traits, alignment, is_block_device, engine, rings })
     }
 }
 
@@ -172,12 +176,30 @@ impl Storage for FileDisk {
         self.traits
     }
 
+    fn prepare(&self, memory: &SharedMemory, lane_count: u16, depth: u16) -> io::Result<()> {
+        if self.engine == Engine::Blocking {
+            return Ok(());
+        }
+        match self.rings.prepare(&self.file, memory, lane_count, depth) {
+            Err(error) if self.engine == Engine::Auto => {
+                tracing::warn!(%error, "no io_uring: disk requests are served one at a time");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
     fn open_lane(&self, memory: &SharedMemory, depth: u16) -> io::Result<Box<dyn Lane>> {
         let means = Means { can_punch: true, can_zero_range: true, can_trim: self.is_block_device };
         let (file, alignment) = (Arc::clone(&self.file), self.alignment);
         if self.engine != Engine::Blocking {
-            match RingLane::new(Arc::clone(&file), alignment, means, memory, depth) {
-                Ok(lane) => return Ok(Box::new(lane)),
+            match self.rings.take(&file, memory, depth) {
+                Ok(Some(ring)) => {
+                    let lane = RingLane::new(file, alignment, means, memory, ring, depth);
+                    return Ok(Box::new(lane));
+                }
+                // That was said when they were to be prepared.
+                Ok(None) => {}
                 Err(error) if self.engine == Engine::Ring => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "no io_uring: disk requests are served one at a time");

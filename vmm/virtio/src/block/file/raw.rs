@@ -16,6 +16,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::io::Errno;
 
@@ -190,18 +191,23 @@ const FILE: types::Fixed = types::Fixed(0);
 impl Ring {
     /// Sets a ring up for `depth` operations at a time on `file`.
     ///
+    /// What a ring does passes by the thread's system call filter. So the ring itself is restricted,
+    /// for ever: to the operations that `entry` makes, and to this file.
+    ///
     /// # Errors
     /// When the kernel has no io_uring, or one from before Linux 5.19, or forbids it.
     pub(super) fn new(file: &File, memory: &SharedMemory, depth: u16) -> io::Result<Self> {
         // Completions are seen when the thread next enters the kernel, which its event loop does
         // anyway: no interrupt to another CPU for each. One bad entry does not hold up a batch.
         let mut builder = IoUring::builder();
-        builder.dontfork().setup_coop_taskrun().setup_submit_all();
+        builder.dontfork().setup_coop_taskrun().setup_submit_all().setup_r_disabled();
         let uring: IoUring = builder.build(u32::from(depth).next_power_of_two())?;
         if !uring.params().is_feature_nodrop() || !uring.params().is_feature_submit_stable() {
             return Err(Errno::NOSYS.into());
         }
         uring.submitter().register_files(&[file.as_raw_fd()])?;
+        uring.submitter().register_restrictions(&mut restrictions())?;
+        uring.submitter().register_enable_rings()?;
         let lot = || Lot { scatter: Scatter::new(memory.clone()), is_busy: false };
         let lots = (0..depth).map(|_| lot()).collect();
         let (uring, lots) = (ManuallyDrop::new(uring), ManuallyDrop::new(lots));
@@ -307,6 +313,24 @@ impl Drop for Ring {
     }
 }
 
+/// All that a ring may do.
+fn restrictions() -> [Restriction; 9] {
+    /// What `Drop` asks for (`<linux/io_uring.h>`).
+    const UNREGISTER_FILES: u8 = 3;
+    let fixed_file = squeue::Flags::FIXED_FILE.bits();
+    [
+        Restriction::sqe_op(opcode::Read::CODE),
+        Restriction::sqe_op(opcode::Readv::CODE),
+        Restriction::sqe_op(opcode::Write::CODE),
+        Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
+        Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::sqe_flags_required(fixed_file),
+        Restriction::sqe_flags_allowed(fixed_file),
+        Restriction::register_op(UNREGISTER_FILES),
+    ]
+}
+
 /// The ring's form of `step`.
 fn entry(scatter: &mut Scatter, step: Step) -> io::Result<squeue::Entry> {
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -399,6 +423,42 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("the operation did not end");
+    }
+
+    /// Whoever takes the thread over cannot make the ring do anything else.
+    #[test]
+    fn a_ring_does_nothing_but_what_it_is_for() {
+        let file = tempfile::tempfile().unwrap();
+        let Ok(mut ring) = Ring::new(&file, &testing::memory(1 << 20), 4) else {
+            println!("skipped: no io_uring here");
+            return;
+        };
+        let other = types::Fd(file.as_raw_fd());
+        let attempts = [
+            opcode::Nop::new().build(),
+            opcode::Fsync::new(other).build(),
+            opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr()).build(),
+            opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build(),
+            opcode::Fsync::new(FILE)
+                .build()
+                .flags(squeue::Flags::FIXED_FILE | squeue::Flags::ASYNC),
+        ];
+        for attempt in attempts {
+            // SAFETY: the only pointer among them leads to a static.
+            unsafe { ring.uring.submission().push(&attempt) }.unwrap();
+            let _ = ring.uring.submit();
+            let completion = ring.uring.completion().next().unwrap();
+            assert_eq!(completion.result(), -libc::EACCES, "{attempt:?}");
+        }
+        let more = ring.uring.submitter().register_files_update(0, &[file.as_raw_fd()]);
+        assert_eq!(Errno::from_io_error(&more.unwrap_err()), Some(Errno::ACCESS));
+        ring.push(0, Step::Sync).unwrap();
+        ring.enter().unwrap();
+        while ring.in_flight() > 0 {
+            if let Some((_, result)) = ring.next() {
+                assert_eq!(result.unwrap(), 0);
+            }
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ use rustix::io::Errno;
 
 use super::blocking::perform;
 use super::job::{Job, Means, Step};
-use super::raw::Ring;
+use super::rings::Lease;
 use super::{Alignment, begin};
 use crate::block::storage::{Done, Lane, Operation};
 use crate::memory::SharedMemory;
@@ -51,7 +51,7 @@ pub(super) struct RingLane {
     alignment: Option<Alignment>,
     means: Means,
     memory: SharedMemory,
-    ring: Ring,
+    ring: Lease,
     /// By tag: what is going on.
     jobs: Vec<Option<(Job, Step)>>,
     /// Tags whose next step is to be pushed.
@@ -67,10 +67,10 @@ impl RingLane {
         alignment: Option<Alignment>,
         means: Means,
         memory: &SharedMemory,
+        ring: Lease,
         depth: u16,
-    ) -> io::Result<Self> {
-        let ring = Ring::new(&file, memory, depth)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             file,
             alignment,
             means,
@@ -80,7 +80,7 @@ impl RingLane {
             batch: Vec::with_capacity(usize::from(depth)),
             done: Vec::new(),
             can_try: alignment.is_none(),
-        })
+        }
     }
 
     /// Goes on with `job`: its next step joins the batch, or it is over.

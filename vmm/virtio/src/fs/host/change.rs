@@ -46,6 +46,7 @@ impl HostDirectory {
             DIRECTORY => rustix::fs::mkdirat(directory, name, MODE_AT_FIRST)?,
             sys::SYMLINK => rustix::fs::symlinkat(target.ok_or(Errno::INVAL)?, directory, name)?,
             kind => {
+                self.check_device(kind, new.rdev)?;
                 let device = rustix::fs::makedev(new.rdev.0, new.rdev.1);
                 let kind = FileType::from_raw_mode(kind);
                 rustix::fs::mknodat(directory, name, kind, MODE_AT_FIRST, device)?;
@@ -56,6 +57,14 @@ impl HostDirectory {
             // As good as can be done: the error counts.
             let _ = rustix::fs::unlinkat(directory, name, flags);
         })
+    }
+
+    /// Refuses device nodes where they would be devices of the host. A whiteout is one by its type
+    /// alone.
+    fn check_device(&self, kind: u32, rdev: (u32, u32)) -> Result<(), Errno> {
+        let is_whiteout = kind == sys::CHARACTER_DEVICE && rdev == (0, 0);
+        let is_device = matches!(kind, sys::CHARACTER_DEVICE | sys::BLOCK_DEVICE) && !is_whiteout;
+        if is_device && !self.is_nodev { Err(Errno::PERM) } else { Ok(()) }
     }
 
     /// Completes what was made as `name`, open as `data` if it is a file, and tells the guest of it.

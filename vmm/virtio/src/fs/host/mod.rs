@@ -10,9 +10,12 @@
 //! Permissions are the guest kernel's affair (virtio-fs mounts always check them there). Calls are made
 //! with the VMM's own rights, and what is made gets the owner, group and mode that the guest asked for:
 //! set after it was made, before anybody in the guest can know it. The process needs `CAP_CHOWN`,
-//! `CAP_DAC_OVERRIDE`, `CAP_FOWNER`, `CAP_FSETID`, `CAP_MKNOD` and `CAP_SETFCAP`, and `CAP_SYS_ADMIN`
-//! if the guest is to set `trusted.` attributes; what it lacks, the guest is refused (`EPERM`).
-//! Device nodes that the guest makes are device nodes here too: mount the volume `nodev`.
+//! `CAP_DAC_OVERRIDE`, `CAP_FOWNER`, `CAP_FSETID` and `CAP_SETFCAP`, and `CAP_SYS_ADMIN` if the guest is
+//! to set `trusted.` attributes; what it lacks, the guest is refused (`EPERM`).
+//!
+//! What the guest makes means the same to whoever meets it on the host. So device nodes (whiteouts,
+//! which are none, excepted) are made only where the host has mounted the directory `nodev`, and it
+//! should be mounted `nosuid` too: set-uid bits and file capabilities are the guest's to set.
 //!
 //! Inode numbers are the host's own, but that the root's is 1, and whatever has 1 here has the root's.
 //! `nodes` tells how a million known files do not become a million descriptors.
@@ -50,7 +53,7 @@ use flist_view::filesystem::{
     Attributes, Changes, Creation, DirectoryEntry, Errno, FileSystem, Ino, Listing, Policy, ROOT,
     ReadSink, Rename, Seek, SetAttribute, Statistics, WriteSource,
 };
-use rustix::fs::{FallocateFlags, Mode, OFlags, RawDir, SeekFrom};
+use rustix::fs::{FallocateFlags, Mode, OFlags, RawDir, SeekFrom, StatVfsMountFlags};
 use rustix::process::{Resource, getrlimit};
 use serde_json::Value;
 
@@ -83,6 +86,8 @@ pub struct HostDirectory {
     mount: Mount,
     /// The root's inode number on the host.
     root_number: u64,
+    /// Device nodes mean nothing there.
+    is_nodev: bool,
     descriptors: Descriptors,
     nodes: Mutex<Nodes>,
     /// Where the host's file system does not count.
@@ -116,6 +121,7 @@ impl HostDirectory {
         }
         let limits = Limits::new(getrlimit(Resource::Nofile).current);
         let nodes = Nodes::new(Arc::clone(&root), stat.attributes.generation, DIRECTORY, limits);
+        let flags = rustix::fs::fstatvfs(&*root)?.f_flag;
         let quota = options.quota.map(|limit| Quota::new(&root, limit)).transpose()?.flatten();
         Ok(Self {
             options,
@@ -123,6 +129,7 @@ impl HostDirectory {
             root,
             mount: stat.mount,
             root_number: stat.attributes.ino,
+            is_nodev: flags.contains(StatVfsMountFlags::NODEV),
             descriptors: Descriptors::open()?,
             nodes: Mutex::new(nodes),
         })

@@ -12,6 +12,7 @@ pub(in crate::fs) const TYPE_MASK: u32 = 0o170_000;
 pub(in crate::fs) const DIRECTORY: u32 = 0o040_000;
 pub(in crate::fs) const REGULAR: u32 = 0o100_000;
 pub(in crate::fs) const CHARACTER_DEVICE: u32 = 0o020_000;
+pub(in crate::fs) const BLOCK_DEVICE: u32 = 0o060_000;
 pub(in crate::fs) const SYMLINK: u32 = 0o120_000;
 pub(in crate::fs) const PERMISSIONS: u32 = 0o7777;
 pub(in crate::fs) const SET_UID: u32 = 0o4000;

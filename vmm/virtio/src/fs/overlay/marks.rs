@@ -18,9 +18,10 @@ use crate::fs::host::HostDirectory;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MarkPrefix {
     /// `trusted.overlay.`, which needs `CAP_SYS_ADMIN`: overlayfs' default.
-    #[default]
     Trusted,
-    /// `user.overlay.`, as overlayfs' option `userxattr` has it.
+    /// `user.overlay.`, as overlayfs' option `userxattr` has it: it needs no capability, which is
+    /// why it is the default here.
+    #[default]
     User,
 }
 
