@@ -247,6 +247,24 @@ impl Device for Balloon {
         }
     }
 
+    /// All of it is the guest's: what it was asked for, what it gave, what it fills pages with.
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        let config = &self.shared.config;
+        config.check_seen(seen, &[])?;
+        let before = config.save();
+        for field in [wire::NUM_PAGES, wire::ACTUAL, wire::POISON] {
+            let bytes = seen.get(field.clone()).unwrap_or_default();
+            config.write_from_driver(field.start as u64, bytes);
+        }
+        let wanted = u64::from(self.shared.field(wire::NUM_PAGES)) * wire::PAGE_SIZE;
+        let memory_size = self.options.memory_size;
+        if wanted > memory_size {
+            config.write_from_driver(0, &before);
+            return Err(DeviceError::State(TargetError { wanted, memory_size }.to_string()));
+        }
+        Ok(())
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Unit>>, DeviceError> {
         let (inflate, deflate) = (activation.take_queue(0)?, activation.take_queue(1)?);
         let reporting_index = reporting_index(&activation);
