@@ -11,6 +11,7 @@
 //!        │       └──────► legacy    serial port, and ports that must answer something
 //!        ├──► pci, interrupts       the bus that devices are on, and how they interrupt
 //!        ├──► worker                threads that run the devices' units
+//!        ├──► snapshot              all of it as two files, from which it goes on
 //!        └──► api                   the HTTP interface of a running VM
 //! ```
 //!
@@ -34,6 +35,7 @@ mod line;
 mod machine;
 pub mod memory;
 pub mod pci;
+pub mod snapshot;
 #[cfg(test)]
 mod testing;
 pub mod vm;
@@ -44,4 +46,4 @@ pub use cpu::run::{CrashReason, CrashReport};
 pub use cpu::{CpuError, CpuTemplate, ExitCounters, ExitKind, VCPU_COUNT_MAX, VcpuState};
 pub use end::{Ender, Exit};
 pub use legacy::{SerialInput, Sink};
-pub use machine::{Machine, MachineConfig, MachineError, MachineState, MmioBus};
+pub use machine::{Clocks, Machine, MachineConfig, MachineError, MachineState, MmioBus};

@@ -6,7 +6,9 @@
 //!                       ├──────► Workers: threads for the devices' units
 //!                       ├──────► where console and serial port go             (console.rs)
 //!                       └──────► api::Server, if it has a socket             (control.rs, hotplug.rs,
-//!                                                                             metrics.rs)
+//!                                                                             metrics.rs, snapshot.rs)
+//!
+//!   Snapshot ────► Vm::restore: the same, going on from where it was saved       (restore.rs)
 //!
 //!   Vm::run:   start ──► wait ──► ended ──► off, crashed, … ──► Exit
 //!                          ▲         │
@@ -23,15 +25,21 @@ mod devices;
 mod error;
 mod hotplug;
 mod metrics;
+mod restore;
+mod snapshot;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vmm_spec::restore::RestoreSpec;
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
 use vmm_virtio::balloon::BalloonHandle;
 use vmm_virtio::console::ConsoleHandle;
@@ -42,14 +50,17 @@ use crate::interrupts::Interrupts;
 use crate::memory::Backing;
 use crate::memory::layout::{ECAM_ADDRESS, slot};
 use crate::pci::Bus;
+use crate::snapshot::Snapshot;
 use crate::worker::{ThreadSetup, Workers};
 use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, kvm};
 
 use console::{Consoles, Terminal};
 use control::VmControl;
 use devices::{Inherited, Plugged};
+use restore::{Origin, Places};
 
 pub use error::VmError;
+pub use restore::restore;
 
 /// Runs the VM of `spec` until it ends.
 ///
@@ -65,6 +76,8 @@ pub struct Vm {
     on_reset: OnReset,
     consoles: Consoles,
     api: Option<Api>,
+    /// It is paused before its first instruction.
+    waits: bool,
 }
 
 /// The API's thread.
@@ -79,6 +92,8 @@ struct Shared {
     bus: Arc<Bus>,
     workers: Workers,
     plugged: Mutex<Vec<Plugged>>,
+    /// Slots that a snapshot's guest knows its devices by.
+    places: Mutex<Places>,
     console: OnceLock<ConsoleHandle>,
     balloon: OnceLock<BalloonHandle>,
     /// The description as it is now.
@@ -92,6 +107,8 @@ struct Shared {
     reboots: AtomicU64,
     started: Instant,
     ptys: console::Ptys,
+    /// Which of our pages exist; opened early, since a jail may have no `/proc`.
+    pagemap: Option<File>,
 }
 
 /// The bus behind the machine's door for it.
@@ -113,13 +130,33 @@ impl Vm {
     /// # Errors
     /// [`VmError`], naming what of the description cannot be had.
     pub fn new(spec: &VerifiedSpec) -> Result<Self, VmError> {
+        Self::build(spec, None)
+    }
+
+    /// Builds the clone that `spec` describes of the VM in `snapshot`, as `restore` says.
+    ///
+    /// # Errors
+    /// [`VmError`], naming what of the description cannot be had, or what of the snapshot does not
+    /// fit this host.
+    pub fn restore(
+        spec: &VerifiedSpec,
+        restore: &RestoreSpec,
+        snapshot: Snapshot,
+    ) -> Result<Self, VmError> {
+        Self::build(spec, Some(Origin::new(restore, snapshot)))
+    }
+
+    fn build(spec: &VerifiedSpec, origin: Option<Origin>) -> Result<Self, VmError> {
         let started = Instant::now();
         let inherited = Inherited::take(spec)?;
         raise_descriptor_limit();
         let kvm = kvm::open()?;
         let mut consoles = Consoles::open(&spec.console, &spec.serial)?;
         let config = machine_config(spec, &mut consoles)?;
-        let machine = Machine::new(&kvm, config)?;
+        let machine = match &origin {
+            None => Machine::new(&kvm, config)?,
+            Some(origin) => origin.machine(&kvm, config)?,
+        };
         consoles.connect_serial(machine.serial_input());
 
         let interrupts = Arc::new(Interrupts::new(Arc::clone(machine.vm())));
@@ -137,18 +174,24 @@ impl Vm {
             bus,
             workers: Workers::new(setup),
             plugged: Mutex::default(),
+            places: Mutex::new(origin.as_ref().map(Origin::places).unwrap_or_default()),
             console: OnceLock::new(),
             balloon: OnceLock::new(),
             spec: Mutex::new(spec.spec().clone()),
             lifecycle: Mutex::default(),
-            is_paused: AtomicBool::new(false),
+            is_paused: AtomicBool::new(origin.is_some()),
             is_ending: AtomicBool::new(false),
             reboot_is_wanted: AtomicBool::new(false),
             reboots: AtomicU64::new(0),
             started,
             ptys: consoles.ptys(),
+            pagemap: spec.api_socket.as_ref().and_then(|_| File::open(PAGEMAP).ok()),
         });
         shared.add_devices(spec, &mut consoles, inherited)?;
+        let waits = origin.as_ref().is_some_and(|origin| origin.waits);
+        if let Some(origin) = origin {
+            origin.give_to(&shared)?;
+        }
         let api = match &spec.api_socket {
             None => None,
             Some(path) => {
@@ -157,7 +200,7 @@ impl Vm {
                 Some(shared.serve_api(listener)?)
             }
         };
-        Ok(Self { shared, on_reset: spec.on_reset, consoles, api })
+        Ok(Self { shared, on_reset: spec.on_reset, consoles, api, waits })
     }
 
     /// Runs it to its end.
@@ -165,8 +208,8 @@ impl Vm {
     /// # Errors
     /// [`VmError`] when its threads cannot be started, or a reset fails.
     pub fn run(self) -> Result<vmm_spec::Exit, VmError> {
-        let Self { shared, on_reset, consoles, api } = self;
-        let result = shared.start(consoles).and_then(|_terminal| shared.run(on_reset));
+        let Self { shared, on_reset, consoles, api, waits } = self;
+        let result = shared.start(consoles, waits).and_then(|_terminal| shared.run(on_reset));
         shared.is_ending.store(true, Ordering::SeqCst);
         if let Some(Api { stopper, thread }) = api {
             // Whoever asked for the end still gets an answer, and the socket's file goes.
@@ -195,6 +238,10 @@ impl Shared {
         self.machine.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn machine_mut(&self) -> RwLockWriteGuard<'_, Machine> {
+        self.machine.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn plugged(&self) -> MutexGuard<'_, Vec<Plugged>> {
         self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,11 +254,18 @@ impl Shared {
         self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the guest run. The terminal is its own as long as what is returned lives.
-    fn start(self: &Arc<Self>, consoles: Consoles) -> Result<Terminal, VmError> {
+    /// Lets the guest run, unless it waits to be resumed. The terminal is its own as long as what is
+    /// returned lives.
+    fn start(self: &Arc<Self>, consoles: Consoles, waits: bool) -> Result<Terminal, VmError> {
         self.end_by_signals()?;
         let terminal = consoles.start_input().map_err(VmError::host("read the console"))?;
-        self.machine.write().unwrap_or_else(PoisonError::into_inner).start()?;
+        let _lifecycle = self.lifecycle();
+        self.machine_mut().start_parked()?;
+        if !self.is_paused.load(Ordering::SeqCst) {
+            self.machine().resume();
+        } else if !waits {
+            self.go_on();
+        }
         Ok(terminal)
     }
 
@@ -267,7 +321,7 @@ impl Shared {
         let _lifecycle = self.lifecycle();
         self.machine().pause()?;
         self.bus.reset()?;
-        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        let mut machine = self.machine_mut();
         machine.reset()?;
         self.reboots.fetch_add(1, Ordering::Relaxed);
         // What was asked for meanwhile has been forgotten with the exit: a reboot is this one, and
@@ -297,6 +351,9 @@ impl Shared {
         Ok(Api { stopper, thread })
     }
 }
+
+/// Which pages of this process exist (Linux `Documentation/admin-guide/mm/pagemap.rst`).
+const PAGEMAP: &str = "/proc/self/pagemap";
 
 /// Queues, connections and a guest's open files cost a descriptor each; the usual soft limit of 1024 is
 /// less than a guest may keep us busy with.

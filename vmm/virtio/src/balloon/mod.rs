@@ -251,16 +251,14 @@ impl Device for Balloon {
     fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
         let config = &self.shared.config;
         config.check_seen(seen, &[])?;
-        let before = config.save();
-        for field in [wire::NUM_PAGES, wire::ACTUAL, wire::POISON] {
-            let bytes = seen.get(field.clone()).unwrap_or_default();
-            config.write_from_driver(field.start as u64, bytes);
-        }
-        let wanted = u64::from(self.shared.field(wire::NUM_PAGES)) * wire::PAGE_SIZE;
-        let memory_size = self.options.memory_size;
+        let field = |range: Range<usize>| seen.get(range).unwrap_or_default();
+        let pages = field(wire::NUM_PAGES).first_chunk().copied().map_or(0, u32::from_le_bytes);
+        let (wanted, memory_size) = (u64::from(pages) * wire::PAGE_SIZE, self.options.memory_size);
         if wanted > memory_size {
-            config.write_from_driver(0, &before);
             return Err(DeviceError::State(TargetError { wanted, memory_size }.to_string()));
+        }
+        for range in [wire::NUM_PAGES, wire::ACTUAL, wire::POISON] {
+            config.write_from_driver(range.start as u64, field(range));
         }
         Ok(())
     }
