@@ -69,8 +69,7 @@ impl Node {
     /// Starts a clone that has its own of everything.
     fn restore(&self, name: &str, options: &[&str]) -> Running {
         let disk = format!("id=disk1,path=/{name}.img");
-        let (vsock, net) =
-            (format!("socket=/run/{name}.vsock"), format!("id=net0,tap=tap-{name}"));
+        let (vsock, net) = (format!("socket=/run/{name}.vsock"), format!("id=net0,tap=tap-{name}"));
         let restore = ["/vmm", "restore", "/snapshot", "--no-jail", "--disk", &disk];
         let own = ["--vsock", &vsock, "--net", &net];
         self.start(&[&restore[..], &own].concat(), name, options)
@@ -267,7 +266,10 @@ fn a_damaged_snapshot_is_refused() {
 /// What watches the guest's heart ends the guest when it stops, also after a restore.
 #[test]
 fn a_guest_whose_heart_stops_is_ended() {
-    let node = Node::new("vmm-heart", "export PROBE_STILL_AGENT='1'\nexport PROBE_WORK='/'\ninit='probe'\n");
+    let node = Node::new(
+        "vmm-heart",
+        "export PROBE_STILL_AGENT='1'\nexport PROBE_WORK='/'\ninit='probe'\n",
+    );
     let running = node.run(&["--watchdog", "10"]);
     let output = running.wait().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -62,9 +62,8 @@ pub(crate) fn run(arguments: &SnapshotArguments) -> anyhow::Result<()> {
     let client = Client::new(&arguments.socket).with_timeout(None);
     let then = arguments.then;
     let saved = was_paused(&client, then).and_then(|was_paused| {
-        let published = save(&client, then, &directory, &partial).and_then(|()| {
-            publish(&partial, &directory).with_context(named)
-        });
+        let published = save(&client, then, &directory, &partial)
+            .and_then(|()| publish(&partial, &directory).with_context(named));
         if published.is_err() && then != Then::Continue && !was_paused {
             // As before, if it stands at all.
             let _ = client.put("/vm/resume");

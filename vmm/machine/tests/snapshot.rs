@@ -135,7 +135,7 @@ impl Running {
     }
 
     fn end(self) -> Exit {
-        assert_eq!(self.ask("PUT /vm/stop", "").0, 204);
+        assert_eq!(self.ask("PUT /vm/stop", "").0, 202);
         self.thread.join().unwrap().unwrap()
     }
 }
@@ -295,7 +295,10 @@ fn what_does_not_fit_is_refused_by_name() {
     };
     File::options().write(true).open(folder.path("clone")).unwrap().set_len(1 << 19).unwrap();
     let small = error();
-    assert!(small.contains("disk.disk0: the disk has 524288 bytes, where the guest knows"), "{small}");
+    assert!(
+        small.contains("disk.disk0: the disk has 524288 bytes, where the guest knows"),
+        "{small}"
+    );
     File::options().write(true).open(folder.path("clone")).unwrap().set_len(1 << 21).unwrap();
     fs::rename(folder.path("kernel"), folder.path("kernel-moved")).unwrap();
     assert!(error().contains("kernel"), "{}", error());

@@ -94,7 +94,8 @@ impl ConfigSpace {
             return Err(DeviceError::State(what));
         }
         for (name, range) in fixed {
-            let [seen, own] = [seen, &own].map(|bytes| bytes.get(range.clone()).unwrap_or_default());
+            let [seen, own] =
+                [seen, &own].map(|bytes| bytes.get(range.clone()).unwrap_or_default());
             if seen != own {
                 let (seen, own) = (shown(seen), shown(own));
                 let what = format!("the guest knows {name} {seen}, this device has {own}");

@@ -81,7 +81,8 @@ fn template(machine: &Machine, kind: &str, ready: &str) -> anyhow::Result<()> {
     let (memory, cidata) = (format!("{MEMORY_MIB}M"), format!("/{kind}.img,readonly"));
     let run = ["/vmm", "run", "--no-jail", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
     let guest = ["--memory", &memory, "--cmdline", words, "--disk", &cidata];
-    let devices = ["--fs", "tag=vroot,dir=/tree,readonly", "--rng", "--balloon", "--watchdog", "60"];
+    let devices =
+        ["--fs", "tag=vroot,dir=/tree,readonly", "--rng", "--balloon", "--watchdog", "60"];
     let api = ["--vsock", "cid=3,socket=/run/template.vsock", "--api-socket", "/run/template.sock"];
     let run = [&run[..], &guest, &devices, &api, &["--console", "stdio"]].concat();
     let running = machine.command(&run).timeout(BOOT_LIMIT).spawn()?;

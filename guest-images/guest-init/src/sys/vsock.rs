@@ -7,8 +7,8 @@ use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, acceptfrom_with, bind, listen as
-    listen_with, recv, send as send_with, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, acceptfrom_with, bind,
+    listen as listen_with, recv, send as send_with, socket_with,
 };
 
 /// `VMADDR_CID_ANY`: ourselves, whatever address we have.

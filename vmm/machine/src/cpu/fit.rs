@@ -23,7 +23,8 @@ pub(super) fn check(saved: &[kvm_cpuid_entry2], own: &[kvm_cpuid_entry2]) -> Res
     }
     for word in WORDS {
         let lacking = word.of(saved) & !word.of(own) & !word.ignored;
-        missing.extend((0..u32::BITS).filter(|bit| lacking >> bit & 1 == 1).map(|bit| word.name(bit)));
+        missing
+            .extend((0..u32::BITS).filter(|bit| lacking >> bit & 1 == 1).map(|bit| word.name(bit)));
     }
     if missing.is_empty() { Ok(()) } else { Err(CpuError::Lacks { missing: missing.join(", ") }) }
 }
@@ -53,9 +54,8 @@ const fn word(leaf: u32, subleaf: u32, register: Register) -> Word {
 
 impl Word {
     fn of(&self, entries: &[kvm_cpuid_entry2]) -> u32 {
-        let is_it = |entry: &&kvm_cpuid_entry2| {
-            (entry.function, entry.index) == (self.leaf, self.subleaf)
-        };
+        let is_it =
+            |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (self.leaf, self.subleaf);
         entries.iter().find(is_it).map_or(0, |entry| match self.register {
             Eax => entry.eax,
             Ebx => entry.ebx,
@@ -66,7 +66,8 @@ impl Word {
 
     fn name(&self, bit: u32) -> String {
         let &Self { leaf, subleaf, register, .. } = self;
-        let known = NAMES.iter().find(|(l, s, r, b, _)| (*l, *s, *r, *b) == (leaf, subleaf, register, bit));
+        let known =
+            NAMES.iter().find(|(l, s, r, b, _)| (*l, *s, *r, *b) == (leaf, subleaf, register, bit));
         known.map_or_else(
             || format!("CPUID {leaf:#x}.{subleaf} {register:?} bit {bit}"),
             |(.., name)| (*name).to_owned(),
@@ -157,7 +158,11 @@ fn vendor(entries: &[kvm_cpuid_entry2]) -> String {
     let first = entries.iter().find(|entry| entry.function == 0);
     let letters = first.map(|entry| [entry.ebx, entry.edx, entry.ecx].map(u32::to_le_bytes));
     let letters = letters.unwrap_or_default().concat();
-    letters.iter().filter(|letter| letter.is_ascii_graphic()).map(|&letter| char::from(letter)).collect()
+    letters
+        .iter()
+        .filter(|letter| letter.is_ascii_graphic())
+        .map(|&letter| char::from(letter))
+        .collect()
 }
 
 /// Width of a physical address.

@@ -83,18 +83,13 @@ impl CpuModel {
         VcpuState::read(fd, &self.msrs)
     }
 
-    /// Refuses states of CPUs that can what this host's can't.
-    pub(crate) fn check(&self, states: &[VcpuState]) -> Result<(), CpuError> {
-        let own = self.cpuid.for_vcpu(0, None)?;
-        states.iter().try_for_each(|state| fit::check(state.cpuid(), own.as_slice()))
+    /// Refuses the state of a CPU that can what this host's can't, of which `pristine` is one.
+    pub(crate) fn check(state: &VcpuState, pristine: &VcpuState) -> Result<(), CpuError> {
+        fit::check(state.cpuid(), pristine.cpuid())
     }
 
     /// Gives a CPU that has not run a state; its time stamp counter moves on by `passed`.
-    pub(crate) fn write(
-        fd: &VcpuFd,
-        state: &VcpuState,
-        passed: Duration,
-    ) -> Result<(), CpuError> {
+    pub(crate) fn write(fd: &VcpuFd, state: &VcpuState, passed: Duration) -> Result<(), CpuError> {
         let mut state = state.clone();
         state.advance_clock(passed);
         state.write_cpuid(fd)?;

@@ -100,7 +100,9 @@ impl Machine {
             let (found, wanted) = (vcpus.len(), self.vcpus.len());
             return Err(MachineError::State { found, wanted });
         }
-        self.model.check(vcpus)?;
+        for (state, pristine) in vcpus.iter().zip(self.pristine.vcpus()) {
+            CpuModel::check(state, pristine)?;
+        }
         state.kvm.write_interrupt_controllers(&self.vm)?;
         let passed = match clocks {
             Clocks::Advance => state.clock.passed(),

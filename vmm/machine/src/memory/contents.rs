@@ -278,7 +278,8 @@ mod tests {
 
     #[test]
     fn only_what_there_is_is_read() {
-        for backing in [Backing::default(), Backing::Anonymous { huge_pages: false }, Backing::Memfd]
+        for backing in
+            [Backing::default(), Backing::Anonymous { huge_pages: false }, Backing::Memfd]
         {
             let ram = filled(backing);
             let (pages, size) = contents(&ram, pagemap().as_ref());

@@ -196,11 +196,7 @@ impl Mapping {
         // A dump without the kernel's text is as good.
         // SAFETY: As above; the advice changes no contents.
         let advised = unsafe { madvise(address, length, Advice::LinuxDontDump) };
-        advised.map_err(|error| MemoryError::Host {
-            what: "madvise",
-            size,
-            source: error.into(),
-        })
+        advised.map_err(|error| MemoryError::Host { what: "madvise", size, source: error.into() })
     }
 
     fn map_anonymous(&self) -> io::Result<()> {

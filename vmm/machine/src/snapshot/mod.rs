@@ -34,8 +34,8 @@ use vmm_spec::{SPEC_VERSION, VmSpec};
 use crate::MachineState;
 use crate::memory::Ram;
 
-pub use error::SnapshotError;
 use error::Problem;
+pub use error::SnapshotError;
 pub use memory_file::MemoryManifest;
 pub(crate) use target::{Target, TargetError};
 
@@ -80,10 +80,8 @@ impl SavedVm {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        let saved: Self =
-            vmm_spec::read_json(state_file::body(bytes)?).map_err(|error| Problem::Contents {
-                what: error.to_string(),
-            })?;
+        let saved: Self = vmm_spec::read_json(state_file::body(bytes)?)
+            .map_err(|error| Problem::Contents { what: error.to_string() })?;
         if saved.spec.version != SPEC_VERSION {
             let what = format!("a description of version {}", saved.spec.version);
             return Err(Problem::Contents { what });

@@ -22,7 +22,7 @@ fn saved() -> serde_json::Value {
         },
         "places": [{ "kind": "disk", "id": "disk0", "slot": 1 }],
         "functions": { "0": [1, 2] },
-        "memory": { "size": 256 << 20, "id": [7; 16], "checksums": [1, 2, 3, 4] },
+        "memory": { "size": 256 << 20, "id": vec![7; 16], "checksums": [1, 2, 3, 4] },
     })
 }
 
@@ -74,7 +74,9 @@ fn a_directory_is_opened_as_a_whole() {
     std::fs::write(folder.path().join("state"), bytes(&saved())).unwrap();
     let memory = File::create(folder.path().join("memory")).unwrap();
     memory.set_len(12345).unwrap();
-    assert!(error().to_string().ends_with("/memory: 12345 bytes, where the snapshot has 268439552"));
+    assert!(
+        error().to_string().ends_with("/memory: 12345 bytes, where the snapshot has 268439552")
+    );
     std::fs::write(folder.path().join("state"), b"").unwrap();
     assert!(error().to_string().ends_with("/state: a file of a snapshot begins with other bytes"));
     let state = File::create(folder.path().join("state")).unwrap();

@@ -11,8 +11,8 @@ use vmm_spec::{Disk, Net, Size, Verified};
 
 use super::devices::{Handle, open_disk, open_taps};
 use super::{Shared, VmError};
-use crate::api::{Attach, Control, ControlError, Metrics};
 use crate::Exit;
+use crate::api::{Attach, Control, ControlError, Metrics};
 
 /// The VM, as its API sees it. The API lives no longer than the VM, and does not keep it alive.
 pub(super) struct VmControl(pub(super) Weak<Shared>);

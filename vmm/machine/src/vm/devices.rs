@@ -19,8 +19,8 @@ use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
 use vmm_virtio::fs::flist::CacheSocket;
 use vmm_virtio::fs::host::{HostDirectory, HostOptions};
 use vmm_virtio::fs::overlay::{Overlay, OverlayOptions};
-use vmm_virtio::net::{self, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::memory::GuestAddress;
+use vmm_virtio::net::{self, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
 use vmm_virtio::rate_limiter::{Bucket, RateLimiter, RateLimits};
 use vmm_virtio::rng::Rng;
@@ -213,7 +213,8 @@ impl Shared {
 
     fn add_balloon(&self, spec: BalloonSpec) -> Result<usize, VmError> {
         let memory_size = self.machine().layout().ram().map(|range| range.size).sum();
-        let range = |range: crate::memory::Range| GuestAddress(range.start)..GuestAddress(range.end());
+        let range =
+            |range: crate::memory::Range| GuestAddress(range.start)..GuestAddress(range.end());
         let images = self.machine().ram().images().into_iter().map(range).collect();
         let balloon = Balloon::new(BalloonOptions {
             memory_size,

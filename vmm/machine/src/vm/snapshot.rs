@@ -110,9 +110,10 @@ impl Shared {
 
 fn target_failed(error: TargetError) -> ControlError {
     match error {
-        TargetError::Exists(_) => {
-            ControlError::Conflict { error: error.to_string(), hint: Some("name another directory") }
-        }
+        TargetError::Exists(_) => ControlError::Conflict {
+            error: error.to_string(),
+            hint: Some("name another directory"),
+        },
         TargetError::Host { path, source } => {
             ControlError::Host { what: format!("write the snapshot to {}", path.display()), source }
         }

@@ -17,8 +17,8 @@ mod types;
 
 pub use routes::{Body, Match, Method, Operation, ROUTES, Route, Routed, find};
 pub use types::{
-    BalloonInfo, BalloonTarget, Created, DiskResize, ErrorBody, SnapshotRequest, SnapshotThen, State,
-    VmInfo,
+    BalloonInfo, BalloonTarget, Created, DiskResize, ErrorBody, SnapshotRequest, SnapshotThen,
+    State, VmInfo,
 };
 
 /// The description of the interface, as OpenAPI 3.1.

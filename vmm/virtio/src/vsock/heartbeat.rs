@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn silence_is_told_once_and_so_is_its_end() {
-        let (mut heartbeat, start) = (Heartbeat::new(15 * SECOND, Counter::default()), Instant::now());
+        let (mut heartbeat, start) =
+            (Heartbeat::new(15 * SECOND, Counter::default()), Instant::now());
         assert_eq!(heartbeat.beat(start), Some(Event::Alive));
         assert_eq!(heartbeat.beat(start + 5 * SECOND), None);
         assert_eq!(heartbeat.deadline(), Some(start + 20 * SECOND));
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn a_pause_is_not_silence() {
-        let (mut heartbeat, start) = (Heartbeat::new(15 * SECOND, Counter::default()), Instant::now());
+        let (mut heartbeat, start) =
+            (Heartbeat::new(15 * SECOND, Counter::default()), Instant::now());
         heartbeat.beat(start);
         heartbeat.resume(heartbeat.is_expected(), start + 100 * SECOND);
         assert_eq!(heartbeat.expire(start + 114 * SECOND), None);
