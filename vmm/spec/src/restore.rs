@@ -55,7 +55,8 @@ pub struct OwnFlags {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RestoreMemory {
     /// Mapped privately: a page is read when the guest touches it, and clones share what they don't
-    /// write. The snapshot must stay as it is while the VM runs.
+    /// write. The snapshot must stay as it is while the VM runs. A balloon gives nothing back to the host:
+    /// under what it takes are the snapshot's pages. Memory that is shared or made of huge pages is copied.
     #[default]
     Lazy,
     /// Read before the guest runs.

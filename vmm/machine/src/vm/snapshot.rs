@@ -97,6 +97,32 @@ impl Shared {
         target.finish().map_err(target_failed)
     }
 
+    /// Stops CPUs and devices, if they do not stand already. The lifecycle is held.
+    pub(super) fn stand_still(&self) -> Result<(), ControlError> {
+        if self.is_paused.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let busy = |error: MachineError| ControlError::Busy(error.to_string());
+        if let Err(error) = self.machine().pause() {
+            self.machine().resume();
+            return Err(busy(error));
+        }
+        if let Err(error) = self.bus.pause() {
+            self.machine().resume();
+            return Err(ControlError::Busy(error.to_string()));
+        }
+        self.is_paused.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Lets CPUs and devices go on, if they stand. The lifecycle is held.
+    pub(super) fn go_on(&self) {
+        if self.is_paused.swap(false, Ordering::SeqCst) {
+            self.bus.resume();
+            self.machine().resume();
+        }
+    }
+
     /// Which device is in which slot.
     fn places(&self) -> Vec<Place> {
         let place = |device: &super::devices::Plugged| Place {
@@ -142,32 +168,4 @@ fn conflict(error: &dyn std::error::Error) -> ControlError {
         source = cause.source();
     }
     ControlError::Conflict { error: text, hint: None }
-}
-
-impl Shared {
-    /// Stops CPUs and devices, if they do not stand already. The lifecycle is held.
-    pub(super) fn stand_still(&self) -> Result<(), ControlError> {
-        if self.is_paused.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        let busy = |error: MachineError| ControlError::Busy(error.to_string());
-        if let Err(error) = self.machine().pause() {
-            self.machine().resume();
-            return Err(busy(error));
-        }
-        if let Err(error) = self.bus.pause() {
-            self.machine().resume();
-            return Err(ControlError::Busy(error.to_string()));
-        }
-        self.is_paused.store(true, Ordering::SeqCst);
-        Ok(())
-    }
-
-    /// Lets CPUs and devices go on, if they stand. The lifecycle is held.
-    pub(super) fn go_on(&self) {
-        if self.is_paused.swap(false, Ordering::SeqCst) {
-            self.bus.resume();
-            self.machine().resume();
-        }
-    }
 }
