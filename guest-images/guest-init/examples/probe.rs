@@ -8,9 +8,19 @@
 //! - `PROBE_APPEND=PATH`: adds a line to a file first, so that the next boot can find it
 //! - `PROBE_SIZE=PATH:PATH…`: sizes of file systems
 //! - `PROBE_AWAIT=PATH:!PATH…`: waits, one after the other, for a path to be there, or not to be
+//! - `PROBE_WORK=FOLDER`: never ends, but writes files, reads them again and compares, and says every
+//!   300 ms how far it came: `tick "COUNT WALL_MS MONOTONIC_MS RANDOM FILES_CHECKED ERRORS"`
+//! - `PROBE_TEMPLATE=1`: spins until its wall clock jumps by more than [`JUMP`], as it does when the guest
+//!   goes on from a snapshot, and then switches the machine off by its register, without more ado
+//! - `PROBE_IDLE=1`: sleeps for ever
+//! - `PROBE_STILL_AGENT=1`: stops the agent that beats, as if the guest hung
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::time::ClockId;
 
 fn main() {
     for (index, arg) in std::env::args().enumerate() {
@@ -39,6 +49,21 @@ fn main() {
     }
     for path in list("PROBE_AWAIT") {
         await_path(&path);
+    }
+    if std::env::var_os("PROBE_STILL_AGENT").is_some() {
+        still_agent();
+    }
+    if let Ok(folder) = std::env::var("PROBE_WORK") {
+        work(std::path::Path::new(&folder));
+    }
+    if std::env::var_os("PROBE_TEMPLATE").is_some() {
+        spin();
+    }
+    if std::env::var_os("PROBE_IDLE").is_some() {
+        say("idle", "");
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(3600));
+        }
     }
     say("end", "");
     rustix::fs::sync();
@@ -91,6 +116,94 @@ fn await_path(path: &str) {
     say(&format!("awaited {path}"), "seen");
 }
 
+/// The first thing that a restored guest does in user space is to end it.
+fn spin() {
+    use std::os::unix::fs::FileExt;
+    let ports = std::fs::OpenOptions::new().write(true).open("/dev/port");
+    say("spinning", &format!("{ports:?}"));
+    let mut last = std::time::SystemTime::now();
+    loop {
+        let now = std::time::SystemTime::now();
+        if now.duration_since(last).is_ok_and(|passed| passed > JUMP) {
+            // ACPI's sleep control: off.
+            let _ = ports.map(|ports| ports.write_at(&[0x34], 0x600));
+            return;
+        }
+        last = now;
+    }
+}
+
+/// Keeps a disk busy, and shows whether the guest is what it was: its files, its clocks, its random
+/// numbers.
+fn work(folder: &std::path::Path) -> ! {
+    let (checked, errors) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (folder, seen, wrong) = (folder.to_owned(), Arc::clone(&checked), Arc::clone(&errors));
+    std::thread::spawn(move || {
+        for round in 0_u64.. {
+            let path = folder.join(format!("work-{}", round % WORK_FILES));
+            let is_right = check(&path, round).is_ok_and(|is_right| is_right);
+            let counter = if is_right && write(&path, round).is_ok() { &seen } else { &wrong };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for count in 0_u64.. {
+        let mut random = [0; 8];
+        let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+        let millis = |clock| {
+            let time = rustix::time::clock_gettime(clock);
+            time.tv_sec * 1000 + time.tv_nsec / 1_000_000
+        };
+        let (wall, monotonic) = (millis(ClockId::Realtime), millis(ClockId::Monotonic));
+        let (checked, errors) = (checked.load(Ordering::Relaxed), errors.load(Ordering::Relaxed));
+        let random = u64::from_le_bytes(random);
+        say("tick", &format!("{count} {wall} {monotonic} {random:016x} {checked} {errors}"));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    unreachable!("nobody counts so far")
+}
+
+/// Whether a file has what the round before its last wrote; the first ones have none yet.
+fn check(path: &std::path::Path, round: u64) -> std::io::Result<bool> {
+    let Some(before) = round.checked_sub(WORK_FILES) else { return Ok(true) };
+    let file = std::fs::File::open(path)?;
+    // From the disk, not from memory.
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    let bytes = std::fs::read(path)?;
+    Ok(bytes == contents(before))
+}
+
+fn write(path: &std::path::Path, round: u64) -> std::io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(&contents(round))?;
+    file.sync_all()
+}
+
+fn contents(round: u64) -> Vec<u8> {
+    (0..WORK_WORDS).flat_map(|word| (round << 32 | word).to_le_bytes()).collect()
+}
+
+/// Finds the process that beats, and lets it stand still.
+fn still_agent() {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids {
+        let name = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if name.starts_with(b"@guest-agent")
+            && let Some(process) = rustix::process::Pid::from_raw(pid)
+        {
+            // It has had time for its first beat.
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            let stilled = rustix::process::kill_process(process, rustix::process::Signal::STOP);
+            say("agent", &format!("{stilled:?}"));
+        }
+    }
+}
+
+/// More than a guest is ever held up, on the slowest machine.
+const JUMP: std::time::Duration = std::time::Duration::from_secs(4);
+/// Files that are written in turn, and 64-bit words in each.
+const WORK_FILES: u64 = 16;
+const WORK_WORDS: u64 = 8192;
 /// Longest wait for one path.
 const AWAIT_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 const KERNEL_FILES: [&str; 7] = [

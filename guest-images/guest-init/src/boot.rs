@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags, fstat, mkdirat};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, mount};
 
+use crate::agent;
 use crate::cidata::{CiData, Interface, Options, User};
 use crate::cmdline::CommandLine;
 use crate::disk::Disk;
@@ -52,13 +53,16 @@ fn boot() -> Result<Entry> {
     watchdog::start(line.boot_limit, line.trace);
     watchdog::note("loading modules");
     let mut loader = Loader::open()?;
-    load_for_devices(&mut loader)?;
+    let has_sockets = load_for_devices(&mut loader)?;
     let (cidata, disks) = gather(&line)?;
     let steps = plan(&line, &cidata, &disks)?;
     let mut boot = Boot { loader, root: None };
     for step in steps {
         watchdog::note(format!("at {}", name(&step)));
         boot.carry_out(step)?;
+    }
+    if has_sockets && let Err(error) = agent::start() {
+        console::say(&format!("warning: {error:#}"));
     }
     boot.entry(&line, &cidata)
 }
@@ -76,8 +80,8 @@ fn mount_own_kernel_files() -> Result<()> {
 }
 
 /// Loads the bus, then the drivers of the devices that are on it. A driver that fails is only
-/// missed if its device is needed, and then by name.
-fn load_for_devices(loader: &mut Loader) -> Result<()> {
+/// missed if its device is needed, and then by name. Says whether there is a socket device.
+fn load_for_devices(loader: &mut Loader) -> Result<bool> {
     loader.load(&Trigger::Always)?;
     let present = virtio_ids();
     for device in [id::CONSOLE, id::RNG, id::BLOCK, id::NET, id::BALLOON, id::MEM, id::VSOCK] {
@@ -90,7 +94,7 @@ fn load_for_devices(loader: &mut Loader) -> Result<()> {
     if present.contains(&id::CONSOLE) {
         console::await_and_take();
     }
-    Ok(())
+    Ok(present.contains(&id::VSOCK))
 }
 
 /// Waits for the disks, up to `rootdelay`, and reads what the node says.

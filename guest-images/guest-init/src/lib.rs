@@ -13,6 +13,8 @@
 //!                          │
 //!   do:         boot ──> sys (mounts, disks, links, root, switch)    thin, tested in a guest
 //!                          │
+//!   stays:      agent (heart, reseed)                                 a process beside the guest's init
+//!
 //!   written:    template + ext4 (blank disks)   netlink (addresses, routes)
 //! ```
 //!
@@ -23,6 +25,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
+pub mod agent;
 mod boot;
 mod bytes;
 pub mod cidata;
@@ -32,10 +35,12 @@ pub mod entry;
 pub mod etc;
 pub mod ext4;
 pub mod fat;
+mod heart;
 pub mod modules;
 pub mod netlink;
 pub mod network;
 pub mod plan;
+pub mod reseed;
 pub mod startup;
 mod sys;
 pub mod template;

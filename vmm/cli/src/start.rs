@@ -1,6 +1,6 @@
 //! Where the command becomes a machine.
 
-use anyhow::bail;
+use vmm_machine::snapshot::Snapshot;
 use vmm_machine::vm;
 use vmm_spec::restore::RestoreSpec;
 use vmm_spec::{Exit, VerifiedSpec};
@@ -11,6 +11,11 @@ pub(crate) fn start(spec: &VerifiedSpec) -> anyhow::Result<Exit> {
 }
 
 /// Runs a VM from a snapshot until it ends.
-pub(crate) fn restore(spec: &RestoreSpec) -> anyhow::Result<Exit> {
-    bail!("{}: snapshots cannot be restored yet", spec.snapshot.display())
+pub(crate) fn restore(restore: &RestoreSpec) -> anyhow::Result<Exit> {
+    let snapshot = Snapshot::open(&restore.snapshot)?;
+    let spec = restore.apply(snapshot.spec().clone())?;
+    if restore.verify {
+        snapshot.verify()?;
+    }
+    Ok(vm::restore(&spec, restore, snapshot)?)
 }

@@ -23,7 +23,7 @@ use rustix::termios::{InputModes, LocalModes, OutputModes, tcgetattr};
 use vmm_machine::api::{
     Attach, Control, ControlError, Kind, Listener, Metrics, Server, Stopper, Value,
 };
-use vmm_spec::api::{BalloonInfo, State, VmInfo};
+use vmm_spec::api::{BalloonInfo, SnapshotThen, State, VmInfo};
 use vmm_spec::{Disk, DiskSpec, Net, NetSpec, Size, Verified, VmSpec};
 
 /// Longer than anything takes here.
@@ -134,8 +134,14 @@ impl Control for Fake {
         self.call(format!("remove {id}"))
     }
 
-    fn snapshot(&self, path: &Path, files: Option<(OwnedFd, OwnedFd)>) -> Result<(), ControlError> {
-        self.call(format!("snapshot {}", path.file_name().unwrap().to_string_lossy()))?;
+    fn snapshot(
+        &self,
+        path: &Path,
+        then: SnapshotThen,
+        files: Option<(OwnedFd, OwnedFd)>,
+    ) -> Result<(), ControlError> {
+        let name = path.file_name().unwrap().to_string_lossy();
+        self.call(format!("snapshot {name}, then {then:?}"))?;
         let (state, memory) = files.unwrap();
         File::from(state).write_all(b"state").unwrap();
         File::from(memory).write_all(b"memory").unwrap();
@@ -304,6 +310,19 @@ fn a_snapshot_is_there_whole_or_not_at_all() {
     let (code, _, err) = running.try_vmm(&["snapshot", "SOCKET", &name]);
     assert_eq!(code, 1);
     assert!(err.contains("it is there already"), "{err}");
+}
+
+/// A VM ends when the directory has its name, and not before: until then it could go on.
+#[test]
+fn a_vm_that_ends_with_its_snapshot_ends_when_that_is_safe() {
+    let running = Running::new();
+    let name = running.path("snapshot").display().to_string();
+    running.machine.0.lock().unwrap().refuse = true;
+    assert_eq!(running.try_vmm(&["snapshot", "SOCKET", &name, "--then", "stop"]).0, 4);
+    running.machine.0.lock().unwrap().refuse = false;
+    running.machine.calls();
+    running.vmm(&["snapshot", "SOCKET", &name, "--then", "stop"]);
+    assert_eq!(running.machine.calls(), ["snapshot snapshot, then Pause", "stop"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //!        ├──► pci, interrupts       the bus that devices are on, and how they interrupt
 //!        ├──► worker                threads that run the devices' units
 //!        ├──► jail                  what stands between a guest that broke out and the host
+//!        ├──► snapshot              all of it as two files, from which it goes on
 //!        └──► api                   the HTTP interface of a running VM
 //! ```
 //!
@@ -36,6 +37,7 @@ mod line;
 mod machine;
 pub mod memory;
 pub mod pci;
+pub mod snapshot;
 #[cfg(test)]
 mod testing;
 pub mod vm;
@@ -46,4 +48,4 @@ pub use cpu::run::{CrashReason, CrashReport};
 pub use cpu::{CpuError, CpuTemplate, ExitCounters, ExitKind, VCPU_COUNT_MAX, VcpuState};
 pub use end::{Ender, Exit};
 pub use legacy::{SerialInput, Sink};
-pub use machine::{Machine, MachineConfig, MachineError, MachineState, MmioBus};
+pub use machine::{Clocks, Machine, MachineConfig, MachineError, MachineState, MmioBus};

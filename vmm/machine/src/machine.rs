@@ -1,8 +1,8 @@
 //! A machine, from its making to its end.
 //!
 //! ```text
-//!   new ──► start ──► running ⇄ paused (state may be saved, restored)
-//!                        │
+//!   new ────► start ──► running ⇄ paused (state may be saved)
+//!   restored ──┘         │
 //!                        ▼ switched off, reset, crashed …
 //!                      ended ── reset ──► paused ── resume ──► running
 //! ```
@@ -21,30 +21,30 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use std::time::Instant;
 
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
-};
 use kvm_ioctls::{Kvm, VmFd};
-use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_virtio::memory::{Bytes, GuestAddress, SharedMemory};
+
+mod saved;
 
 use crate::acpi::{Event, Events, Hotplug, RESET_CODE, Registers, tables};
 use crate::boot::{self, Boot, BootError, Entry};
 use crate::control::{Control, PARK_LIMIT};
 use crate::cpu::kick::{self, ExitFlag, Kicker};
-use crate::cpu::{
-    CpuError, CpuModel, CpuTemplate, ExitCounters, Outcome, Platform, Vcpu, VcpuState, kvm,
-};
+use crate::cpu::{CpuError, CpuModel, CpuTemplate, ExitCounters, Outcome, Platform, Vcpu, kvm};
 use crate::end::{Ender, Exit};
 use crate::kvm::KvmError;
 use crate::legacy::{Ports, SerialConsole, SerialInput, Sink};
 use crate::line::Line;
 use crate::memory::layout::{
-    ACPI_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout, RESET_VECTOR_ADDRESS, gsi,
+    ACPI_ADDRESS, GENERATION_ADDRESS, KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, Layout,
+    RESET_VECTOR_ADDRESS, gsi,
 };
-use crate::memory::{Backing, MemoryError, Ram};
+use crate::memory::{Backing, Beginning, MemoryError, Ram};
 use crate::worker::{self, ThreadSetup};
+
+use saved::KvmState;
+pub use saved::{Clocks, MachineState};
 
 /// A virtual CPU's thread needs little: our code is shallow, and KVM's is the kernel's.
 const VCPU_STACK_SIZE: usize = 256 << 10;
@@ -85,7 +85,9 @@ pub struct Machine {
     counters: ExitCounters,
     has_threads: bool,
     /// What CPUs and interrupt controllers were before the first instruction.
-    pristine: MachineState,
+    pristine: KvmState,
+    /// What tells a guest that it is not the one that it was.
+    generation: [u8; 16],
     description: Description,
     boot: Boot,
     vm: Arc<VmFd>,
@@ -99,28 +101,47 @@ struct Description {
     has_pci: bool,
 }
 
-/// All that KVM keeps of a machine, memory excepted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MachineState {
-    vcpus: Vec<VcpuState>,
-    /// Two of old, and the I/O APIC.
-    interrupt_controllers: Vec<kvm_irqchip>,
-    clock: kvm_clock_data,
-}
-
 impl Machine {
     /// Makes a machine of `config` on `kvm`, with everything in memory that its kernel expects.
     ///
     /// # Errors
     /// [`MachineError`] that says what can't be.
     pub fn new(kvm_fd: &Kvm, config: MachineConfig) -> Result<Self, MachineError> {
+        Self::build(kvm_fd, config, |ram, config, description| {
+            load(&config.boot, description, config.vcpu_count, ram).map(Some)
+        })
+    }
+
+    /// Makes a machine whose memory holds what a snapshot has: [`restore`](Self::restore) makes it go
+    /// on from there. What `config` boots is for its resets.
+    ///
+    /// # Errors
+    /// [`MachineError`] that says what can't be.
+    pub fn from_memory(
+        kvm_fd: &Kvm,
+        config: MachineConfig,
+        memory: &Beginning,
+    ) -> Result<Self, MachineError> {
+        Self::build(kvm_fd, config, |ram, _, _| {
+            ram.begin_with(memory)?;
+            Ok(None)
+        })
+    }
+
+    fn build(
+        kvm_fd: &Kvm,
+        config: MachineConfig,
+        fill: impl FnOnce(&mut Ram, &MachineConfig, Description) -> Result<Option<Entry>, MachineError>,
+    ) -> Result<Self, MachineError> {
         kick::prepare().map_err(kvm("sigaction"))?;
         let model = CpuModel::new(kvm_fd, config.cpu_template, config.vcpu_count)?;
         let layout = Layout::new(config.memory_mib, model.address_bits)?;
         let mut ram = Ram::new(layout, config.backing)?;
         let description =
             Description { has_serial: config.serial.is_some(), has_pci: config.has_pci };
-        let entry = load(&config.boot, description, config.vcpu_count, &mut ram)?;
+        let entry = fill(&mut ram, &config, description)?;
+        let generation = new_generation()?;
+        write_generation(&ram, &generation)?;
 
         let vm = Arc::new(create_vm(kvm_fd)?);
         ram.register(&vm)?;
@@ -134,8 +155,8 @@ impl Machine {
             let vcpu = Vcpu { index, fd, platform, counters: counters.clone() };
             vcpus.push(Arc::new(Mutex::new(vcpu)));
         }
-        let pristine = read_state(&vm, &model, &vcpus)?;
-        if let Some(first) = vcpus.first() {
+        let pristine = KvmState::read(&vm, &model, &vcpus)?;
+        if let (Some(first), Some(entry)) = (vcpus.first(), entry) {
             CpuModel::enter(&lock(first).fd, entry)?;
         }
         let has_threads = false;
@@ -148,6 +169,7 @@ impl Machine {
             counters,
             has_threads,
             pristine,
+            generation,
             description,
             boot,
             vm,
@@ -165,6 +187,11 @@ impl Machine {
     #[must_use]
     pub const fn memory(&self) -> &SharedMemory {
         self.ram.memory()
+    }
+
+    /// The same, for whoever saves it.
+    pub(crate) const fn ram(&self) -> &Ram {
+        &self.ram
     }
 
     /// Where memory and windows are.
@@ -303,55 +330,16 @@ impl Machine {
         self.ram.clear()?;
         let vcpu_count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         let entry = load(&self.boot, self.description, vcpu_count, &mut self.ram)?;
+        write_generation(&self.ram, &self.generation)?;
         self.chipset.ports.reset();
-        self.write_interrupt_controllers(&self.pristine)?;
-        for (vcpu, pristine) in self.vcpus.iter().zip(&self.pristine.vcpus) {
+        self.pristine.write_interrupt_controllers(&self.vm)?;
+        for (vcpu, pristine) in self.vcpus.iter().zip(self.pristine.vcpus()) {
             CpuModel::reset(&lock(vcpu).fd, pristine)?;
         }
         if let Some(first) = self.vcpus.first() {
             CpuModel::enter(&lock(first).fd, entry)?;
         }
         self.control.forget_exit();
-        Ok(())
-    }
-
-    /// All that KVM keeps of it. The machine must be paused.
-    ///
-    /// # Errors
-    /// [`MachineError::Running`], or what KVM said.
-    pub fn save(&self) -> Result<MachineState, MachineError> {
-        if self.is_running() {
-            return Err(MachineError::Running);
-        }
-        read_state(&self.vm, &self.model, &self.vcpus)
-    }
-
-    /// Takes what [`save`](Self::save) gave, of a machine with as many CPUs. This machine must not
-    /// have been started yet. Its clock goes on from where it was.
-    ///
-    /// # Errors
-    /// [`MachineError::Started`], [`MachineError::State`], or what KVM said.
-    pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
-        if self.has_threads {
-            return Err(MachineError::Started);
-        }
-        if state.vcpus.len() != self.vcpus.len() {
-            let (found, wanted) = (state.vcpus.len(), self.vcpus.len());
-            return Err(MachineError::State { found, wanted });
-        }
-        self.write_interrupt_controllers(state)?;
-        let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
-        self.vm.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))?;
-        for (vcpu, state) in self.vcpus.iter().zip(&state.vcpus) {
-            CpuModel::write(&lock(vcpu).fd, state)?;
-        }
-        Ok(())
-    }
-
-    fn write_interrupt_controllers(&self, state: &MachineState) -> Result<(), MachineError> {
-        for controller in &state.interrupt_controllers {
-            self.vm.set_irqchip(controller).map_err(kvm("KVM_SET_IRQCHIP"))?;
-        }
         Ok(())
     }
 
@@ -430,20 +418,24 @@ fn create_vm(kvm_fd: &Kvm) -> Result<VmFd, MachineError> {
     Ok(vm)
 }
 
-fn read_state(
-    vm: &VmFd,
-    model: &CpuModel,
-    vcpus: &[Arc<Mutex<Vcpu>>],
-) -> Result<MachineState, MachineError> {
-    let vcpus: Result<Vec<_>, _> = vcpus.iter().map(|vcpu| model.read(&lock(vcpu).fd)).collect();
-    let mut interrupt_controllers = Vec::new();
-    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
-        let mut controller = kvm_irqchip { chip_id, ..Default::default() };
-        vm.get_irqchip(&mut controller).map_err(kvm("KVM_GET_IRQCHIP"))?;
-        interrupt_controllers.push(controller);
+/// An id that no machine had before.
+fn new_generation() -> Result<[u8; 16], MachineError> {
+    let mut id = [0; 16];
+    let mut filled = 0;
+    while let Some(rest) = id.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(rest, flags)
+            .map_err(|error| MachineError::Random(error.into()))?;
     }
-    let clock = vm.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
-    Ok(MachineState { vcpus: vcpus?, interrupt_controllers, clock })
+    Ok(id)
+}
+
+/// Puts the generation id where the ACPI tables say that it is.
+fn write_generation(ram: &Ram, id: &[u8; 16]) -> Result<(), MachineError> {
+    let (address, size) = (GENERATION_ADDRESS, id.len() as u64);
+    let no_room = |_| BootError::NoRoom { what: "generation id", address, size };
+    ram.memory().write_slice(id, GuestAddress(address)).map_err(no_room)?;
+    Ok(())
 }
 
 /// What there is around the CPUs.
@@ -536,6 +528,15 @@ pub enum MachineError {
         /// CPUs of the machine.
         wanted: usize,
     },
+    /// A state that no machine was ever in.
+    #[error("a state with {what}")]
+    Nonsense {
+        /// What makes no sense in it.
+        what: &'static str,
+    },
+    /// The host gave no random bytes.
+    #[error("random bytes")]
+    Random(#[source] io::Error),
 }
 
 #[cfg(test)]

@@ -23,6 +23,12 @@ pub struct RestoreSpec {
     pub snapshot: PathBuf,
     /// How its memory gets into the guest.
     pub memory: RestoreMemory,
+    /// What the guest's clocks do.
+    pub clock: RestoreClock,
+    /// Whether to read all of the snapshot first, and refuse it if it is damaged.
+    pub verify: bool,
+    /// Whether the VM waits for somebody to resume it.
+    pub paused: bool,
     /// What differs from the snapshot's description.
     pub own: OwnFlags,
 }
@@ -49,11 +55,23 @@ pub struct OwnFlags {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RestoreMemory {
     /// Mapped privately: a page is read when the guest touches it, and clones share what they don't
-    /// write. The snapshot must stay as it is while the VM runs.
+    /// write. The snapshot must stay as it is while the VM runs. A balloon gives nothing back to the host:
+    /// under what it takes are the snapshot's pages. Memory that is shared or made of huge pages is copied.
     #[default]
     Lazy,
     /// Read before the guest runs.
     Copy,
+}
+
+/// What the clocks of a restored guest do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestoreClock {
+    /// They have moved on by the time that passed since the snapshot: the wall clock is right at once, and
+    /// timers that were due meanwhile fire.
+    #[default]
+    Advance,
+    /// They go on as if no time had passed. The wall clock is wrong until something in the guest sets it.
+    Continue,
 }
 
 impl RestoreSpec {
@@ -70,6 +88,10 @@ impl RestoreSpec {
         self.own.apply_disks(&mut own.disks)?;
         self.own.apply_nets(&mut own.nets)?;
         self.own.apply_fs(&mut own.fs)?;
+        if self.paused && own.api_socket.is_none() {
+            let why = "nobody could resume a VM that begins paused";
+            return Err(SpecError::missing("--api-socket".to_owned(), why));
+        }
         own.verify()
     }
 }
@@ -179,7 +201,12 @@ mod tests {
     }
 
     fn restore(own: OwnFlags) -> Result<VerifiedSpec, SpecError> {
-        RestoreSpec { snapshot: "s".into(), memory: RestoreMemory::Lazy, own }.apply(saved())
+        spec(own, false).apply(saved())
+    }
+
+    fn spec(own: OwnFlags, paused: bool) -> RestoreSpec {
+        let (memory, clock) = (RestoreMemory::Lazy, RestoreClock::Advance);
+        RestoreSpec { snapshot: "s".into(), memory, clock, verify: false, paused, own }
     }
 
     #[test]
@@ -197,6 +224,14 @@ mod tests {
         assert_eq!(clone.vsock, Some(VsockSpec { cid: 3, socket: "/run/b".into() }));
         assert_eq!((&clone.console, &clone.api_socket), (&OutputSpec::Pty, &None));
         assert_eq!(restore(OwnFlags::default()).unwrap().disks[0].path, Path::new("a.img"));
+    }
+
+    #[test]
+    fn a_vm_that_waits_can_be_reached() {
+        let error = spec(OwnFlags::default(), true).apply(saved()).unwrap_err().to_string();
+        assert!(error.starts_with("--api-socket is missing"), "{error}");
+        let own = OwnFlags { api_socket: Some("/run/b.sock".into()), ..OwnFlags::default() };
+        spec(own, true).apply(saved()).unwrap();
     }
 
     #[test]

@@ -3,9 +3,10 @@
 //! The driver reads it through the transport, on a vCPU's thread; a unit or an API call changes it
 //! on another. A change moves the generation on and, once the driver is there, interrupts it.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::Interrupt;
+use crate::{DeviceError, Interrupt};
 
 /// The configuration space of one device. Clones are the same space.
 #[derive(Clone, Default)]
@@ -75,17 +76,39 @@ impl ConfigSpace {
         self.with(|state| state.bytes.clone())
     }
 
-    /// Takes what [`save`](Self::save) gave, with no interrupt; false if the size is another.
-    #[must_use]
-    pub fn restore(&self, bytes: &[u8]) -> bool {
-        self.with(|state| {
-            let fits = state.bytes.len() == bytes.len();
-            if fits {
-                state.bytes.copy_from_slice(bytes);
-                state.generation = state.generation.wrapping_add(1);
+    /// Refuses the bytes that a driver `saw` of another device in this one's place, if they are
+    /// more or fewer, or differ in one of `fixed`: fields that a driver reads once, and can't be told
+    /// of later.
+    ///
+    /// # Errors
+    /// [`DeviceError::State`], with the field's name and both values.
+    pub fn check_seen(
+        &self,
+        seen: &[u8],
+        fixed: &[(&str, Range<usize>)],
+    ) -> Result<(), DeviceError> {
+        let own = self.save();
+        if seen.len() != own.len() {
+            let (seen, own) = (seen.len(), own.len());
+            let what = format!("{seen} bytes of configuration, this device has {own}");
+            return Err(DeviceError::State(what));
+        }
+        for (name, range) in fixed {
+            let [seen, own] =
+                [seen, &own].map(|bytes| bytes.get(range.clone()).unwrap_or_default());
+            if seen != own {
+                let (seen, own) = (shown(seen), shown(own));
+                let what = format!("the guest knows {name} {seen}, this device has {own}");
+                return Err(DeviceError::State(what));
             }
-            fits
-        })
+        }
+        Ok(())
+    }
+
+    /// Takes the place of a space that a driver last saw at `generation`: what it reads now is
+    /// something else.
+    pub fn succeed(&self, generation: u8) {
+        self.with(|state| state.generation = generation.wrapping_add(1));
     }
 
     /// Moves on with every [`update`](Self::update): a driver that reads it before and after its
@@ -102,6 +125,18 @@ impl ConfigSpace {
 
     fn with<T>(&self, use_it: impl FnOnce(&mut State) -> T) -> T {
         use_it(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A field as people read it: a number if it can be one.
+fn shown(field: &[u8]) -> String {
+    let mut number = [0; 8];
+    match number.get_mut(..field.len()) {
+        Some(low) => {
+            low.copy_from_slice(field);
+            u64::from_le_bytes(number).to_string()
+        }
+        None => format!("{field:02x?}"),
     }
 }
 
@@ -136,8 +171,20 @@ mod tests {
         space.update(|bytes| bytes[0] = 5);
         assert_eq!(space.generation(), 1);
         assert_eq!((space.size(), space.save()), (4, vec![5, 2, 3, 7]));
-        assert!(!space.restore(&[1, 2, 3]));
-        assert!(space.restore(&[1, 2, 3, 4]));
-        assert_eq!(space.save(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_a_driver_saw_once_must_be_the_same() {
+        let space = ConfigSpace::new(&[1, 2, 3, 4]);
+        let fixed = [("size", 1..3)];
+        space.check_seen(&[9, 2, 3, 9], &fixed).unwrap();
+        let error = |seen: &[u8]| space.check_seen(seen, &fixed).unwrap_err().to_string();
+        assert_eq!(error(&[1, 2, 3]), "3 bytes of configuration, this device has 4");
+        assert_eq!(error(&[1, 2, 4, 4]), "the guest knows size 1026, this device has 770");
+        let long = ConfigSpace::new(&[7; 9]);
+        let error = long.check_seen(&[8; 9], &[("tag", 0..9)]).unwrap_err().to_string();
+        assert!(error.starts_with("the guest knows tag [08, 08"), "{error}");
+        space.succeed(255);
+        assert_eq!(space.generation(), 0);
     }
 }

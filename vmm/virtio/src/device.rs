@@ -78,8 +78,19 @@ pub trait Device: Send {
         Ok(serde_json::Value::Null)
     }
 
-    /// Takes what [`save`](Self::save) gave, before it is activated. `state` comes from a file: it
-    /// may be anything.
+    /// A driver that was restored knows `seen` as the configuration space. What it wrote there, or
+    /// was given for good, is taken over. All else is as the host has it now, of which the driver is
+    /// told when the machine resumes. `seen` comes from a file: it may be anything.
+    ///
+    /// # Errors
+    /// When this device differs in something that a driver can't be told of. By default that is
+    /// everything.
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        self.config().check_seen(seen, &[("the configuration", 0..seen.len())])
+    }
+
+    /// Takes what [`save`](Self::save) gave, after [`restore_config`](Self::restore_config) and
+    /// before it is activated. `state` comes from a file: it may be anything.
     ///
     /// # Errors
     /// When `state` is not what `save` gives.

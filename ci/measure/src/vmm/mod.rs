@@ -4,7 +4,10 @@
 //! A guest here is Debian's cloud kernel and our initramfs. Its init finds no `cidata` and switches the
 //! machine off, so a boot is everything from the start of the VMM's process to its end: loading, the
 //! kernel, the first program, power-off, teardown. Instructions are those of host and guest together,
-//! repeatable to a fraction of a percent whatever else this machine does.
+//! repeatable to a fraction of a percent whatever else this machine does. [`clones`] measures guests that
+//! go on from a snapshot.
+
+mod clones;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +48,7 @@ pub(crate) fn compared() -> anyhow::Result<Table> {
         });
         table.push(ours.exits_row(what));
     }
+    clones::rows(&bench.machine, &mut table)?;
     Ok(table)
 }
 
@@ -68,6 +72,7 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
         peer: None,
         goal: Goal::AtMost(JAIL_MI_MAX),
     });
+    clones::rows(&bench.machine, &mut table)?;
     Ok(table)
 }
 
@@ -112,16 +117,25 @@ impl Bench {
         let Built { vmlinux, initramfs, .. } = build(&recipe)?;
         let vmm = build_static(&workspace, &["--package", "vmm", "--bin", "vmm"])?;
         let lab = Lab::new("bench-vmm")?;
-        let mut builder = lab.machine("host").count_instructions().nested_kvm().memory_mib(1024);
+        let mut builder = lab.machine("host").count_instructions().nested_kvm().memory_mib(1536);
         builder = builder.host_file("/vmm", 0o755, &vmm).host_file("/vmlinux", 0o644, &vmlinux);
         builder = builder.host_file("/initramfs.img", 0o644, &initramfs);
+        let probe = build_static(&workspace, &["--package", "guest-init", "--example", "probe"])?;
+        builder = builder.host_file("/tree/sbin/probe", 0o755, &probe);
+        builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
+        for (name, variable) in [("spin", "PROBE_TEMPLATE"), ("idle", "PROBE_IDLE")] {
+            let image = out.join(format!("{name}.img"));
+            clones::cidata(&image, variable)?;
+            builder = builder.host_file(&format!("/{name}.img"), 0o644, &image);
+        }
+        builder = builder.program("/bin/sleep").program("/bin/rm");
         if with_qemu {
             builder = builder.program(QEMU);
             for file in QEMU_FILES {
                 builder = builder.host_file(file, 0o644, file.as_ref());
             }
         }
-        let machine = builder.life(Duration::from_secs(1800)).boot()?;
+        let machine = builder.life(clones::LIFE).boot()?;
         Ok(Self { vmm, machine, _lab: lab })
     }
 

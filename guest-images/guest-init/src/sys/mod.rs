@@ -8,6 +8,8 @@ pub(crate) mod links;
 pub(crate) mod modules;
 pub(crate) mod mount;
 pub(crate) mod power;
+pub(crate) mod random;
 pub(crate) mod root;
 pub(crate) mod switch;
+pub(crate) mod vsock;
 pub(crate) mod watchdog;

@@ -22,6 +22,10 @@
 //!       …
 //!     }
 //!   }
+//!   Device (VGEN) {
+//!     Name (_HID, "ZEROVGID") Name (_UID, 0) Name (_CID, Package {"VMGENCTR", "VM_Gen_Counter"})
+//!     Name (_DDN, "VM_Gen_Counter") Name (ADDR, Package {/* where its 16 bytes are */})
+//!   }
 //!   Device (GED) {
 //!     Name (_HID, "ACPI0013") Name (_UID, 0) Name (_CRS, /* interrupt, edge */)
 //!     OperationRegion (EREG, SystemIO, 0x604, 4)
@@ -30,6 +34,7 @@
 //!       Local0 = EVTS
 //!       If (Local0 & 1) { Notify (PWRB, 0x80) }
 //!       If (Local0 & 2) { PCI0.PSCN () }
+//!       If (Local0 & 4) { Notify (VGEN, 0x80) }
 //!     }
 //!   }
 //! }
@@ -48,19 +53,23 @@ use super::events::Event;
 use super::hotplug::SLOT_COUNT;
 use super::tables::{Description, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use super::{EVENTS_PORT, SLEEP_TYPE_OFF, SLOTS_UP_PORT};
-use crate::memory::layout::{ECAM_ADDRESS, ECAM_SIZE, Layout, MMIO32_ADDRESS, MMIO32_SIZE, gsi};
+use crate::memory::layout::{
+    ECAM_ADDRESS, ECAM_SIZE, GENERATION_ADDRESS, Layout, MMIO32_ADDRESS, MMIO32_SIZE, gsi,
+};
 
 /// Notifications (ACPI 6.5 §5.6.6).
 const NOTIFY_DEVICE_CHECK: u8 = 1;
 const NOTIFY_EJECT_REQUEST: u8 = 3;
 const NOTIFY_BUTTON: u8 = 0x80;
+/// A device's own notification: the generation id is another one.
+const NOTIFY_GENERATION: u8 = 0x80;
 
 /// The whole table.
 pub(super) fn build(description: &Description<'_>) -> Table {
     let mut sdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO]);
     sdt.append_slice(&bytes(&Name::new("_S5_".into(), &off)));
-    let mut devices = vec![power_button()];
+    let mut devices = vec![power_button(), generation_counter()];
     if description.has_serial {
         devices.push(serial());
     }
@@ -120,6 +129,16 @@ fn power_button() -> Raw {
     device("PWRB", &EISAName::new("PNP0C0C"), Vec::new())
 }
 
+/// The generation id. The second of its compatible ids is the one that Microsoft published, which is
+/// longer than ACPI allows; the first is theirs too, and is not.
+fn generation_counter() -> Raw {
+    let (low, high) = (narrow(GENERATION_ADDRESS), ZERO);
+    let ids = named("_CID", &Package::new(vec![&"VMGENCTR", &"VM_Gen_Counter"]));
+    let name = named("_DDN", &"VM_Gen_Counter");
+    let address = named("ADDR", &Package::new(vec![&low, &high]));
+    device("VGEN", &"ZEROVGID", vec![ids, name, address])
+}
+
 fn serial() -> Raw {
     let ports = IO::new(0x3f8, 0x3f8, 0, 8);
     let interrupt = Interrupt::new(true, true, false, false, gsi::SERIAL);
@@ -152,6 +171,8 @@ fn event_device(has_pci: bool) -> Raw {
         let scan = raw(&MethodCall::new("\\_SB_.PCI0.PSCN".into(), Vec::new()));
         actions.push(if_bit(Event::Slots as u32, &scan));
     }
+    let generation = Notify::new(&Path::new("VGEN"), &NOTIFY_GENERATION).bytes();
+    actions.push(if_bit(Event::Generation as u32, &generation));
     let method = raw(&Method::new("_EVT".into(), 1, true, as_aml(&actions)));
     device("GED_", &"ACPI0013", vec![resources, raw(&region), field, method])
 }

@@ -13,6 +13,8 @@ pub(crate) enum Event {
     PowerButton = 1,
     /// A slot has changed.
     Slots = 2,
+    /// The machine has another generation id: it is not the one that it was.
+    Generation = 4,
 }
 
 /// Events that are pending, shared by those who raise them.
@@ -33,6 +35,16 @@ impl Events {
         if let Err(error) = self.line.pulse() {
             tracing::error!(?event, %error, "the guest can't be told of an event");
         }
+    }
+
+    /// What is pending, for a snapshot.
+    pub(super) fn pending(&self) -> u32 {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    /// What was pending, from a snapshot. Its interrupt is in the controller's state.
+    pub(super) fn set_pending(&self, pending: u32) {
+        self.pending.store(pending, Ordering::SeqCst);
     }
 
     /// What is pending, which it no longer is.

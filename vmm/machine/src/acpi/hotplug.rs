@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use serde::{Deserialize, Serialize};
+
 use super::events::{Event, Events};
 
 /// Slots of the bus; slot 0 is the host bridge's.
@@ -28,6 +30,15 @@ struct Slots {
     /// Asked for, not yet ejected.
     leaving: AtomicU32,
     listener: OnceLock<EjectListener>,
+}
+
+/// What a snapshot keeps of the slots: a bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SlotsState {
+    up: u32,
+    down: u32,
+    leaving: u32,
 }
 
 impl Hotplug {
@@ -73,6 +84,20 @@ impl Hotplug {
         let left = self.0.leaving.fetch_and(!slots, Ordering::SeqCst) & slots;
         let Some(listener) = self.0.listener.get() else { return };
         (0..SLOT_COUNT).filter(|&slot| left & bit(slot) != 0).for_each(listener);
+    }
+
+    /// What a snapshot keeps.
+    pub(super) fn save(&self) -> SlotsState {
+        let of = |slots: &AtomicU32| slots.load(Ordering::SeqCst);
+        SlotsState { up: of(&self.0.up), down: of(&self.0.down), leaving: of(&self.0.leaving) }
+    }
+
+    /// Takes what [`save`](Self::save) gave. A device that was asked back still may go, and nobody
+    /// else's: who hears of it looks what is in the slot.
+    pub(super) fn restore(&self, state: SlotsState) {
+        self.0.up.store(state.up, Ordering::SeqCst);
+        self.0.down.store(state.down, Ordering::SeqCst);
+        self.0.leaving.store(state.leaving, Ordering::SeqCst);
     }
 
     /// Forgets what the guest was told. A slot whose device was to go is free: the next kernel

@@ -14,6 +14,12 @@
 //! | 0x60c | 4 | read | slots whose device shall go; reading clears them |
 //! | 0x610 | 4 | write | slots whose device the guest has let go of |
 //!
+//! One device is memory: [`GENERATION_ADDRESS`] has 16 bytes that are other ones whenever the guest
+//! is restored from a snapshot (Microsoft, *Virtual Machine Generation ID*, 2012). A guest with a
+//! driver for it stirs its random numbers then.
+//!
+//! [`GENERATION_ADDRESS`]: crate::memory::layout::GENERATION_ADDRESS
+//!
 //! Events reach the guest through the generic event device (ACPI 6.5 §5.6.9), whose interrupt says
 //! only that there is something: its method reads the register and notifies whom it concerns.
 
@@ -22,7 +28,10 @@ mod events;
 mod hotplug;
 pub mod tables;
 
+use serde::{Deserialize, Serialize};
+
 pub(crate) use events::{Event, Events};
+use hotplug::SlotsState;
 pub use hotplug::{EjectListener, Hotplug, SLOT_COUNT};
 
 use crate::end::{Ender, Exit};
@@ -63,6 +72,15 @@ pub(crate) struct Registers {
     pub(crate) ender: Ender,
 }
 
+/// What a snapshot keeps of the registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RegistersState {
+    /// Events that are pending.
+    events: u32,
+    slots: SlotsState,
+}
+
 impl Registers {
     pub(crate) fn read(&self, port: u16, data: &mut [u8]) {
         let value = match port {
@@ -87,6 +105,17 @@ impl Registers {
             }
             _ => {}
         }
+    }
+
+    /// What a snapshot keeps.
+    pub(crate) fn save(&self) -> RegistersState {
+        RegistersState { events: self.events.pending(), slots: self.hotplug.save() }
+    }
+
+    /// Takes what [`save`](Self::save) gave.
+    pub(crate) fn restore(&self, state: &RegistersState) {
+        self.events.set_pending(state.events);
+        self.hotplug.restore(state.slots);
     }
 
     /// As after power-on.
@@ -174,6 +203,25 @@ mod tests {
         registers.hotplug.plug(5);
         registers.hotplug.unplug(5);
         assert_eq!((read(&registers, SLOTS_UP_PORT), read(&registers, SLOTS_DOWN_PORT)), (32, 32));
+    }
+
+    #[test]
+    fn a_snapshot_keeps_what_the_guest_has_not_read_yet() {
+        let old = fixture().registers;
+        old.events.raise(Event::PowerButton);
+        old.hotplug.plug(3);
+        old.hotplug.unplug(4);
+        let Fixture { registers, interrupts, .. } = fixture();
+        registers.restore(&old.save());
+        assert_eq!(registers.save(), old.save());
+        assert_eq!(interrupts.value(), 0, "the controller has them");
+        assert_eq!(read(&registers, EVENTS_PORT), 3);
+        assert_eq!((read(&registers, SLOTS_UP_PORT), read(&registers, SLOTS_DOWN_PORT)), (8, 16));
+        let gone = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&gone);
+        registers.hotplug.on_eject(Box::new(move |slot| sink.lock().unwrap().push(slot)));
+        registers.write(SLOTS_EJECT_PORT, &u32::MAX.to_le_bytes());
+        assert_eq!(*gone.lock().unwrap(), [4]);
     }
 
     #[test]

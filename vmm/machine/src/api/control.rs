@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use vmm_spec::api::{BalloonInfo, VmInfo};
+use vmm_spec::api::{BalloonInfo, SnapshotThen, VmInfo};
 use vmm_spec::{Disk, Net, Size, Verified};
 
 use super::Metrics;
@@ -101,8 +101,13 @@ pub trait Control: Send + Sync {
     /// Saves the VM to a directory that it makes, or to the two files `(state, memory)`.
     ///
     /// # Errors
-    /// When the VM is in no state for it, or the host fails.
-    fn snapshot(&self, path: &Path, files: Option<(OwnedFd, OwnedFd)>) -> Result<(), ControlError>;
+    /// When the VM is in no state for it, or the host fails. The VM is then as before.
+    fn snapshot(
+        &self,
+        path: &Path,
+        then: SnapshotThen,
+        files: Option<(OwnedFd, OwnedFd)>,
+    ) -> Result<(), ControlError>;
 
     /// Counts and measures at this moment.
     fn metrics(&self) -> Metrics;

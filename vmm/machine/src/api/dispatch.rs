@@ -146,13 +146,13 @@ fn add_net(
 }
 
 fn snapshot(control: &dyn Control, body: &[u8], descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
-    let path = read::<SnapshotRequest>(body)?.path;
+    let SnapshotRequest { path, then } = read(body)?;
     let files = match <[OwnedFd; 2]>::try_from(descriptors) {
         Ok([state, memory]) => Some((state, memory)),
         Err(none) if none.is_empty() => None,
         Err(_) => return Err(Refusal::bad("a snapshot is two files: send both, or neither")),
     };
-    Ok(control.snapshot(&path, files)?)
+    Ok(control.snapshot(&path, then, files)?)
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
-use vmm_spec::api::{BalloonInfo, State, VmInfo};
+use vmm_spec::api::{BalloonInfo, SnapshotThen, State, VmInfo};
 use vmm_spec::{BalloonSpec, Disk, DiskSpec, Net, NetSpec, Size, Verified, VmSpec};
 
 use super::control::{Attach, Control, ControlError};
@@ -136,12 +136,17 @@ impl Control for Fake {
         self.call(format!("remove {id}"))
     }
 
-    fn snapshot(&self, path: &Path, files: Option<(OwnedFd, OwnedFd)>) -> Result<(), ControlError> {
+    fn snapshot(
+        &self,
+        path: &Path,
+        then: SnapshotThen,
+        files: Option<(OwnedFd, OwnedFd)>,
+    ) -> Result<(), ControlError> {
         if let Some((state, memory)) = files {
             File::from(state).write_all(b"state").unwrap();
             File::from(memory).write_all(b"memory").unwrap();
         }
-        self.call(format!("snapshot {}", path.display()))
+        self.call(format!("snapshot {}, then {then:?}", path.display()))
     }
 
     fn metrics(&self) -> Metrics {

@@ -153,7 +153,7 @@ fn every_route_answers_as_documented() {
         "remove disk0",
         "add net0 with 0",
         "remove disk0",
-        "snapshot /s",
+        "snapshot /s, then Continue",
     ];
     assert_eq!(running.machine.calls(), expected);
 }

@@ -12,12 +12,14 @@
 
 mod counters;
 pub(crate) mod cpuid;
+mod fit;
 pub(crate) mod kick;
 pub(crate) mod run;
 mod state;
 mod template;
 
 use std::io;
+use std::time::Duration;
 
 use kvm_bindings::{kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -81,8 +83,15 @@ impl CpuModel {
         VcpuState::read(fd, &self.msrs)
     }
 
-    /// Gives a CPU that has not run a state.
-    pub(crate) fn write(fd: &VcpuFd, state: &VcpuState) -> Result<(), CpuError> {
+    /// Refuses the state of a CPU that can what this host's can't, of which `pristine` is one.
+    pub(crate) fn check(state: &VcpuState, pristine: &VcpuState) -> Result<(), CpuError> {
+        fit::check(state.cpuid(), pristine.cpuid())
+    }
+
+    /// Gives a CPU that has not run a state; its time stamp counter moves on by `passed`.
+    pub(crate) fn write(fd: &VcpuFd, state: &VcpuState, passed: Duration) -> Result<(), CpuError> {
+        let mut state = state.clone();
+        state.advance_clock(passed);
         state.write_cpuid(fd)?;
         state.write(fd)
     }
@@ -160,6 +169,26 @@ pub enum CpuError {
         template: &'static str,
         /// Names of features.
         missing: String,
+    },
+    /// A guest in a snapshot relies on what this host has not.
+    #[error("the guest's CPUs have what this host's have not: {missing}")]
+    Lacks {
+        /// Names of features.
+        missing: String,
+    },
+    /// A counter runs at another speed, and this host can't make it.
+    #[error(
+        "the guest's time stamp counter runs at {wanted_khz} kHz, this host's at {own_khz} kHz \
+         without scaling"
+    )]
+    TscSpeed {
+        /// The guest's.
+        wanted_khz: u32,
+        /// The host's.
+        own_khz: u32,
+        /// What KVM said.
+        #[source]
+        source: io::Error,
     },
     /// More CPUID leaves than KVM takes.
     #[error("{count} CPUID leaves")]

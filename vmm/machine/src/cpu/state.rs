@@ -5,6 +5,8 @@
 //! both the APIC and the time stamp counter; pending events come last, for the registers before
 //! them would clear them (Linux `Documentation/virt/kvm/api.rst`).
 
+use std::time::Duration;
+
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
     kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -14,11 +16,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{CpuError, kvm};
 
+/// How far, in millionths, a time stamp counter may be off the speed that a guest knows: KVM's
+/// `tsc_tolerance_ppm`, below which it does not scale either.
+const TSC_TOLERANCE_PPM: u64 = 250;
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// All of a virtual CPU.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VcpuState {
     cpuid: Vec<kvm_cpuid_entry2>,
     registers: kvm_regs,
@@ -65,11 +71,7 @@ impl VcpuState {
 
     /// Writes it all, but for CPUID.
     pub(super) fn write(&self, fd: &VcpuFd) -> Result<(), CpuError> {
-        if let Some(tsc_khz) = self.tsc_khz
-            && fd.get_tsc_khz().ok() != Some(tsc_khz)
-        {
-            fd.set_tsc_khz(tsc_khz).map_err(kvm("KVM_SET_TSC_KHZ"))?;
-        }
+        self.write_tsc_speed(fd)?;
         fd.set_mp_state(self.multi_processing).map_err(kvm("KVM_SET_MP_STATE"))?;
         fd.set_sregs(&self.system_registers).map_err(kvm("KVM_SET_SREGS"))?;
         fd.set_regs(&self.registers).map_err(kvm("KVM_SET_REGS"))?;
@@ -82,6 +84,35 @@ impl VcpuState {
         write_msrs(fd, &first)?;
         write_msrs(fd, &last)?;
         fd.set_vcpu_events(&self.events).map_err(kvm("KVM_SET_VCPU_EVENTS"))
+    }
+
+    /// What it says of itself.
+    pub(super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Makes its counter run as fast as the guest knows it to.
+    fn write_tsc_speed(&self, fd: &VcpuFd) -> Result<(), CpuError> {
+        let own = fd.get_tsc_khz().ok().filter(|&khz| khz > 0);
+        let (Some(wanted_khz), Some(own_khz)) = (self.tsc_khz, own) else { return Ok(()) };
+        let off = u64::from(wanted_khz.abs_diff(own_khz)) * 1_000_000;
+        if off <= u64::from(own_khz) * TSC_TOLERANCE_PPM {
+            return Ok(());
+        }
+        fd.set_tsc_khz(wanted_khz).map_err(|error| CpuError::TscSpeed {
+            wanted_khz,
+            own_khz,
+            source: error.into(),
+        })
+    }
+
+    /// Moves the time stamp counter on by the time that passed; nothing where its speed is unknown.
+    pub(super) fn advance_clock(&mut self, passed: Duration) {
+        let cycles = passed.as_nanos() * u128::from(self.tsc_khz.unwrap_or(0)) / 1_000_000;
+        let cycles = u64::try_from(cycles).unwrap_or(u64::MAX);
+        for entry in self.msrs.iter_mut().filter(|entry| entry.index == MSR_TSC) {
+            entry.data = entry.data.wrapping_add(cycles);
+        }
     }
 
     /// Makes the time stamp counter begin again: KVM keeps CPUs in step that are all set to zero.
@@ -117,15 +148,15 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<kvm_msr_entry>, CpuErro
     Ok(found)
 }
 
-/// Writes the registers. One that KVM refuses is fine if it holds the value already: some can only
-/// be read.
+/// Writes the registers. One that KVM refuses is fine if it holds the value already, since some can
+/// only be read, or if there is none here and it was zero.
 fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), CpuError> {
     let mut rest = entries;
     while !rest.is_empty() {
         let count = fd.set_msrs(&msrs(rest)?).map_err(kvm("KVM_SET_MSRS"))?;
         let Some(refused) = rest.get(count) else { break };
         let now = read_msrs(fd, &[refused.index])?;
-        if now.first().map(|entry| entry.data) != Some(refused.data) {
+        if now.first().map_or(0, |entry| entry.data) != refused.data {
             return Err(CpuError::Msr { index: refused.index, value: refused.data });
         }
         rest = rest.get(count + 1..).unwrap_or_default();

@@ -92,7 +92,26 @@ pub struct Inside {
     pub pid: u32,
     /// Puts a thread behind its own wall, by its name.
     pub threads: ThreadSetup,
+    /// Which of the process's pages exist, if the host tells (Linux
+    /// `Documentation/admin-guide/mm/pagemap.rst`). There may be no `/proc` any more.
+    pub pagemap: Option<fs::File>,
 }
+
+impl Inside {
+    /// What a process knows that is in no jail.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self {
+            shares: Vec::new(),
+            walls: Vec::new(),
+            pid: std::process::id(),
+            threads: Arc::new(|_| Ok(())),
+            pagemap: fs::File::open(PAGEMAP).ok(),
+        }
+    }
+}
+
+const PAGEMAP: &str = "/proc/self/pagemap";
 
 /// Closes what this process inherited and does not know of. To be called before anything is opened;
 /// `kept` stays.
@@ -190,6 +209,7 @@ impl Closing<'_> {
         let has_mounts = self.enter_other_namespaces();
         // The host's list of processes still tells.
         let pid = host_pid();
+        let pagemap = fs::File::open(PAGEMAP).ok();
         let places = self.enter_root(has_mounts)?;
         privileges::no_new()?;
         let landlock = landlock::restrict(self.shares, &places)?;
@@ -208,7 +228,7 @@ impl Closing<'_> {
         }
         let threads = threads(Filters { has_shares: !self.shares.is_empty() });
         doors.go_through(self.socket);
-        Ok(Side::Inside(Inside { shares: places, walls: self.walls, pid, threads }))
+        Ok(Side::Inside(Inside { shares: places, walls: self.walls, pid, threads, pagemap }))
     }
 
     fn note(&mut self, name: &str, result: Result<String, String>) {

@@ -16,10 +16,13 @@
 
 mod serial;
 
+use serde::{Deserialize, Serialize};
+
+use serial::SavedSerial;
 pub(crate) use serial::SerialConsole;
 pub use serial::{SerialInput, Sink};
 
-use crate::acpi::{self, Registers};
+use crate::acpi::{self, Registers, RegistersState};
 use crate::end::{Ender, Exit};
 
 const KEYBOARD_DATA: u16 = 0x60;
@@ -34,6 +37,14 @@ pub(crate) struct Ports {
     pub(crate) serial: Option<SerialConsole>,
     pub(crate) acpi: Registers,
     pub(crate) ender: Ender,
+}
+
+/// What a snapshot keeps of the ports.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PortsState {
+    acpi: RegistersState,
+    serial: Option<SavedSerial>,
 }
 
 impl Ports {
@@ -60,6 +71,23 @@ impl Ports {
             acpi::PORT_FIRST..=acpi::PORT_LAST => self.acpi.write(port, data),
             KEYBOARD_COMMAND if data.first() == Some(&PULSE_RESET) => self.ender.end(Exit::Reset),
             _ => {}
+        }
+    }
+
+    /// What a snapshot keeps.
+    pub(crate) fn save(&self) -> PortsState {
+        let serial = self.serial.as_ref().map(SerialConsole::save);
+        PortsState { acpi: self.acpi.save(), serial }
+    }
+
+    /// Takes what [`save`](Self::save) gave; false if that is of a machine with other ports, or
+    /// makes no sense.
+    pub(crate) fn restore(&self, state: &PortsState) -> bool {
+        self.acpi.restore(&state.acpi);
+        match (&self.serial, &state.serial) {
+            (Some(serial), Some(state)) => serial.restore(state),
+            (None, None) => true,
+            _ => false,
         }
     }
 

@@ -8,6 +8,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -17,6 +18,9 @@ use crate::line::Line;
 
 pub(super) const PORT_FIRST: u16 = 0x3f8;
 pub(super) const PORT_LAST: u16 = 0x3ff;
+
+/// What the port holds of input (`vm_superio`'s `FIFO_SIZE`).
+const INPUT_SIZE_MAX: usize = 64;
 
 /// Where output goes.
 pub type Sink = Box<dyn Write + Send>;
@@ -58,6 +62,24 @@ impl SerialConsole {
 
     /// As after power-on; the sink stays.
     pub(super) fn reset(&self) {
+        // The port's own first state is one that it takes.
+        let _ = self.replace(&SerialState::default());
+    }
+
+    /// What a snapshot keeps.
+    pub(super) fn save(&self) -> SavedSerial {
+        SavedSerial::of(self.lock().state())
+    }
+
+    /// Takes what [`save`](Self::save) gave; false if that can't be.
+    pub(super) fn restore(&self, saved: &SavedSerial) -> bool {
+        self.replace(&saved.to_state())
+    }
+
+    fn replace(&self, state: &SerialState) -> bool {
+        if state.in_buffer.len() > INPUT_SIZE_MAX {
+            return false;
+        }
         let mut device = self.lock();
         let line = device.interrupt_evt().0.clone();
         let events = Arc::clone(&self.drained);
@@ -65,10 +87,11 @@ impl SerialConsole {
         let empty = CountingSink { sink: Box::new(io::sink()), lost: lost.clone() };
         let sink = std::mem::replace(device.writer_mut(), empty).sink;
         let sink = CountingSink { sink, lost };
-        if let Ok(new) = Serial::from_state(&SerialState::default(), Interrupt(line), events, sink)
-        {
+        // It fails for too much input, or when the interrupt does, which the guest can do without.
+        if let Ok(new) = Serial::from_state(state, Interrupt(line), events, sink) {
             *device = new;
         }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Device> {
@@ -80,6 +103,52 @@ impl SerialConsole {
 impl std::fmt::Debug for SerialConsole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SerialConsole").field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+/// What a snapshot keeps of the port: its registers, and what the guest has not read yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedSerial {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    input: Vec<u8>,
+}
+
+impl SavedSerial {
+    fn of(state: SerialState) -> Self {
+        Self {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+
+    fn to_state(&self) -> SerialState {
+        SerialState {
+            baud_divisor_low: self.divisor[0],
+            baud_divisor_high: self.divisor[1],
+            interrupt_enable: self.interrupt_enable,
+            interrupt_identification: self.interrupt_identification,
+            line_control: self.line_control,
+            line_status: self.line_status,
+            modem_control: self.modem_control,
+            modem_status: self.modem_status,
+            scratch: self.scratch,
+            in_buffer: self.input.clone(),
+        }
     }
 }
 
@@ -241,6 +310,25 @@ mod tests {
         assert_eq!(taken, bytes[..64]);
         assert_eq!(input.drained().read().unwrap(), 1);
         assert_eq!(input.enqueue(&bytes[64..]), 36);
+    }
+
+    #[test]
+    fn a_snapshot_keeps_registers_and_what_was_not_read() {
+        let (old, _) = console(Box::new(io::sink()));
+        old.write(SCRATCH, 0x5a);
+        old.write(INTERRUPT_ENABLE, 1);
+        assert_eq!(old.input().enqueue(b"keys"), 4);
+        assert_eq!(old.read(PORT_FIRST), b'k');
+        let saved = old.save();
+        let record = Record::default();
+        let (new, _) = console(Box::new(record.clone()));
+        assert!(new.restore(&saved));
+        assert_eq!(new.save(), saved);
+        let rest: Vec<u8> = (0..3).map(|_| new.read(PORT_FIRST)).collect();
+        assert_eq!((new.read(SCRATCH), rest.as_slice()), (0x5a, b"eys".as_slice()));
+        new.write(PORT_FIRST, b'x');
+        assert_eq!(*record.0.lock().unwrap(), b"x", "the sink is the new one");
+        assert!(!new.restore(&SavedSerial { input: vec![0; 65], ..saved }));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   0                                  low memory: tables and structures for boot, see below
-//!   0x000a_0000 ..  0x0010_0000        no memory for the guest to use; ACPI tables in its upper part
+//!   0x000a_0000 ..  0x0010_0000        no memory for the guest to use; the generation id, and ACPI
+//!                                      tables in its upper part
 //!   0x0010_0000 ..  0xc000_0000        memory, up to 3 GiB
 //!   0xc000_0000 ..  0xe000_0000        window for 32-bit BARs
 //!   0xe000_0000 ..  0xe010_0000        ECAM of PCI bus 0
@@ -52,6 +53,8 @@ pub const CMDLINE_SIZE_MAX: usize = 2047;
 
 /// Where the guest's usable low memory ends; what follows up to 1 MiB is firmware's by tradition.
 pub const LOW_MEMORY_END: u64 = 0xa_0000;
+/// A page with the machine's generation id, which is neither memory nor ACPI's to the guest.
+pub const GENERATION_ADDRESS: u64 = 0xd_f000;
 /// ACPI tables, where firmware would put them; the root pointer comes first.
 pub const ACPI_ADDRESS: u64 = 0xe_0000;
 /// Room for ACPI tables, and behind them what firmware has for a CPU after reset, in bytes.
@@ -210,7 +213,8 @@ mod tests {
             (STACK_ADDRESS - 0xff0, 0x1000),
             (PAGE_TABLES_ADDRESS, 6 * 0x1000),
             (CMDLINE_ADDRESS, CMDLINE_SIZE_MAX as u64 + 1),
-            (LOW_MEMORY_END, ACPI_ADDRESS - LOW_MEMORY_END),
+            (LOW_MEMORY_END, GENERATION_ADDRESS - LOW_MEMORY_END),
+            (GENERATION_ADDRESS, 0x1000),
             (ACPI_ADDRESS, ACPI_SIZE),
             (HIGH_MEMORY_START, LOW_RAM_END_MAX - HIGH_MEMORY_START),
             (MMIO32_ADDRESS, MMIO32_SIZE),

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -12,6 +12,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 use vm_memory::{GuestRegionMmap, MmapRegion};
 use vmm_virtio::memory::GuestAddress;
 
+use super::contents::{PAGE_SIZE, next_data};
 use super::{Backing, MemoryError};
 
 /// Transparent huge pages need the host's and the guest's address to agree in these low bits.
@@ -24,8 +25,20 @@ pub(super) struct Mapping {
     address: usize,
     size: usize,
     backing: Backing,
-    /// Files were mapped over parts of it.
-    is_covered: bool,
+    beneath: Beneath,
+}
+
+/// What a page holds that nobody has written to since it was mapped.
+#[derive(Debug)]
+enum Beneath {
+    /// Zeros.
+    Zeros,
+    /// What a file has that everybody shares who maps it.
+    Shared(File),
+    /// What the file of a snapshot has, from an offset on.
+    Image { file: File, offset: u64 },
+    /// Zeros, or what some file has that was mapped over a part of it.
+    Files,
 }
 
 impl Mapping {
@@ -33,10 +46,10 @@ impl Mapping {
         let host = |what, error: io::Error| MemoryError::Host { what, size, source: error };
         let length = usize::try_from(size).map_err(|_| MemoryError::Regions)?;
         let address = reserve(length).map_err(|error| host("mmap", error))?;
-        let mapping = Self { address, size: length, backing, is_covered: false };
+        let mut mapping = Self { address, size: length, backing, beneath: Beneath::Zeros };
         match backing {
             Backing::Anonymous { .. } => mapping.map_anonymous(),
-            _ => file(size, backing).and_then(|file| mapping.map_shared(&file)),
+            _ => file(size, backing).and_then(|file| mapping.map_shared(file)),
         }
         .map_err(|error| host("mmap", error))?;
         // So that a crash leaves a small core, without the guest's secrets.
@@ -74,13 +87,15 @@ impl Mapping {
 
     /// Gives its pages back.
     pub(super) fn clear(&mut self) -> Result<(), MemoryError> {
-        let result = match self.backing {
+        let result = match self.beneath {
+            Beneath::Zeros => self.advise(Advice::LinuxDontNeed),
+            Beneath::Shared(_) => self.advise(Advice::LinuxRemove),
             // New anonymous memory in place of files that cover the old.
-            Backing::Anonymous { .. } if self.is_covered => self.map_anonymous(),
-            Backing::Anonymous { .. } => self.advise(Advice::LinuxDontNeed),
-            _ => self.advise(Advice::LinuxRemove),
+            Beneath::Image { .. } | Beneath::Files => {
+                self.beneath = Beneath::Zeros;
+                self.map_anonymous()
+            }
         };
-        self.is_covered = false;
         let size = self.size as u64;
         result.map_err(|source| MemoryError::Host { what: "madvise", size, source })
     }
@@ -104,9 +119,76 @@ impl Mapping {
         if end.is_none() || !start.is_multiple_of(4096) || !length.is_multiple_of(4096) {
             return Err(misfit());
         }
+        self.beneath = Beneath::Files;
+        self.map_over(start, length, file, offset)?;
+        Ok(true)
+    }
+
+    /// Maps the image of a snapshot over all of it, from `offset` of its file on, if its kind allows.
+    pub(super) fn map_image(&mut self, image: &File, offset: u64) -> Result<bool, MemoryError> {
+        if !matches!(self.backing, Backing::Anonymous { .. }) {
+            return Ok(false);
+        }
+        let size = self.size as u64;
+        let host = |source| MemoryError::Host { what: "a descriptor for mmap", size, source };
+        let file = image.try_clone().map_err(host)?;
+        self.map_over(0, self.size, image, offset)?;
+        self.beneath = Beneath::Image { file, offset };
+        Ok(true)
+    }
+
+    /// Whether pages that are given back would come back with what a snapshot has.
+    pub(super) const fn is_image(&self) -> bool {
+        matches!(self.beneath, Beneath::Image { .. })
+    }
+
+    /// The file in which its bytes are, for those who share it.
+    pub(super) const fn shared_file(&self) -> Option<&File> {
+        match &self.beneath {
+            Beneath::Shared(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    /// Marks the pages from `offset` on that may be other than zero. `marks` end within the mapping.
+    pub(super) fn mark_data(&self, offset: u64, pagemap: Option<&File>, marks: &mut [bool]) {
+        match &self.beneath {
+            Beneath::Zeros => self.mark_populated(offset, pagemap, marks),
+            Beneath::Shared(file) => mark_file_data(file, offset, marks),
+            Beneath::Image { file, offset: start } => {
+                self.mark_populated(offset, pagemap, marks);
+                mark_file_data(file, start + offset, marks);
+            }
+            Beneath::Files => marks.fill(true),
+        }
+    }
+
+    /// Marks pages that are present or swapped (Linux `Documentation/admin-guide/mm/pagemap.rst`).
+    fn mark_populated(&self, offset: u64, pagemap: Option<&File>, marks: &mut [bool]) {
+        const ENTRY_SIZE: usize = 8;
+        const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
+        let first = (self.address as u64 + offset) / PAGE_SIZE as u64;
+        let mut entries = vec![0; marks.len() * ENTRY_SIZE];
+        let at = first * ENTRY_SIZE as u64;
+        if pagemap.is_none_or(|pagemap| pagemap.read_exact_at(&mut entries, at).is_err()) {
+            return marks.fill(true);
+        }
+        for (mark, entry) in marks.iter_mut().zip(entries.as_chunks::<ENTRY_SIZE>().0) {
+            *mark |= u64::from_le_bytes(*entry) & PRESENT_OR_SWAPPED != 0;
+        }
+    }
+
+    /// Maps a part of a file privately over a part of it, which lies within.
+    fn map_over(
+        &self,
+        start: usize,
+        length: usize,
+        file: &File,
+        offset: u64,
+    ) -> Result<(), MemoryError> {
+        let size = length as u64;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         let address = (self.address + start) as *mut c_void;
-        self.is_covered = true;
         // SAFETY: The range lies within a mapping of ours, which `MAP_FIXED` replaces in one step;
         // accesses to it are volatile and never assume contents.
         unsafe { mmap(address, length, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset) }
@@ -114,12 +196,7 @@ impl Mapping {
         // A dump without the kernel's text is as good.
         // SAFETY: As above; the advice changes no contents.
         let advised = unsafe { madvise(address, length, Advice::LinuxDontDump) };
-        advised.map_err(|error| MemoryError::Host {
-            what: "madvise",
-            size,
-            source: error.into(),
-        })?;
-        Ok(true)
+        advised.map_err(|error| MemoryError::Host { what: "madvise", size, source: error.into() })
     }
 
     fn map_anonymous(&self) -> io::Result<()> {
@@ -137,12 +214,13 @@ impl Mapping {
         self.advise(Advice::LinuxDontDump)
     }
 
-    fn map_shared(&self, file: &OwnedFd) -> io::Result<()> {
+    fn map_shared(&mut self, file: File) -> io::Result<()> {
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
         let (address, protection) = (self.pointer(), ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: The range was reserved by `reserve` and is ours alone; the file has no name, so
         // nobody can truncate it who wasn't given its descriptor.
-        unsafe { mmap(address, self.size, protection, flags, file, 0) }?;
+        unsafe { mmap(address, self.size, protection, flags, &file, 0) }?;
+        self.beneath = Beneath::Shared(file);
         Ok(())
     }
 
@@ -180,8 +258,23 @@ fn reserve(size: usize) -> io::Result<usize> {
     Ok(address)
 }
 
+/// Marks pages from `offset` of a file on that are no holes.
+fn mark_file_data(file: &File, offset: u64, marks: &mut [bool]) {
+    let page_size = PAGE_SIZE as u64;
+    let end = offset + marks.len() as u64 * page_size;
+    let mut at = offset;
+    while let Some(data) = next_data(file, at, end) {
+        let page = |at: u64| usize::try_from((at - offset) / page_size).unwrap_or(usize::MAX);
+        let (first, last) = (page(data.start), page(data.end - 1));
+        if let Some(marks) = marks.get_mut(first..=last) {
+            marks.fill(true);
+        }
+        at = data.end;
+    }
+}
+
 /// A file without a name, of that size.
-fn file(size: u64, backing: Backing) -> io::Result<OwnedFd> {
+fn file(size: u64, backing: Backing) -> io::Result<File> {
     let pages = match backing {
         Backing::HugePages2Mib => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
         Backing::HugePages1Gib => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
@@ -189,5 +282,5 @@ fn file(size: u64, backing: Backing) -> io::Result<OwnedFd> {
     };
     let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC | pages)?;
     ftruncate(&file, size)?;
-    Ok(file)
+    Ok(file.into())
 }

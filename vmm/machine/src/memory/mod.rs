@@ -5,11 +5,15 @@
 //! kernel uses huge pages, the cheapest there is; a `memfd` can be shared with another process, and
 //! hugetlbfs pages come from a pool that the operator set aside.
 //!
+//! A guest that goes on from a snapshot begins with the snapshot's bytes in its memory
+//! ([`Beginning`]); `contents` knows how they get in, and out again.
+//!
 //! # Lifetime
 //!
 //! One process runs one machine, and the kernel may hold on to memory while I/O is in flight. So
 //! mappings are never undone, and pages are given back by the end of the process alone.
 
+pub(crate) mod contents;
 pub mod layout;
 mod mapping;
 
@@ -19,6 +23,7 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use vmm_virtio::memory::{Memory, SharedMemory};
 
+pub use contents::{Beginning, Filling};
 pub use layout::{Layout, Range};
 use mapping::Mapping;
 
@@ -115,6 +120,13 @@ impl Ram {
     /// [`MemoryError::Host`].
     pub fn clear(&mut self) -> Result<(), MemoryError> {
         self.mappings.iter_mut().try_for_each(Mapping::clear)
+    }
+
+    /// Ranges in which memory that is given back would show a file's bytes, not zeros.
+    #[must_use]
+    pub fn images(&self) -> Vec<Range> {
+        let ranges = self.layout.ram().zip(&self.mappings);
+        ranges.filter(|(_, mapping)| mapping.is_image()).map(|(range, _)| range).collect()
     }
 
     /// Maps `size` bytes of `file` from `offset` privately over memory at `address`: pages are

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use vmm_spec::api::{BalloonInfo, State, VmInfo};
+use vmm_spec::api::{BalloonInfo, SnapshotThen, State, VmInfo};
 use vmm_spec::{Disk, Net, Size, Verified};
 
 use super::devices::{Handle, open_disk, open_taps};
 use super::{Shared, VmError};
+use crate::Exit;
 use crate::api::{Attach, Control, ControlError, Metrics};
-use crate::{Exit, MachineError};
 
 /// The VM, as its API sees it. The API lives no longer than the VM, and does not keep it alive.
 pub(super) struct VmControl(pub(super) Weak<Shared>);
@@ -31,7 +31,7 @@ fn ending() -> ControlError {
 fn jailed(what: &str) -> ControlError {
     ControlError::Conflict {
         error: format!("the VM is in a jail, where it can open nothing: {what} must come open"),
-        hint: Some("send descriptors along, as `vmm disk add` and `vmm net add` do"),
+        hint: Some("send descriptors along, as `vmm disk add`, `net add` and `snapshot` do"),
     }
 }
 
@@ -64,28 +64,13 @@ impl Control for VmControl {
     fn pause(&self) -> Result<(), ControlError> {
         let shared = self.shared()?;
         let _lifecycle = shared.lifecycle();
-        if shared.is_paused.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        if let Err(error) = shared.machine().pause() {
-            shared.machine().resume();
-            return Err(machine_failed(error));
-        }
-        if let Err(error) = shared.bus.pause() {
-            shared.machine().resume();
-            return Err(ControlError::Busy(error.to_string()));
-        }
-        shared.is_paused.store(true, Ordering::SeqCst);
-        Ok(())
+        shared.stand_still()
     }
 
     fn resume(&self) -> Result<(), ControlError> {
         let shared = self.shared()?;
         let _lifecycle = shared.lifecycle();
-        if shared.is_paused.swap(false, Ordering::SeqCst) {
-            shared.bus.resume();
-            shared.machine().resume();
-        }
+        shared.go_on();
         Ok(())
     }
 
@@ -185,13 +170,15 @@ impl Control for VmControl {
 
     fn snapshot(
         &self,
-        _path: &Path,
-        _files: Option<(OwnedFd, OwnedFd)>,
+        path: &Path,
+        then: SnapshotThen,
+        files: Option<(OwnedFd, OwnedFd)>,
     ) -> Result<(), ControlError> {
-        Err(ControlError::Conflict {
-            error: "snapshots cannot be taken yet".to_owned(),
-            hint: None,
-        })
+        let shared = self.shared()?;
+        if files.is_none() && shared.is_jailed() {
+            return Err(jailed("the snapshot's files"));
+        }
+        shared.snapshot(path, then, files)
     }
 
     fn metrics(&self) -> Metrics {
@@ -242,10 +229,6 @@ fn grow(file: &File, size: u64) -> Result<(), ControlError> {
         return Err(ControlError::Invalid(format!("{size} bytes are less than the disk's {now}")));
     }
     file.set_len(size).map_err(failed)
-}
-
-fn machine_failed(error: MachineError) -> ControlError {
-    ControlError::Busy(error.to_string())
 }
 
 fn vm_failed(error: VmError) -> ControlError {

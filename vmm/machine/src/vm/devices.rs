@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::FdFlags;
@@ -18,6 +18,7 @@ use vmm_virtio::block::file::{FileDisk, FileOptions};
 use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
 use vmm_virtio::fs::host::{HostDirectory, HostOptions};
 use vmm_virtio::fs::overlay::{Overlay, OverlayOptions};
+use vmm_virtio::memory::GuestAddress;
 use vmm_virtio::net::{self, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
 use vmm_virtio::rate_limiter::{Bucket, RateLimiter, RateLimits};
@@ -162,7 +163,7 @@ impl Shared {
             guest_cid: spec.cid,
             listener,
             silence_max,
-            reseeds: false,
+            reseeds: true,
             on_event: Arc::new(move |event| match event {
                 vsock::Event::Heartbeat(heartbeat::Event::Silent(_)) => ender.end(Exit::Watchdog),
                 event => tracing::debug!(?event, "vsock"),
@@ -210,11 +211,14 @@ impl Shared {
 
     fn add_balloon(&self, spec: BalloonSpec) -> Result<usize, VmError> {
         let memory_size = self.machine().layout().ram().map(|range| range.size).sum();
+        let range =
+            |range: crate::memory::Range| GuestAddress(range.start)..GuestAddress(range.end());
+        let images = self.machine().ram().images().into_iter().map(range).collect();
         let balloon = Balloon::new(BalloonOptions {
             memory_size,
             deflates_on_oom: spec.deflate_on_oom,
             has_reporting: spec.free_page_reporting,
-            excluded: Vec::new(),
+            excluded: images,
         });
         let balloon = balloon.map_err(VmError::device("balloon"))?;
         let handle = balloon.handle();
@@ -234,11 +238,20 @@ impl Shared {
             }
             GuestPanic::CrashLoaded => {}
         });
-        self.bus.add(None, Box::new(function))?;
+        let (id, kind) = ("pvpanic".to_owned(), "pvpanic");
+        let slot = self.bus.add(self.place(kind, &id), Box::new(function))?;
+        let (handle, counters) = (Handle::None, Vec::new());
+        self.plugged().push(Plugged { id, kind, slot, handle, counters });
         Ok(())
     }
 
-    /// Puts a virtio device into the first free slot, which is returned.
+    /// The slot in which a snapshot's guest found this device; none for any.
+    fn place(&self, kind: &str, id: &str) -> Option<usize> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.remove(&(kind.to_owned(), id.to_owned()))
+    }
+
+    /// Puts a virtio device into its slot, or the first free one, which is returned.
     fn add(&self, placed: Placed) -> Result<usize, VmError> {
         let Placed { id, kind, device, placement, handle } = placed;
         let name = if id == kind { id.clone() } else { format!("{kind}.{id}") };
@@ -248,7 +261,8 @@ impl Shared {
         let memory = Arc::clone(self.machine().memory());
         let transport = Transport::new(Parts { name, device, memory, executor, host });
         let counters = transport.counters();
-        let slot = self.bus.add(None, Box::new(transport) as Box<dyn Function>)?;
+        let place = self.place(kind, &id);
+        let slot = self.bus.add(place, Box::new(transport) as Box<dyn Function>)?;
         self.plugged().push(Plugged { id, kind, slot, handle, counters });
         Ok(slot)
     }

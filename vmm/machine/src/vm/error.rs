@@ -10,6 +10,7 @@ use crate::boot::BootError;
 use crate::jail::JailError;
 use crate::kvm::KvmError;
 use crate::pci::BusError;
+use crate::snapshot::SnapshotError;
 
 /// Why a VM cannot be started, or not be reset.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,9 @@ pub enum VmError {
     /// The API's socket.
     #[error(transparent)]
     Api(#[from] ListenerError),
+    /// The snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A device.
     #[error("{device}")]
     Device {

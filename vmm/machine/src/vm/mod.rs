@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   VerifiedSpec ──► Opened: files, taps, sockets ──► jail::enter                (opened.rs)
-//!         ┌──────────────────────────────────────────────┘
+//!   Snapshot ──────► Origin   ┌──────────────────────────┘                     (restore.rs)
+//!         ┌─────────────┴─────┘
 //!         └──► Vm::new ──► Machine (memory, vCPUs)
 //!                       ├──────► pci::Bus ◄── one function for each device   (devices.rs)
 //!                       ├──────► Workers: threads for the devices' units
 //!                       ├──────► where console and serial port go             (console.rs)
 //!                       └──────► api::Server, if it has a socket             (control.rs, hotplug.rs,
-//!                                                                             metrics.rs)
+//!                                                                             metrics.rs, snapshot.rs)
 //!
 //!   Vm::run:   start ──► wait ──► ended ──► off, crashed, … ──► Exit
 //!                          ▲         │
@@ -17,7 +18,7 @@
 //!
 //! Everything that may fail for want of a file, a device or memory fails in [`Vm::new`], before the
 //! guest's first instruction. Slots of the bus are given in the order of the description, so that
-//! a guest's `/dev/vda` is its first disk.
+//! a guest's `/dev/vda` is its first disk; a VM from a snapshot keeps those that its guest knows.
 
 mod console;
 mod control;
@@ -26,9 +27,14 @@ mod error;
 mod hotplug;
 mod metrics;
 mod opened;
+mod restore;
+mod snapshot;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, mpsc};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -56,9 +62,11 @@ use control::VmControl;
 use devices::Plugged;
 use hotplug::Job;
 use opened::Opened;
+use restore::{Origin, Places};
 
 pub use devices::open_tap;
 pub use error::VmError;
+pub use restore::restore;
 
 /// What ends a VM in good order.
 const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
@@ -71,19 +79,25 @@ const STACK_SIZE: usize = 512 << 10;
 /// # Errors
 /// [`VmError`] when it cannot be started; once it runs, everything is an [`Exit`](vmm_spec::Exit).
 pub fn run(spec: &VerifiedSpec) -> Result<vmm_spec::Exit, VmError> {
-    let opened = Opened::new(spec)?;
+    run_from(spec, None)
+}
+
+/// Runs the VM of `spec`, from its beginning or from a snapshot.
+fn run_from(spec: &VerifiedSpec, origin: Option<Origin>) -> Result<vmm_spec::Exit, VmError> {
+    let opened = Opened::new(spec, origin.as_ref())?;
     let Some(jail) = &spec.jail else {
         tracing::warn!("no jail: a guest that breaks out of its VM has this process's rights");
-        return Vm::new(spec, opened, None)?.run();
+        return Vm::new(spec, opened, None, origin)?.run();
     };
     match jail::enter(jail, &Opened::shares(spec), &opened.doors)? {
         Side::Inside(inside) => {
             let opened = opened.move_into(&inside);
-            Vm::new(spec, opened, Some(inside))?.run()
+            Vm::new(spec, opened, Some(inside), origin)?.run()
         }
         Side::Outside(warden) => {
             // A disk that is unplugged must be free.
             let Opened { sockets, .. } = opened;
+            drop(origin);
             let ended = warden.watch();
             drop(sockets);
             Ok(ended?.finish())
@@ -97,6 +111,8 @@ struct Vm {
     on_reset: OnReset,
     consoles: Consoles,
     api: Option<Api>,
+    /// It is paused before its first instruction.
+    waits: bool,
 }
 
 /// The API's thread.
@@ -111,6 +127,8 @@ struct Shared {
     bus: Arc<Bus>,
     workers: Workers,
     plugged: Mutex<Vec<Plugged>>,
+    /// Slots that a snapshot's guest knows its devices by.
+    places: Mutex<Places>,
     console: OnceLock<ConsoleHandle>,
     balloon: OnceLock<BalloonHandle>,
     /// The description as it is now.
@@ -132,6 +150,8 @@ struct Shared {
     pid: u32,
     /// Those of the jail, if there is one.
     walls: Vec<Wall>,
+    /// Which of our pages exist.
+    pagemap: Option<File>,
 }
 
 /// The bus behind the machine's door for it.
@@ -152,16 +172,21 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`], naming what of the description cannot be had.
-    fn new(spec: &VerifiedSpec, opened: Opened, inside: Option<Inside>) -> Result<Self, VmError> {
+    fn new(
+        spec: &VerifiedSpec,
+        opened: Opened,
+        inside: Option<Inside>,
+        origin: Option<Origin>,
+    ) -> Result<Self, VmError> {
         let started = Instant::now();
         raise_descriptor_limit();
         let Opened { kvm, kernel, initramfs, mut consoles, devices, mut sockets, .. } = opened;
         let config = machine_config(spec, (kernel, initramfs), consoles.take_serial());
-        let machine = Machine::new(&kvm, config)?;
-        let (threads, walls, pid) = match inside {
-            Some(Inside { threads, walls, pid, .. }) => (threads, walls, pid),
-            None => (Arc::new(|_: &str| Ok(())) as ThreadSetup, Vec::new(), std::process::id()),
+        let machine = match &origin {
+            None => Machine::new(&kvm, config)?,
+            Some(origin) => origin.machine(&kvm, config)?,
         };
+        let Inside { threads, walls, pid, pagemap, .. } = inside.unwrap_or_else(Inside::nowhere);
         consoles.connect_serial(machine.serial_input());
 
         let interrupts = Arc::new(Interrupts::new(Arc::clone(machine.vm())));
@@ -178,11 +203,12 @@ impl Vm {
             bus,
             workers: Workers::new(Arc::clone(&threads)),
             plugged: Mutex::default(),
+            places: Mutex::new(origin.as_ref().map(Origin::places).unwrap_or_default()),
             console: OnceLock::new(),
             balloon: OnceLock::new(),
             spec: Mutex::new(spec.spec().clone()),
             lifecycle: Mutex::default(),
-            is_paused: AtomicBool::new(false),
+            is_paused: AtomicBool::new(origin.is_some()),
             is_ending: AtomicBool::new(false),
             reboot_is_wanted: AtomicBool::new(false),
             reboots: AtomicU64::new(0),
@@ -192,8 +218,13 @@ impl Vm {
             hotplug: OnceLock::new(),
             pid,
             walls,
+            pagemap,
         });
         shared.add_devices(spec, devices, &mut consoles, sockets.vsock.take())?;
+        let waits = origin.as_ref().is_some_and(|origin| origin.waits);
+        if let Some(origin) = origin {
+            origin.give_to(&shared)?;
+        }
         let api = match sockets.api.take() {
             None => None,
             Some(listener) => {
@@ -201,7 +232,7 @@ impl Vm {
                 Some(shared.serve_api(listener)?)
             }
         };
-        Ok(Self { shared, on_reset: spec.on_reset, consoles, api })
+        Ok(Self { shared, on_reset: spec.on_reset, consoles, api, waits })
     }
 
     /// Runs it to its end.
@@ -209,8 +240,8 @@ impl Vm {
     /// # Errors
     /// [`VmError`] when its threads cannot be started, or a reset fails.
     fn run(self) -> Result<vmm_spec::Exit, VmError> {
-        let Self { shared, on_reset, consoles, api } = self;
-        let result = shared.start(consoles).and_then(|_terminal| shared.run(on_reset));
+        let Self { shared, on_reset, consoles, api, waits } = self;
+        let result = shared.start(consoles, waits).and_then(|_terminal| shared.run(on_reset));
         shared.is_ending.store(true, Ordering::SeqCst);
         if let Some(Api { stopper, thread }) = api {
             // Whoever asked for the end still gets an answer, and the socket's file goes.
@@ -239,6 +270,10 @@ impl Shared {
         self.machine.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn machine_mut(&self) -> RwLockWriteGuard<'_, Machine> {
+        self.machine.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn plugged(&self) -> MutexGuard<'_, Vec<Plugged>> {
         self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -251,16 +286,21 @@ impl Shared {
         self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the guest run. The terminal is its own as long as what is returned lives.
-    fn start(self: &Arc<Self>, consoles: Consoles) -> Result<Terminal, VmError> {
+    /// Lets the guest run, unless it waits to be resumed. The terminal is its own as long as what is
+    /// returned lives.
+    fn start(self: &Arc<Self>, consoles: Consoles, waits: bool) -> Result<Terminal, VmError> {
         self.end_by_signals()?;
         let terminal = consoles.start_input(&self.threads);
         let terminal = terminal.map_err(VmError::host("read the console"))?;
-        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
-        machine.start_threads(&self.threads)?;
+        let _lifecycle = self.lifecycle();
+        self.machine_mut().start_threads(&self.threads)?;
         // All threads are there: this one starts no more.
         (self.threads)("main").map_err(VmError::host("set the main thread up"))?;
-        machine.start()?;
+        if !self.is_paused.load(Ordering::SeqCst) {
+            self.machine().resume();
+        } else if !waits {
+            self.go_on();
+        }
         Ok(terminal)
     }
 
@@ -321,7 +361,7 @@ impl Shared {
         let _lifecycle = self.lifecycle();
         self.machine().pause()?;
         self.bus.reset()?;
-        let mut machine = self.machine.write().unwrap_or_else(PoisonError::into_inner);
+        let mut machine = self.machine_mut();
         machine.reset()?;
         self.reboots.fetch_add(1, Ordering::Relaxed);
         // What was asked for meanwhile has been forgotten with the exit: a reboot is this one, and

@@ -18,6 +18,7 @@ use vmm_virtio::vsock;
 use super::VmError;
 use super::console::Consoles;
 use super::devices::{Inherited, open_disk, open_taps};
+use super::restore::Origin;
 use crate::api::Listener;
 use crate::boot::Image;
 use crate::jail::{self, Door, Doors, Inside, Share};
@@ -56,10 +57,12 @@ pub(super) enum OpenedFs {
 }
 
 impl Opened {
-    /// Opens everything that `spec` names.
-    pub(super) fn new(spec: &VerifiedSpec) -> Result<Self, VmError> {
+    /// Opens everything that `spec` names, beside what is open of a snapshot.
+    pub(super) fn new(spec: &VerifiedSpec, origin: Option<&Origin>) -> Result<Self, VmError> {
         if spec.jail.is_some() {
-            jail::close_foreign(&inherited_numbers(spec))?;
+            let mut kept = inherited_numbers(spec);
+            kept.extend(origin.map(Origin::descriptor));
+            jail::close_foreign(&kept)?;
         }
         let mut inherited = Inherited::take(spec)?;
         let doors = doors(spec);

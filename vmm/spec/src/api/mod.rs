@@ -17,8 +17,8 @@ mod types;
 
 pub use routes::{Body, Match, Method, Operation, ROUTES, Route, Routed, find};
 pub use types::{
-    BalloonInfo, BalloonTarget, Created, DiskResize, ErrorBody, SnapshotRequest, State, VmInfo,
-    Wall,
+    BalloonInfo, BalloonTarget, Created, DiskResize, ErrorBody, SnapshotRequest, SnapshotThen,
+    State, VmInfo, Wall,
 };
 
 /// The description of the interface, as OpenAPI 3.1.

@@ -142,7 +142,10 @@ fn types_have_the_fields_of_their_schemas() {
     agrees::<BalloonInfo>("BalloonInfo", &json!({"target_mib": 1, "actual_mib": 0}), false);
     agrees::<Created>("Created", &json!({"id": "disk0"}), false);
     agrees::<DiskResize>("DiskResize", &json!({"size": "1G"}), true);
-    agrees::<SnapshotRequest>("SnapshotRequest", &json!({"path": "/s"}), true);
+    for then in ["continue", "pause", "stop"] {
+        let request = json!({"path": "/s", "then": then});
+        agrees::<SnapshotRequest>("SnapshotRequest", &request, true);
+    }
     agrees::<ErrorBody>("ErrorBody", &json!({"error": "e", "hint": "h"}), false);
 }
 

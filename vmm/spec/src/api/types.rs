@@ -112,6 +112,22 @@ pub struct DiskResize {
 pub struct SnapshotRequest {
     /// A directory that does not exist yet.
     pub path: PathBuf,
+    /// What becomes of the VM once the snapshot is complete.
+    #[serde(default)]
+    pub then: SnapshotThen,
+}
+
+/// What becomes of a VM of which a snapshot was taken. One that failed changes nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotThen {
+    /// It goes on, unless it was paused before.
+    #[default]
+    Continue,
+    /// It stays paused: its disks are as the guest in the snapshot knows them, until it is resumed.
+    Pause,
+    /// It ends, as if it had been stopped.
+    Stop,
 }
 
 /// Why a request was not done.

@@ -247,6 +247,22 @@ impl Device for Balloon {
         }
     }
 
+    /// All of it is the guest's: what it was asked for, what it gave, what it fills pages with.
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        let config = &self.shared.config;
+        config.check_seen(seen, &[])?;
+        let field = |range: Range<usize>| seen.get(range).unwrap_or_default();
+        let pages = field(wire::NUM_PAGES).first_chunk().copied().map_or(0, u32::from_le_bytes);
+        let (wanted, memory_size) = (u64::from(pages) * wire::PAGE_SIZE, self.options.memory_size);
+        if wanted > memory_size {
+            return Err(DeviceError::State(TargetError { wanted, memory_size }.to_string()));
+        }
+        for range in [wire::NUM_PAGES, wire::ACTUAL, wire::POISON] {
+            config.write_from_driver(range.start as u64, field(range));
+        }
+        Ok(())
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Unit>>, DeviceError> {
         let (inflate, deflate) = (activation.take_queue(0)?, activation.take_queue(1)?);
         let reporting_index = reporting_index(&activation);

@@ -393,3 +393,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_restored_guest_s_balloon_is_as_it_was() {
+    let mut rig = Rig::new(ALL, &[0, 1, 2, 4], anonymous(), &[]);
+    let mut seen = vec![0; wire::CONFIG_SIZE];
+    for (field, value) in [(wire::NUM_PAGES, 512_u32), (wire::ACTUAL, 300), (wire::POISON, 0xaa)] {
+        seen[field].copy_from_slice(&value.to_le_bytes());
+    }
+    rig.device.restore_config(&seen).unwrap();
+    assert_eq!((rig.handle.target(), rig.handle.actual()), (512 * 4096, 300 * 4096));
+    assert_eq!(rig.device.shared.poison(), 0xaa);
+    seen[wire::NUM_PAGES].copy_from_slice(&u32::MAX.to_le_bytes());
+    let error = rig.device.restore_config(&seen).unwrap_err().to_string();
+    assert!(error.ends_with("in a machine of 67108864"), "{error}");
+    assert_eq!(rig.handle.target(), 512 * 4096);
+    rig.device.restore_config(&seen[1..]).unwrap_err();
+}

@@ -24,6 +24,19 @@ use crate::ConfigSpace;
 /// Where `writeback` is.
 pub(super) const WRITEBACK: u64 = 32;
 
+/// What a driver reads once. A disk of another size, or on another kind of medium, is no surprise.
+pub(super) const FIXED: [(&str, std::ops::Range<usize>); 9] = [
+    ("seg_max", 12..16),
+    ("a block size of", 20..24),
+    ("num_queues", 34..36),
+    ("max_discard_sectors", 36..40),
+    ("max_discard_seg", 40..44),
+    ("discard_sector_alignment", 44..48),
+    ("max_write_zeroes_sectors", 48..52),
+    ("max_write_zeroes_seg", 52..56),
+    ("write_zeroes_may_unmap", 56..57),
+];
+
 /// Header and status take a descriptor each.
 const SEGMENTS_AROUND: u16 = 2;
 

@@ -303,6 +303,10 @@ impl Device for Block {
         serde_json::to_value(saved).map_err(|error| DeviceError::State(error.to_string()))
     }
 
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        self.config.check_seen(seen, &config::FIXED)
+    }
+
     fn restore(&mut self, state: serde_json::Value) -> Result<(), DeviceError> {
         let saved: Saved = serde_json::from_value(state)
             .map_err(|error| DeviceError::State(format!("a block device's state: {error}")))?;

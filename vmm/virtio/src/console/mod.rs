@@ -243,6 +243,11 @@ impl Device for Console {
         &self.shared.config
     }
 
+    /// The size is that of this host's terminal.
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        self.shared.config.check_seen(seen, &[])
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<Vec<Box<dyn Unit>>, DeviceError> {
         let (receive, transmit) = (activation.take_queue(0)?, activation.take_queue(1)?);
         // What came before there was a driver.

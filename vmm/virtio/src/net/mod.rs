@@ -246,6 +246,18 @@ impl Device for Net {
         serde_json::to_value(saved).map_err(|error| DeviceError::State(error.to_string()))
     }
 
+    /// Keeps the address that the guest knows, which may have been a random one. The link is this
+    /// host's.
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        self.shared.config.check_seen(seen, &wire::FIXED)?;
+        let mac = seen.get(wire::MAC).unwrap_or_default();
+        if mac.first().is_none_or(|first| first & 1 != 0) {
+            return Err(DeviceError::State(format!("address {mac:02x?} is multicast")));
+        }
+        self.shared.config.write_from_driver(wire::MAC.start as u64, mac);
+        Ok(())
+    }
+
     fn restore(&mut self, state: serde_json::Value) -> Result<(), DeviceError> {
         let saved: Saved = serde_json::from_value(state)
             .map_err(|error| DeviceError::State(format!("network card: {error}")))?;

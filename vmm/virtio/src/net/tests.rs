@@ -679,6 +679,26 @@ fn saved_state_that_makes_no_sense_is_refused() {
     }
 }
 
+#[test]
+fn a_restored_guest_keeps_its_address_and_gets_this_host_s_link() {
+    let mut rig = Rig::new(0, 2);
+    let mut seen = rig.device.config().save();
+    seen[..6].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+    rig.device.handle().set_link(false);
+    rig.device.restore_config(&seen).unwrap();
+    let now = rig.device.config().save();
+    assert_eq!((&now[..6], now[6]), (&seen[..6], 0), "the cable is out here");
+    let error = |rig: &mut Rig, at: usize, value: u8| {
+        let mut seen = seen.clone();
+        seen[at] = value;
+        rig.device.restore_config(&seen).unwrap_err().to_string()
+    };
+    let pairs = error(&mut rig, 8, 3);
+    assert_eq!(pairs, "the guest knows max_virtqueue_pairs 3, this device has 2");
+    assert!(error(&mut rig, 0, 1).contains("multicast"));
+    rig.device.restore_config(&seen[1..]).unwrap_err();
+}
+
 /// §5.1.4: the driver sees the link's state, and is told of changes.
 #[test]
 fn an_unplugged_cable_carries_nothing() {

@@ -34,6 +34,11 @@ pub(super) const NUM_BUFFERS_AT: u32 = 10;
 /// yet to cut up, behind an Ethernet header with a VLAN tag.
 pub(super) const PACKET_SIZE_MAX: u32 = HEADER_SIZE + 14 + 4 + 65_535;
 
+/// Where `mac` is in the configuration space.
+pub(super) const MAC: std::ops::Range<usize> = 0..6;
+/// What a driver reads once.
+pub(super) const FIXED: [(&str, std::ops::Range<usize>); 2] =
+    [("max_virtqueue_pairs", 8..10), ("an MTU of", 10..12)];
 /// Where `status` is in the configuration space.
 const STATUS_AT: usize = 6;
 const CONFIG_SIZE: usize = 17;

@@ -29,8 +29,10 @@ pub(super) struct TransportState {
     queue_select: u16,
     config_vector: u16,
     queues: Vec<QueueState>,
-    /// The device's configuration space.
+    /// The device's configuration space, as its driver knows it.
     config: Vec<u8>,
+    /// Its generation.
+    config_generation: u8,
     /// What the device adds.
     device: serde_json::Value,
 }
@@ -68,6 +70,7 @@ impl TransportState {
             config_vector: interrupts.config_vector(),
             queues: queues.collect(),
             config: transport.device.config().save(),
+            config_generation: transport.device.config().generation(),
             device: transport.device.save()?,
         })
     }
@@ -77,11 +80,15 @@ impl TransportState {
         self.check(transport)?;
         transport.config.restore(&self.header)?;
         transport.msix.restore(&self.vectors)?;
-        if !transport.device.config().restore(&self.config) {
-            let what = format!("{} bytes of device configuration", self.config.len());
-            return Err(DeviceError::State(what));
-        }
-        transport.device.restore(self.device)?;
+        let name = transport.name().to_owned();
+        let device = &mut transport.device;
+        let restored =
+            device.restore_config(&self.config).and_then(|()| device.restore(self.device));
+        restored.map_err(|error| match error {
+            DeviceError::State(what) => DeviceError::State(format!("{name}: {what}")),
+            other => other,
+        })?;
+        transport.device.config().succeed(self.config_generation);
         let interrupts = &transport.shared.interrupts;
         interrupts.set_config_vector(self.config_vector);
         interrupts.set_isr(self.isr);

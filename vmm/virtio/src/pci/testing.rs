@@ -181,6 +181,12 @@ impl Device for Echo {
         self.config.write_from_driver(offset, data);
     }
 
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        self.config.check_seen(seen, &[])?;
+        self.config.write_from_driver(0, seen);
+        Ok(())
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<Vec<Box<dyn Unit>>, DeviceError> {
         if self.control.fails_to_start.load(Ordering::Relaxed) {
             return Err(DeviceError::QueueMissing { index: 99 });

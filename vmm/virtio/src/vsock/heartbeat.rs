@@ -15,6 +15,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::Counter;
+
 /// The port of the host that beats go to; below 1024, where only a guest's root may listen, lest
 /// somebody confuses the two directions.
 pub const PORT: u32 = 990;
@@ -40,16 +42,18 @@ pub(super) struct Heartbeat {
     silence_max: Duration,
     last_beat: Option<Instant>,
     is_silent: bool,
+    beats: Counter,
 }
 
 impl Heartbeat {
-    /// Nothing is known of the guest.
-    pub(super) const fn new(silence_max: Duration) -> Self {
-        Self { silence_max, last_beat: None, is_silent: false }
+    /// Nothing is known of the guest. Packets with beats are counted in `beats`.
+    pub(super) const fn new(silence_max: Duration, beats: Counter) -> Self {
+        Self { silence_max, last_beat: None, is_silent: false, beats }
     }
 
     /// A beat has come.
     pub(super) fn beat(&mut self, now: Instant) -> Option<Event> {
+        self.beats.increment();
         let is_first = self.last_beat.replace(now).is_none();
         let was_silent = std::mem::take(&mut self.is_silent);
         match (is_first, was_silent) {
@@ -93,14 +97,15 @@ mod tests {
 
     #[test]
     fn a_guest_that_never_beat_is_never_missed() {
-        let mut heartbeat = Heartbeat::new(SILENCE_MAX);
+        let mut heartbeat = Heartbeat::new(SILENCE_MAX, Counter::default());
         assert_eq!(heartbeat.deadline(), None);
         assert_eq!(heartbeat.expire(Instant::now() + 1000 * SECOND), None);
     }
 
     #[test]
     fn silence_is_told_once_and_so_is_its_end() {
-        let (mut heartbeat, start) = (Heartbeat::new(15 * SECOND), Instant::now());
+        let (mut heartbeat, start) =
+            (Heartbeat::new(15 * SECOND, Counter::default()), Instant::now());
         assert_eq!(heartbeat.beat(start), Some(Event::Alive));
         assert_eq!(heartbeat.beat(start + 5 * SECOND), None);
         assert_eq!(heartbeat.deadline(), Some(start + 20 * SECOND));
@@ -110,17 +115,19 @@ mod tests {
         assert_eq!(heartbeat.deadline(), None);
         assert_eq!(heartbeat.expire(start + 60 * SECOND), None);
         assert_eq!(heartbeat.beat(start + 61 * SECOND), Some(Event::AliveAgain));
+        assert_eq!(heartbeat.beats.value(), 3);
         assert_eq!(heartbeat.deadline(), Some(start + 76 * SECOND));
     }
 
     #[test]
     fn a_pause_is_not_silence() {
-        let (mut heartbeat, start) = (Heartbeat::new(15 * SECOND), Instant::now());
+        let (mut heartbeat, start) =
+            (Heartbeat::new(15 * SECOND, Counter::default()), Instant::now());
         heartbeat.beat(start);
         heartbeat.resume(heartbeat.is_expected(), start + 100 * SECOND);
         assert_eq!(heartbeat.expire(start + 114 * SECOND), None);
         assert_eq!(heartbeat.expire(start + 115 * SECOND), Some(Event::Silent(15 * SECOND)));
-        let mut unknown = Heartbeat::new(15 * SECOND);
+        let mut unknown = Heartbeat::new(15 * SECOND, Counter::default());
         unknown.resume(unknown.is_expected(), start);
         assert_eq!(unknown.deadline(), None);
     }

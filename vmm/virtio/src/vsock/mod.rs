@@ -39,6 +39,7 @@ mod switch;
 mod tests;
 mod unit;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,10 +102,14 @@ pub struct Vsock {
     config: ConfigSpace,
     counters: Counters,
     rx_starved: Counter,
+    beats: Counter,
     /// The connections, while no unit runs.
     parked: Arc<Mutex<Option<Switch>>>,
     /// What a snapshot said, until the guest runs again.
     restored: Option<State>,
+    /// The guest has yet to be told that its connections are gone: until it offers a buffer for that,
+    /// over however many pauses.
+    owes_reset: Arc<AtomicBool>,
 }
 
 /// What a snapshot keeps.
@@ -143,8 +148,10 @@ impl Vsock {
             config: ConfigSpace::new(&u64::from(guest_cid).to_le_bytes()),
             counters: Counters::default(),
             rx_starved: Counter::default(),
+            beats: Counter::default(),
             parked: Arc::default(),
             restored: None,
+            owes_reset: Arc::default(),
         })
     }
 
@@ -155,7 +162,8 @@ impl Vsock {
     /// A switch without connections, for a guest that starts or was restored.
     fn new_switch(&self, now: Instant) -> Result<Switch, DeviceError> {
         let mut mux = Mux::new(u64::from(self.guest_cid), LIMITS, self.counters.clone());
-        let mut heartbeat = self.silence_max.map(Heartbeat::new);
+        let mut heartbeat =
+            self.silence_max.map(|silence_max| Heartbeat::new(silence_max, self.beats.clone()));
         let mut reseed = None;
         if let Some(state) = self.restored {
             mux.set_next_host_port(state.next_host_port);
@@ -201,15 +209,27 @@ impl Device for Vsock {
             }
             None => self.new_switch(now)?,
         };
-        let must_tell_reset = self.restored.take().is_some();
-        let (parked, rx_starved) = (Arc::clone(&self.parked), self.rx_starved.clone());
-        let unit = VsockUnit::new(queues, switch, parked, rx_starved, must_tell_reset);
-        Ok(vec![Box::new(unit)])
+        if self.restored.take().is_some() {
+            self.owes_reset.store(true, Ordering::Relaxed);
+        }
+        let shared = unit::Shared {
+            parked: Arc::clone(&self.parked),
+            owes_reset: Arc::clone(&self.owes_reset),
+            rx_starved: self.rx_starved.clone(),
+        };
+        Ok(vec![Box::new(VsockUnit::new(queues, switch, shared))])
     }
 
     fn reset(&mut self) {
         self.parked(|switch| *switch = None);
         self.restored = None;
+        self.owes_reset.store(false, Ordering::Relaxed);
+    }
+
+    /// The address is this host's: a guest that is told of lost connections asks for it again (virtio
+    /// 1.3 §5.10.6.7).
+    fn restore_config(&mut self, seen: &[u8]) -> Result<(), DeviceError> {
+        self.config.check_seen(seen, &[])
     }
 
     fn save(&self) -> Result<serde_json::Value, DeviceError> {
@@ -225,6 +245,7 @@ impl Device for Vsock {
         let state = serde_json::from_value(state);
         let state = state.map_err(|error| DeviceError::State(format!("vsock: {error}")))?;
         self.parked(|switch| *switch = None);
+        self.owes_reset.store(false, Ordering::Relaxed);
         self.restored = Some(state);
         Ok(())
     }
@@ -237,6 +258,7 @@ impl Device for Vsock {
             ("rx_bytes", self.counters.rx_bytes.clone()),
             ("tx_bytes", self.counters.tx_bytes.clone()),
             ("rx_starved", self.rx_starved.clone()),
+            ("beats", self.beats.clone()),
         ]
     }
 }

@@ -734,6 +734,37 @@ fn a_restored_guest_forgets_its_connections_and_learns_the_time() {
     assert!(rig.events.try_recv().is_err() && rig.unit.unwrap().deadline().is_none());
 }
 
+/// A guest may have no buffer for the event when it is restored, and be paused before it has one.
+#[test]
+fn the_loss_of_connections_is_told_after_however_many_pauses() {
+    let state = serde_json::json!({ "next_host_port": 1 << 30, "expects_beats": false });
+    let mut rig = Rig::with(RX_SIZE, None, Some(state));
+    for _ in 0..2 {
+        rig.turn().unwrap();
+        let queues = rig.unit.take().unwrap().stop();
+        rig.activate(queues.into_iter().map(Some).collect());
+    }
+    let (_, addresses) = rig.drivers[2].add(&[Buffer::Writable(4)]);
+    rig.memory.write_slice(&[9; 4], GuestAddress(addresses[0])).unwrap();
+    rig.turn().unwrap();
+    assert_eq!(rig.drivers[2].take_used(), Some((0, 4)));
+    assert_eq!(rig.drivers[2].read(addresses[0], 4), [0; 4]);
+    // And once.
+    let queues = rig.unit.take().unwrap().stop();
+    rig.activate(queues.into_iter().map(Some).collect());
+    rig.drivers[2].add(&[Buffer::Writable(4)]);
+    rig.turn().unwrap();
+    assert_eq!(rig.drivers[2].take_used(), None);
+}
+
+#[test]
+fn a_restored_guest_s_address_is_this_host_s() {
+    let mut rig = Rig::new(RX_SIZE);
+    rig.device.restore_config(&7_u64.to_le_bytes()).unwrap();
+    assert_eq!(rig.device.config().save(), u64::from(GUEST_CID).to_le_bytes());
+    rig.device.restore_config(&[0; 7]).unwrap_err();
+}
+
 #[test]
 fn only_what_was_saved_is_restored() {
     let mut rig = Rig::new(RX_SIZE);

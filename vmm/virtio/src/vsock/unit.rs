@@ -6,6 +6,7 @@
 //! has passed, so that other devices of the thread get their turn in between.
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -31,39 +32,28 @@ pub(super) struct VsockUnit {
     event: Queue,
     chain: Chain,
     switch: Switch,
-    /// Where the switch goes when the unit stops.
-    parked: Arc<Mutex<Option<Switch>>>,
-    rx_starved: Counter,
+    shared: Shared,
     is_starved: bool,
-    must_tell_reset: bool,
     /// When there is something to be done at once: since then.
     has_more: Option<Instant>,
 }
 
+/// What outlives the unit, in its device.
+pub(super) struct Shared {
+    /// Where the switch goes when the unit stops.
+    pub(super) parked: Arc<Mutex<Option<Switch>>>,
+    /// The guest is to be told first of all that it has no connections any more.
+    pub(super) owes_reset: Arc<AtomicBool>,
+    pub(super) rx_starved: Counter,
+}
+
 impl VsockUnit {
-    /// Serves `queues`: rx, tx and event. With `must_tell_reset` the guest is told first of all
-    /// that it has no connections any more.
-    pub(super) fn new(
-        queues: [Queue; 3],
-        switch: Switch,
-        parked: Arc<Mutex<Option<Switch>>>,
-        rx_starved: Counter,
-        must_tell_reset: bool,
-    ) -> Self {
+    /// Serves `queues`: rx, tx and event.
+    pub(super) fn new(queues: [Queue; 3], switch: Switch, shared: Shared) -> Self {
         let [rx, tx, event] = queues;
         let has_more = Some(Instant::now());
-        Self {
-            rx,
-            tx,
-            event,
-            chain: Chain::new(),
-            switch,
-            parked,
-            rx_starved,
-            is_starved: false,
-            must_tell_reset,
-            has_more,
-        }
+        let chain = Chain::new();
+        Self { rx, tx, event, chain, switch, shared, is_starved: false, has_more }
     }
 
     fn serve(&mut self) -> Result<(), UnitError> {
@@ -77,7 +67,7 @@ impl VsockUnit {
     }
 
     fn tell_reset(&mut self) -> Result<(), UnitError> {
-        if !self.must_tell_reset {
+        if !self.shared.owes_reset.load(Ordering::Relaxed) {
             return Ok(());
         }
         let memory = Arc::clone(self.event.memory());
@@ -90,7 +80,7 @@ impl VsockUnit {
         let buffer = self.chain.writable(&memory);
         buffer.write(0, &TRANSPORT_RESET, "an event").map_err(|error| broken(EVENT, error))?;
         self.event.push(self.chain.head(), 4)?;
-        self.must_tell_reset = false;
+        self.shared.owes_reset.store(false, Ordering::Relaxed);
         self.event.notify()
     }
 
@@ -128,7 +118,7 @@ impl VsockUnit {
                     continue;
                 }
                 if !std::mem::replace(&mut self.is_starved, true) {
-                    self.rx_starved.increment();
+                    self.shared.rx_starved.increment();
                 }
                 break;
             }
@@ -175,7 +165,7 @@ impl Unit for VsockUnit {
     }
 
     fn stop(self: Box<Self>) -> Vec<Queue> {
-        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.switch);
+        *self.shared.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.switch);
         vec![self.rx, self.tx, self.event]
     }
 }

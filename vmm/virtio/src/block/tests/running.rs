@@ -417,6 +417,17 @@ fn a_snapshot_knows_its_disk() {
     for nonsense in [json!(null), json!({ "capacity": -1 }), json!([0]), json!("x")] {
         assert!(new(FAKE_SIZE).restore(nonsense).is_err());
     }
+    // Of what the guest knows, the size and the medium may differ, the geometry may not.
+    let seen = rig.device.config.save();
+    let mut grown = new(2 * FAKE_SIZE);
+    grown.restore_config(&seen).unwrap();
+    let capacity = grown.config.save()[..8].to_vec();
+    assert_eq!(capacity, (2 * FAKE_SIZE / 512).to_le_bytes());
+    let mut other = seen.clone();
+    other[20..24].copy_from_slice(&4096_u32.to_le_bytes());
+    let error = grown.restore_config(&other).unwrap_err().to_string();
+    assert_eq!(error, "the guest knows a block size of 4096, this device has 512");
+    grown.restore_config(&seen[..8]).unwrap_err();
 }
 
 #[test]

@@ -1,0 +1,144 @@
+//! Clones of a template: what it takes until a guest goes on in user space, and what memory each has
+//! to itself.
+//!
+//! The template is a guest as the grid runs them: an image's root under an overlay in memory, console,
+//! socket device with a beating heart, entropy, balloon. It is saved while its init spins, and its init
+//! ends the machine by the first thing that it does in the clone, so a row has everything from the start
+//! of the VMM's process to its end.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use lab::{Machine, Running};
+
+use super::{BOOT_LIMIT, MEMORY_MIB, MIB, mega_instructions};
+use crate::table::{Goal, Row, Table};
+
+/// Guest's first step in user space, from a template.
+const RESTORE_MI_MAX: f64 = 60.0;
+/// What an idle clone has to itself.
+const UNIQUE_MIB_MAX: f64 = 8.0;
+/// As many clones as fit beside one another into an emulated host.
+const CLONES: usize = 8;
+const SNAPSHOT: &str = "/template";
+
+/// Both rows.
+pub(super) fn rows(machine: &Machine, table: &mut Table) -> anyhow::Result<()> {
+    table.push(Row {
+        what: "from a template to user space and off, Mi".into(),
+        ours: first_step(machine)?,
+        peer: None,
+        goal: Goal::AtMost(RESTORE_MI_MAX),
+    });
+    table.push(Row {
+        what: format!("unique memory of an idle clone, one of {CLONES}, MiB"),
+        ours: unique_memory(machine)?,
+        peer: None,
+        goal: Goal::AtMost(UNIQUE_MIB_MAX),
+    });
+    Ok(())
+}
+
+/// Mi from the start of `vmm restore` until the guest's init has ended the machine.
+fn first_step(machine: &Machine) -> anyhow::Result<f64> {
+    template(machine, "spin", "probe: spinning")?;
+    // Long enough for the guest to see that it was away.
+    machine.run(&["/bin/sleep", "6"])?.success()?;
+    let output = restore(machine, "clone").run()?.success()?;
+    machine.run(&["/bin/rm", "-r", SNAPSHOT])?.success()?;
+    Ok(mega_instructions(&output))
+}
+
+/// MiB that each of several idle clones has to itself.
+fn unique_memory(machine: &Machine) -> anyhow::Result<f64> {
+    template(machine, "idle", "probe: idle")?;
+    let names: Vec<String> = (0..CLONES).map(|index| format!("clone{index}")).collect();
+    let start = |name: &String| restore(machine, name).spawn();
+    let clones: Vec<Running> = names.iter().map(start).collect::<Result<_, _>>()?;
+    machine.run(&["/bin/sleep", "10"])?.success()?;
+    let mut unique = 0;
+    for name in &names {
+        let own = unique_kib(machine, name)?;
+        eprintln!("{name}: {own} KiB its own");
+        unique += own;
+    }
+    for name in &names {
+        machine.run(&["/vmm", "stop", &socket(name)])?.success()?;
+    }
+    for clone in clones {
+        clone.wait()?.success()?;
+    }
+    machine.run(&["/bin/rm", "-r", SNAPSHOT])?.success()?;
+    Ok(unique as f64 * 1024.0 / MIB / CLONES as f64)
+}
+
+/// Boots a guest whose init does what `kind` says, and saves it when its console says `ready`.
+fn template(machine: &Machine, kind: &str, ready: &str) -> anyhow::Result<()> {
+    let words = "quiet reboot=k panic=1 cryptomgr.notests rootdelay=1 8250.nr_uarts=0 pci=noearly \
+                 console=hvc0 root=vroot rootfstype=virtiofs guest.upper=memory";
+    let (memory, cidata) = (format!("{MEMORY_MIB}M"), format!("/{kind}.img,readonly"));
+    let run = ["/vmm", "run", "--no-jail", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
+    let guest = ["--memory", &memory, "--cmdline", words, "--disk", &cidata];
+    let devices =
+        ["--fs", "tag=vroot,dir=/tree,readonly", "--rng", "--balloon", "--watchdog", "60"];
+    let api = ["--vsock", "cid=3,socket=/run/template.vsock", "--api-socket", "/run/template.sock"];
+    let run = [&run[..], &guest, &devices, &api, &["--console", "stdio"]].concat();
+    let running = machine.command(&run).timeout(BOOT_LIMIT).spawn()?;
+    running.wait_for(ready, BOOT_LIMIT)?;
+    let save = ["/vmm", "snapshot", "/run/template.sock", SNAPSHOT, "--then", "stop"];
+    machine.command(&save).timeout(BOOT_LIMIT).run()?.success()?;
+    running.wait()?.success()?;
+    Ok(())
+}
+
+fn restore<'a>(machine: &'a Machine, name: &str) -> lab::Command<'a> {
+    let (vsock, console) = (format!("socket=/run/{name}.vsock"), format!("file=/{name}.log"));
+    let own = ["--vsock", &vsock, "--console", &console, "--api-socket", &socket(name)];
+    let restore = [&["/vmm", "restore", SNAPSHOT, "--no-jail"], &own[..]].concat();
+    machine.command(&restore).timeout(BOOT_LIMIT)
+}
+
+fn socket(name: &str) -> String {
+    format!("/run/{name}.sock")
+}
+
+/// What the process of a VM has to itself, in KiB.
+fn unique_kib(machine: &Machine, name: &str) -> anyhow::Result<u64> {
+    let status = machine.run(&["/vmm", "status", &socket(name), "--json"])?.success()?.text();
+    let pid = number(&status, "\"pid\": ").context("a status without its process")?;
+    let rollup = machine.pull(&format!("/proc/{pid}/smaps_rollup"))?;
+    let rollup = String::from_utf8_lossy(&rollup).into_owned();
+    let field = |name: &str| number(&rollup, name).with_context(|| format!("no {name} {rollup}"));
+    Ok(field("Private_Clean:")? + field("Private_Dirty:")?)
+}
+
+fn number(text: &str, prefix: &str) -> Option<u64> {
+    let rest = text.split_once(prefix)?.1.trim_start();
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// A `cidata` disk whose guest's init is the probe, told by `variable` what to do.
+pub(super) fn cidata(image: &Path, variable: &str) -> anyhow::Result<()> {
+    std::fs::File::create(image)?.set_len(2 << 20)?;
+    succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(image))?;
+    let zosrc = format!("export {variable}='1'\ninit='probe'\n");
+    let meta = "#cloud-config\ninstance-id: x\nlocal-hostname: clone\n";
+    for (name, text) in [("meta-data", meta), ("user-data", "users: []\n"), ("zosrc", &zosrc)] {
+        let path = image.with_file_name(name);
+        std::fs::write(&path, text)?;
+        succeed(Command::new("mcopy").arg("-o").arg("-i").arg(image).arg(&path).arg("::"))?;
+    }
+    Ok(())
+}
+
+fn succeed(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{command:?}: {words}");
+    Ok(())
+}
+
+/// Time that a machine with clones may take.
+pub(super) const LIFE: Duration = Duration::from_secs(2700);
