@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::spec::JailSpec;
 use crate::strategies::{any_spec, sensible_spec};
 use crate::{BalloonSpec, Flags, MacAddress, VsockSpec, WatchdogSpec};
 

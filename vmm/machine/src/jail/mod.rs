@@ -130,6 +130,8 @@ pub fn close_foreign(kept: &[RawFd]) -> Result<(), JailError> {
 pub fn enter(jail: &Jail, shares: &[Share], doors: &Doors) -> Result<Side, JailError> {
     let setup = |what: &'static str| JailError::host("warden", what);
     let ids = Ids::choose(jail, shares)?;
+    // A library asks the kernel when it is first called, by a file if need be, and remembers.
+    let _ = rustix::param::page_size();
     let flags = SocketFlags::CLOEXEC;
     let (outside, inside) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(|error| setup("a socket to it")(error.into()))?;

@@ -188,11 +188,12 @@ impl Warden {
             return Ok(());
         };
         // What the terminal sends reaches the VM's process too.
-        if is_sent && PASSED_ON.contains(&signal) {
-            if let Some(signal) = Signal::from_named_raw(signal) {
-                // It may have ended just now.
-                let _ = kill_process(self.vm, signal);
-            }
+        if is_sent
+            && PASSED_ON.contains(&signal)
+            && let Some(signal) = Signal::from_named_raw(signal)
+        {
+            // It may have ended just now.
+            let _ = kill_process(self.vm, signal);
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 mod guest;
 mod scenarios;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -186,15 +186,9 @@ fn whole_vm() {
 }
 
 fn first_line(child: &mut Child) -> String {
-    let stdout = child.stdout.as_mut().unwrap();
     let mut line = String::new();
-    for byte in stdout.bytes() {
-        match byte.unwrap() {
-            b'\n' => return line,
-            byte => line.push(char::from(byte)),
-        }
-    }
-    panic!("it ended after {line:?}");
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
 }
 
 fn send(process: u32, signal: i32) {

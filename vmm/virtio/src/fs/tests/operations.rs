@@ -1,7 +1,7 @@
 //! Every operation, on a directory of the host.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use flist_view::filesystem::Errno;
 
