@@ -23,7 +23,7 @@ mod hotplug;
 pub mod tables;
 
 pub(crate) use events::{Event, Events};
-pub use hotplug::{EjectListener, Hotplug, SLOT_COUNT};
+pub use hotplug::{EjectListener, Hotplug};
 
 use crate::end::{Ender, Exit};
 
