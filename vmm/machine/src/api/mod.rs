@@ -22,7 +22,7 @@ mod metrics;
 mod server;
 
 pub use control::{Attach, Control, ControlError};
-pub use listener::{Listener, ListenerError};
+pub use listener::Listener;
 pub use metrics::{Family, Kind, Metrics, Value};
 pub use server::{CONNECTION_COUNT_MAX, Server, Stopper};
 

@@ -3,9 +3,9 @@
 use std::io;
 
 use vmm_virtio::DeviceError;
+use vmm_virtio::socket_file::ListenError;
 
 use crate::MachineError;
-use crate::api::ListenerError;
 use crate::boot::BootError;
 use crate::kvm::KvmError;
 use crate::pci::BusError;
@@ -27,7 +27,7 @@ pub enum VmError {
     Bus(#[from] BusError),
     /// The API's socket.
     #[error(transparent)]
-    Api(#[from] ListenerError),
+    Api(#[from] ListenError),
     /// A device.
     #[error("{device}")]
     Device {

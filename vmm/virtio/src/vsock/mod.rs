@@ -47,7 +47,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::heartbeat::Heartbeat;
 use self::host::Host;
-pub use self::listener::{ListenError, Listener, PATH_SIZE_MAX};
+pub use self::listener::{Listener, PATH_SIZE_MAX};
 use self::mux::{Counters, LIMITS, Mux};
 use self::reseed::Reseed;
 use self::services::Services;
