@@ -51,7 +51,7 @@ pub enum VmError {
 impl VmError {
     /// What to do about it, where that is known.
     #[must_use]
-    pub const fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
             Self::Kvm(error) => Some(error.hint()),
             _ => None,
