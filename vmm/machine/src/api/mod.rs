@@ -20,6 +20,8 @@ mod http;
 mod listener;
 mod metrics;
 mod server;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use control::{Attach, Control, ControlError};
 pub use listener::Listener;
