@@ -2,7 +2,7 @@
 //!
 //! QEMU gives the guest what a VMM of ours will: a virtio-fs share as its root, disks with
 //! serials, a `cidata` disk, a network card. The share is served by QEMU's virtiofsd. The guest's
-//! own init is `probe` (an example of `guest-init`), which says what it was given and powers off.
+//! own init is `guest-images/probe`, which says what it was given and powers off.
 //!
 //! Behind the feature `boot`: `cargo test -p lab --features boot --test guest`. That virtiofsd
 //! needs root: whoever is not, needs `sudo` that doesn't ask. On the host `qemu-system-x86_64`, `virtiofsd`, `mke2fs`,

@@ -126,7 +126,7 @@ pub fn build_init(workspace: &Path) -> Result<PathBuf, GuestError> {
 }
 
 /// Builds one program of the workspace at `workspace`, statically linked, small and without
-/// symbols; `target` is what cargo needs to find it, such as `--package X --example Y`.
+/// symbols; `target` is what cargo needs to find it, such as `--package X --bin Y`.
 ///
 /// # Errors
 ///

@@ -441,25 +441,16 @@ mod tests {
         parse_prefix(text).unwrap()
     }
 
-    const NETWORK: &str = "\
-#cloud-config
-version: 2
-ethernets:
-  eth0:
-    match: {macaddress: \"02:01:a0:00:00:09\"}
-    dhcp4: false
-    addresses: [10.20.2.5/24, 'fd63:6f63::5/64']
-    gateway4: 10.20.2.1
-    gateway6: fe80::1
-    routes:
-    - {to: 100.64.0.0/16, via: 10.20.2.1}
-    - to: 400::/7
-      via: fe80::2
-      metric: 7
-    nameservers: {addresses: [8.8.8.8, 2001:4860:4860::8888], search: [grid.tf]}
-  eth1:
+    /// What guests of the lab get, too: one card.
+    const NETWORK: &str = include_str!("../tests/network-config.yaml");
+    const SECOND_CARD: &str = "  eth1:
     match:
       macaddress: 02-01-A0-00-00-0A
+    routes:
+    - to: 400::/7
+      via: fe80::3
+      metric: 7
+    nameservers: {addresses: [9.9.9.9], search: [grid.tf]}
 ";
 
     #[test]
@@ -467,7 +458,7 @@ ethernets:
         let user = "#cloud-config\nusers:\n- name: root\n  ssh_authorized_keys:\n  - ssh-ed25519 A b\n\
                     mounts:\n- [/dev/vda, /data/deep, auto, defaults, 0, 0]\n\
                     - [shared, /data, virtiofs, \"defaults,ro\", 0, 0]\n";
-        let data = parse(NETWORK, user).unwrap();
+        let data = parse(&[NETWORK, SECOND_CARD].concat(), user).unwrap();
         assert_eq!(data.hostname.as_deref(), Some("my-vm"));
         assert_eq!(
             data.users,
@@ -499,12 +490,15 @@ ethernets:
                 Route { to: prefix("0.0.0.0/0"), via: hop("10.20.2.1"), metric: 0 },
                 Route { to: prefix("::/0"), via: hop("fe80::1"), metric: 0 },
                 Route { to: prefix("100.64.0.0/16"), via: hop("10.20.2.1"), metric: 0 },
-                Route { to: prefix("400::/7"), via: hop("fe80::2"), metric: 7 },
+                Route { to: prefix("400::/7"), via: hop("fe80::2"), metric: 0 },
             ]
         );
-        assert_eq!(eth0.nameservers.len(), 2);
-        assert_eq!(eth0.search, ["grid.tf"]);
-        assert_eq!(data.interfaces[1].mac, [2, 1, 0xa0, 0, 0, 10]);
+        assert_eq!((eth0.nameservers.len(), eth0.search.len()), (2, 0));
+        let eth1 = &data.interfaces[1];
+        assert_eq!(eth1.mac, [2, 1, 0xa0, 0, 0, 10]);
+        let to = prefix("400::/7");
+        assert_eq!(eth1.routes, [Route { to, via: hop("fe80::3"), metric: 7 }]);
+        assert_eq!((eth1.nameservers.len(), &*eth1.search), (1, &["grid.tf".to_owned()][..]));
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
+use vmm_machine::kvm::KvmError;
 use vmm_machine::vm::VmError;
 use vmm_spec::SpecError;
 
-use crate::check::KvmProblem;
 use crate::client::ClientError;
 
 pub(crate) const FAILED: u8 = 1;
@@ -33,11 +33,11 @@ fn classify(error: &anyhow::Error) -> (u8, Option<String>) {
         if let Some(client) = cause.downcast_ref::<ClientError>() {
             return (client.code(), client.hint());
         }
-        if let Some(problem) = cause.downcast_ref::<KvmProblem>() {
-            return (FAILED, Some(problem.hint()));
+        if let Some(kvm) = cause.downcast_ref::<KvmError>() {
+            return (FAILED, Some(kvm.hint()));
         }
         if let Some(vm) = cause.downcast_ref::<VmError>() {
-            return (FAILED, vm.hint().map(str::to_owned));
+            return (FAILED, vm.hint());
         }
         if let Some(Usage(_)) = cause.downcast_ref::<Usage>() {
             return (USAGE, None);

@@ -15,8 +15,6 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::EventFd;
-
 use crate::cpu::kick::Kicker;
 use crate::end::Exit;
 
@@ -48,18 +46,12 @@ struct State {
 pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
-    /// Readable when the guest has ended.
-    ended: EventFd,
 }
 
 impl Control {
-    pub(crate) fn new() -> std::io::Result<Self> {
+    pub(crate) const fn new() -> Self {
         let state = State { wish: Wish::Park, parked_count: 0, kickers: Vec::new(), exit: None };
-        Ok(Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            ended: EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?,
-        })
+        Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Takes note of a thread that will call [`may_run`](Self::may_run).
@@ -125,8 +117,6 @@ impl Control {
             state.wish = Wish::Park;
             state.kickers.iter().for_each(Kicker::kick);
         }
-        // It fails only when it has been written 2^64 times unread.
-        let _ = self.ended.write(1);
         self.changed.notify_all();
     }
 
@@ -154,17 +144,9 @@ impl Control {
         state.exit.clone()
     }
 
-    /// Readable when the guest has ended.
-    pub(crate) const fn ended(&self) -> &EventFd {
-        &self.ended
-    }
-
     /// Forgets how the guest ended, for it is about to begin anew.
     pub(crate) fn forget_exit(&self) {
-        let mut state = self.lock();
-        state.exit = None;
-        // There is nothing to read when nothing was written.
-        let _ = self.ended.read();
+        self.lock().exit = None;
     }
 
     /// Ends the threads, and waits for them, as long as for parking.

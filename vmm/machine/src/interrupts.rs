@@ -22,8 +22,8 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_virtio::pci::Message;
 
-/// Pins of the I/O APIC: the numbers below this are not ours.
-const PIN_COUNT: u32 = 24;
+use crate::memory::layout::gsi::PIN_COUNT;
+
 /// Pins of the two 8259s, which hear the same numbers.
 const PIC_PIN_COUNT: u32 = 8;
 /// Entries of the table, on x86 (`KVM_MAX_IRQ_ROUTES`).

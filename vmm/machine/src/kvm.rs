@@ -1,4 +1,7 @@
-//! Opening KVM, or saying exactly why that can't be.
+//! Opening KVM, or saying exactly why that can't be and what to do about it.
+//!
+//! The one place that knows: a machine opens KVM here before anything else, and `vmm check` asks
+//! here what it would say.
 
 use std::fs;
 use std::io;
@@ -28,6 +31,9 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 
+/// Where machines run all the same.
+const LAB: &str = "without KVM, `ci/test lab` in the source tree runs real guests in QEMU";
+
 /// Opens `/dev/kvm` and checks that it can do what a machine needs.
 ///
 /// # Errors
@@ -50,51 +56,66 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
 }
 
+/// The processor's flag for hardware virtualization, `vmx` or `svm`, by the text of
+/// `/proc/cpuinfo`.
+#[must_use]
+pub fn virtualization(cpuinfo: &str) -> Option<&'static str> {
+    ["vmx", "svm"].into_iter().find(|flag| has_flag(cpuinfo, flag))
+}
+
 /// Why opening `device` failed.
 fn diagnose(error: io::Error, device: &Path) -> KvmError {
     match error.raw_os_error() {
         // The node is there without its driver, or there is none.
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-            absent(&flags, Path::new("/sys/module/kvm").exists())
+            let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            absent(&cpuinfo, Path::new("/sys/module/kvm").exists())
         }
         Some(libc::EACCES | libc::EPERM) => KvmError::NotPermitted,
         _ => KvmError::Open { device: device.display().to_string(), source: error },
     }
 }
 
-/// What is missing when the device is not there: judged by the CPU's flags and whether the module
-/// is loaded.
+/// What is missing when there is no KVM behind the device: judged by the processor's flags and
+/// whether the module is loaded.
 fn absent(cpuinfo: &str, is_loaded: bool) -> KvmError {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    let has = |flag| flags.split_whitespace().any(|word| word == flag);
     if is_loaded {
-        KvmError::NoNode
-    } else if has("vmx") {
-        KvmError::ModuleNotLoaded { module: "kvm_intel" }
-    } else if has("svm") {
-        KvmError::ModuleNotLoaded { module: "kvm_amd" }
-    } else {
-        KvmError::NoVirtualization
+        return KvmError::NoNode;
     }
+    match virtualization(cpuinfo) {
+        Some(flag) => {
+            let module = if flag == "vmx" { "kvm_intel" } else { "kvm_amd" };
+            KvmError::ModuleNotLoaded { flag, module }
+        }
+        None if has_flag(cpuinfo, "hypervisor") => KvmError::NotNested,
+        None => KvmError::NoVirtualization,
+    }
+}
+
+fn has_flag(cpuinfo: &str, flag: &str) -> bool {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|word| word == flag)
 }
 
 /// Why there is no KVM for us.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
-    /// The CPU can't, or the firmware or an outer hypervisor does not let it.
-    #[error(
-        "no hardware virtualization: /dev/kvm is missing and the CPU shows neither vmx nor svm"
-    )]
+    /// The processor can't, or the firmware does not let it.
+    #[error("there is no KVM: the processor has no virtualization, or it is switched off")]
     NoVirtualization,
-    /// The CPU can, the kernel does not.
-    #[error("/dev/kvm is missing: the CPU has virtualization, the module {module} is not loaded")]
+    /// We are in a virtual machine, and its hypervisor does not let it.
+    #[error("there is no KVM: this machine is itself a VM, without nested virtualization")]
+    NotNested,
+    /// The processor can, the kernel does not.
+    #[error("there is no KVM: the processor has {flag}, but the module {module} is not loaded")]
     ModuleNotLoaded {
-        /// The module for this CPU.
+        /// What the processor calls it.
+        flag: &'static str,
+        /// The module for this processor.
         module: &'static str,
     },
     /// The kernel can, but there is no way to it.
-    #[error("/dev/kvm is missing, though KVM is in the kernel")]
+    #[error("there is no /dev/kvm, though KVM is in the kernel")]
     NoNode,
     /// It is there, but not for this user.
     #[error("/dev/kvm: permission denied")]
@@ -115,7 +136,7 @@ pub enum KvmError {
         version: i32,
     },
     /// It lacks something.
-    #[error("KVM lacks {missing}")]
+    #[error("this host's KVM lacks {missing}")]
     Capabilities {
         /// Names in KVM's documentation.
         missing: String,
@@ -123,22 +144,29 @@ pub enum KvmError {
 }
 
 impl KvmError {
-    /// What to do about it.
+    /// What to do about it, and where machines run all the same.
     #[must_use]
-    pub const fn hint(&self) -> &'static str {
-        match self {
+    pub fn hint(&self) -> String {
+        let remedy = match self {
             Self::NoVirtualization => {
-                "enable VT-x or AMD-V in the firmware, or nested virtualization in the outer \
-                 hypervisor; without, `ci/test lab` runs everything in an emulated machine"
+                "switch on VT-x or AMD-V (SVM) in the firmware's settings".to_owned()
             }
-            Self::ModuleNotLoaded { .. } => "load it: modprobe kvm_intel, or modprobe kvm_amd",
-            Self::NoNode => "in a container, pass the device in; else: mknod /dev/kvm c 10 232",
-            Self::NotPermitted => "become a member of the group that owns /dev/kvm, usually `kvm`",
-            Self::Open { .. } => "`ci/test lab` runs everything in an emulated machine",
+            Self::NotNested => "switch nested virtualization on where this machine is run, or use \
+                 a host of metal"
+                .to_owned(),
+            Self::ModuleNotLoaded { module, .. } => format!("load it: `sudo modprobe {module}`"),
+            Self::NoNode => {
+                "in a container, pass the device in; else `sudo mknod /dev/kvm c 10 232`".to_owned()
+            }
+            Self::NotPermitted => {
+                "join its group: `sudo usermod -aG kvm $USER`, and log in again".to_owned()
+            }
+            Self::Open { .. } => return LAB.to_owned(),
             Self::ApiVersion { .. } | Self::Capabilities { .. } => {
-                "use Linux 5.10 or newer; `ci/test lab` runs everything in an emulated machine"
+                "run a newer Linux kernel, 5.10 at least".to_owned()
             }
-        }
+        };
+        format!("{remedy}; {LAB}")
     }
 }
 
@@ -147,21 +175,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named() {
-        let intel = absent("processor: 0\nflags\t\t: fpu vmx sse\n", false);
-        assert!(intel.to_string().contains("kvm_intel"));
-        assert!(absent("flags : svm", false).to_string().contains("kvm_amd"));
-        assert!(matches!(absent("flags : svmx", false), KvmError::NoVirtualization));
-        assert!(matches!(absent("flags : vmx", true), KvmError::NoNode));
-        assert!(matches!(absent("", false), KvmError::NoVirtualization));
-    }
-
-    #[test]
-    fn errors_of_the_device_are_told_apart() {
+    fn what_is_missing_is_named_with_its_remedy() {
         let error = |number| diagnose(io::Error::from_raw_os_error(number), Path::new("/x/kvm"));
-        assert!(matches!(error(libc::EACCES), KvmError::NotPermitted));
-        assert!(!matches!(error(libc::ENOENT), KvmError::Open { .. }));
-        let busy = error(libc::EBUSY);
-        assert!(busy.to_string().contains("/x/kvm") && !busy.hint().is_empty());
+        let intel = "processor: 0\nflags\t\t: fpu vmx sse\n";
+        let cases = [
+            (absent(intel, false), "processor has vmx", "modprobe kvm_intel"),
+            (absent("flags : svm hypervisor", false), "processor has svm", "modprobe kvm_amd"),
+            (absent("flags : svmx hypervisor", false), "itself a VM", "nested virtualization"),
+            (absent("flags : svmx", false), "switched off", "firmware"),
+            (absent("", false), "switched off", "firmware"),
+            (absent(intel, true), "though KVM is in the kernel", "mknod"),
+            (error(libc::EACCES), "permission denied", "usermod"),
+            (error(libc::EBUSY), "/x/kvm", "QEMU"),
+            (KvmError::ApiVersion { version: 11 }, "version 11", "newer"),
+            (KvmError::Capabilities { missing: "X, Y".to_owned() }, "lacks X, Y", "newer"),
+        ];
+        for (error, text, hint) in cases {
+            assert!(error.to_string().contains(text), "{error}");
+            let given = error.hint();
+            assert!(given.contains(hint) && given.contains("ci/test lab"), "{given}");
+        }
+        assert!(!matches!(error(libc::ENODEV), KvmError::Open { .. }));
     }
 }

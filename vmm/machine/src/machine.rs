@@ -22,7 +22,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use kvm_ioctls::{Kvm, VmFd};
-use vmm_sys_util::eventfd::EventFd;
 use vmm_virtio::memory::{Bytes, GuestAddress, SharedMemory};
 
 mod saved;
@@ -145,7 +144,7 @@ impl Machine {
 
         let vm = Arc::new(create_vm(kvm_fd)?);
         ram.register(&vm)?;
-        let control = Arc::new(Control::new().map_err(MachineError::Descriptor)?);
+        let control = Arc::new(Control::new());
         let chipset = Arc::new(Chipset::new(&vm, &control, config.serial)?);
         let counters = ExitCounters::default();
         let mut vcpus = Vec::with_capacity(usize::from(config.vcpu_count));
@@ -312,12 +311,6 @@ impl Machine {
     #[must_use]
     pub fn wait(&self, limit: Option<Duration>) -> Option<Exit> {
         self.control.wait(limit.map(|limit| Instant::now() + limit))
-    }
-
-    /// Becomes readable when the guest has ended, until [`reset`](Self::reset).
-    #[must_use]
-    pub fn ended(&self) -> &EventFd {
-        self.control.ended()
     }
 
     /// Starts over: memory is zeroed and loaded anew, CPUs and interrupt controllers are what they

@@ -14,7 +14,8 @@ use bare_guests::{
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_machine::interrupts::Interrupts;
-use vmm_machine::pci::{Bus, ECAM_SIZE, Layout};
+use vmm_machine::memory::layout::ECAM_SIZE;
+use vmm_machine::pci::{Bus, Layout};
 use vmm_machine::worker::{Placement, Workers};
 use vmm_virtio::memory::{Bytes, GuestAddress, GuestMemoryBackend, SharedMemory};
 use vmm_virtio::pci::testing::Echo;

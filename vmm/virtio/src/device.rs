@@ -181,7 +181,8 @@ pub trait Unit: Send {
         Ok(())
     }
 
-    /// Finishes what is in flight, and gives the queues back. Bounded in time.
+    /// Finishes or cancels what is in flight, and gives the queues back: not before the host has let
+    /// go of guest memory, however long that takes. It is the caller who need not wait for it.
     fn stop(self: Box<Self>) -> Vec<Queue>;
 }
 

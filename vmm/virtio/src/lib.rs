@@ -31,6 +31,7 @@ pub mod pci;
 mod queue;
 pub mod rate_limiter;
 pub mod rng;
+pub mod socket_file;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod vsock;

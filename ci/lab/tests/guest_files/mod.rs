@@ -28,7 +28,7 @@ pub(crate) fn built() -> &'static Built {
 pub(crate) fn probe() -> &'static Path {
     static PROBE: OnceLock<PathBuf> = OnceLock::new();
     PROBE.get_or_init(|| {
-        build_static(&workspace(), &["--package", "guest-init", "--example", "probe"]).unwrap()
+        build_static(&workspace(), &["--package", "probe", "--bin", "probe"]).unwrap()
     })
 }
 
@@ -111,18 +111,5 @@ fn workspace() -> PathBuf {
 }
 
 /// The network of every guest, one card.
-pub(crate) const NETWORK: &str = "\
-#cloud-config
-version: 2
-ethernets:
-  eth0:
-    match: {macaddress: \"02:01:a0:00:00:09\"}
-    dhcp4: false
-    addresses: [10.20.2.5/24, 'fd63:6f63::5/64']
-    gateway4: 10.20.2.1
-    gateway6: fe80::1
-    routes:
-    - {to: 100.64.0.0/16, via: 10.20.2.1}
-    - {to: 400::/7, via: fe80::2}
-    nameservers: {addresses: [8.8.8.8, 2001:4860:4860::8888]}
-";
+pub(crate) const NETWORK: &str =
+    include_str!("../../../../guest-images/guest-init/tests/network-config.yaml");

@@ -4,19 +4,16 @@ use std::fs;
 use std::path::Path;
 
 use vmm_machine::jail;
+use vmm_machine::kvm::{self, KvmError};
 use vmm_spec::api::Wall;
 
-use super::kvm::{KvmState, probe};
-
 /// The host.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Facts {
     /// How KVM fails, if it does.
-    pub(super) kvm: Result<(), KvmState>,
+    pub(super) kvm: Result<(), KvmError>,
     /// `vmx` or `svm`, if the processor has one of them.
     pub(super) virtualization: Option<&'static str>,
-    /// Whether the processor says that it is a VM's.
-    pub(super) is_guest: bool,
     /// `always`, `madvise` or `never`.
     pub(super) transparent_huge_pages: Option<String>,
     /// Memory that is available, in bytes.
@@ -35,9 +32,8 @@ impl Facts {
     pub(super) fn gather() -> Self {
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
         Self {
-            kvm: probe(),
-            virtualization: ["vmx", "svm"].into_iter().find(|flag| has_flag(&cpuinfo, flag)),
-            is_guest: has_flag(&cpuinfo, "hypervisor"),
+            kvm: kvm::open().map(drop),
+            virtualization: kvm::virtualization(&cpuinfo),
             transparent_huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled")
                 .and_then(|text| selected(&text)),
             memory_available: read("/proc/meminfo").and_then(|text| available(&text)),
@@ -52,11 +48,6 @@ impl Facts {
 
 fn read(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok()
-}
-
-fn has_flag(cpuinfo: &str, flag: &str) -> bool {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|word| word == flag)
 }
 
 /// The word in brackets: `always [madvise] never`.
@@ -80,7 +71,5 @@ mod tests {
         assert_eq!(selected("always [madvise] never\n").as_deref(), Some("madvise"));
         assert_eq!(selected("x"), None);
         assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   12 kB\n"), Some(12 << 10));
-        assert!(has_flag("model: x\nflags\t\t: fpu svm\nflags: vmx\n", "svm"));
-        assert!(!has_flag("flags\t\t: fpu svm_lock\n", "svm"));
     }
 }

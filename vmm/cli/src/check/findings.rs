@@ -1,10 +1,11 @@
 //! What the facts mean for VMs.
 
+use std::error::Error as _;
+
 use serde::Serialize;
 use vmm_spec::Size;
 
 use super::facts::Facts;
-use super::kvm::KvmProblem;
 
 /// Less than this leaves no room for a VM of the default size.
 const MEMORY_AVAILABLE_MIN: u64 = 512 << 20;
@@ -67,13 +68,13 @@ fn kvm(facts: &Facts) -> Finding {
             "for ordinary kernels, use a host with vmx or svm in /proc/cpuinfo, or the lab: \
              `ci/test lab` in the source tree",
         ),
-        (Err(state), _) => {
-            let problem = KvmProblem::new(state.clone(), facts);
+        (Err(error), _) => {
+            let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
             Finding {
                 what: "kvm",
                 verdict: Verdict::Missing,
-                text: problem.to_string(),
-                hint: Some(problem.hint()),
+                text: format!("{error}{source}"),
+                hint: Some(error.hint()),
             }
         }
     }
@@ -183,10 +184,9 @@ fn cgroup(facts: &Facts) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
+    use vmm_machine::kvm::KvmError;
     use vmm_spec::api::Wall;
 
-    use super::super::kvm::KvmState;
     use super::*;
 
     fn wall(name: &str, stands: bool) -> Wall {
@@ -197,7 +197,6 @@ mod tests {
         Facts {
             kvm: Ok(()),
             virtualization: Some("vmx"),
-            is_guest: false,
             transparent_huge_pages: Some("madvise".to_owned()),
             memory_available: Some(8 << 30),
             io_uring_disabled: Some(0),
@@ -207,12 +206,6 @@ mod tests {
                 .into(),
             cgroup_controllers: Some("cpu memory\n".to_owned()),
         }
-    }
-
-    fn kvm_finding(kvm: Result<(), KvmState>, change: impl FnOnce(&mut Facts)) -> Finding {
-        let mut facts = Facts { kvm, ..good() };
-        change(&mut facts);
-        assess(&facts).remove(0)
     }
 
     #[test]
@@ -226,45 +219,14 @@ mod tests {
 
     #[test]
     fn kvm_problems_say_what_is_in_the_way() {
-        let cases = [
-            (
-                kvm_finding(Err(KvmState::Absent), |_| ()),
-                "though the processor has vmx",
-                "kvm_intel",
-            ),
-            (
-                kvm_finding(Err(KvmState::Absent), |facts| facts.virtualization = Some("svm")),
-                "though the processor has svm",
-                "kvm_amd",
-            ),
-            (
-                kvm_finding(Err(KvmState::Absent), |facts| {
-                    facts.virtualization = None;
-                    facts.is_guest = true;
-                }),
-                "this machine is itself a VM",
-                "nested virtualization",
-            ),
-            (
-                kvm_finding(Err(KvmState::Absent), |facts| facts.virtualization = None),
-                "switched off",
-                "firmware",
-            ),
-            (kvm_finding(Err(KvmState::Denied), |_| ()), "permission denied", "usermod"),
-            (
-                kvm_finding(Err(KvmState::Dead(Errno::NODEV)), |_| ()),
-                "no KVM behind it",
-                "modprobe",
-            ),
-            (kvm_finding(Err(KvmState::Version(11)), |_| ()), "version 11", "kernel"),
-            (kvm_finding(Err(KvmState::Lacking(vec!["X", "Y"])), |_| ()), "lacks X, Y", "newer"),
-        ];
-        for (finding, text, hint) in cases {
-            assert_eq!(finding.verdict, Verdict::Missing);
-            assert!(finding.text.contains(text), "{}", finding.text);
-            let given = finding.hint.unwrap();
-            assert!(given.contains(hint) && given.contains("ci/test lab"), "{given}");
-        }
+        let missing = |kvm| assess(&Facts { kvm: Err(kvm), ..good() }).remove(0);
+        let denied = missing(KvmError::NotPermitted);
+        assert_eq!((denied.what, denied.verdict), ("kvm", Verdict::Missing));
+        assert_eq!(denied.text, "/dev/kvm: permission denied");
+        assert!(denied.hint.unwrap().contains("usermod"));
+        let source = std::io::ErrorKind::ResourceBusy.into();
+        let busy = missing(KvmError::Open { device: "/dev/kvm".to_owned(), source });
+        assert_eq!(busy.text, "/dev/kvm: resource busy");
     }
 
     #[test]

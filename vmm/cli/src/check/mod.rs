@@ -5,13 +5,12 @@
 
 mod facts;
 mod findings;
-mod kvm;
 
 use clap::Args;
+use vmm_machine::kvm::{self, KvmError};
 
 use self::facts::Facts;
 use self::findings::{Finding, Verdict, assess};
-pub(crate) use self::kvm::KvmProblem;
 use crate::output::{self, Colour};
 
 /// Say what this host offers to VMs, and what it lacks
@@ -36,8 +35,8 @@ pub(crate) fn run(arguments: &CheckArguments) -> anyhow::Result<u8> {
 }
 
 /// Refuses to go on where no VM can run, and says exactly why.
-pub(crate) fn require_kvm() -> Result<(), KvmProblem> {
-    kvm::probe().map_err(|state| KvmProblem::new(state, &Facts::gather()))
+pub(crate) fn require_kvm() -> Result<(), KvmError> {
+    kvm::open().map(drop)
 }
 
 fn show(findings: &[Finding]) -> String {

@@ -50,11 +50,11 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
 use super::events::Event;
-use super::hotplug::SLOT_COUNT;
 use super::tables::{Description, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use super::{EVENTS_PORT, SLEEP_TYPE_OFF, SLOTS_UP_PORT};
 use crate::memory::layout::{
-    ECAM_ADDRESS, ECAM_SIZE, GENERATION_ADDRESS, Layout, MMIO32_ADDRESS, MMIO32_SIZE, gsi,
+    ECAM_ADDRESS, ECAM_SIZE, GENERATION_ADDRESS, Layout, MMIO32_ADDRESS, MMIO32_SIZE,
+    PCI_SLOT_COUNT, gsi,
 };
 
 /// Notifications (ACPI 6.5 §5.6.6).
@@ -189,7 +189,7 @@ fn pci(layout: &Layout) -> Raw {
         raw(&OpRegion::new("HREG".into(), OpRegionSpace::SystemIO, &SLOTS_UP_PORT, &12_u8)),
         registers("HREG", &[b"PUP_", b"PDWN", b"PEJT"]),
     ];
-    parts.extend((1..SLOT_COUNT).map(slot));
+    parts.extend((1..PCI_SLOT_COUNT).map(slot));
     parts.push(scan());
     device("PCI0", &EISAName::new("PNP0A08"), parts)
 }
@@ -254,7 +254,7 @@ fn scan() -> Raw {
     for (register, notification) in [("PUP_", NOTIFY_DEVICE_CHECK), ("PDWN", NOTIFY_EJECT_REQUEST)]
     {
         parts.push(raw(&Store::new(&Local(0), &Path::new(register))));
-        for slot in 1..SLOT_COUNT {
+        for slot in 1..PCI_SLOT_COUNT {
             let name = slot_name(slot);
             let notify = Notify::new(&Path::new(&name), &notification).bytes();
             parts.push(if_bit(slot_bit(slot), &notify));

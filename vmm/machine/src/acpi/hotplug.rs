@@ -11,9 +11,7 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Serialize};
 
 use super::events::{Event, Events};
-
-/// Slots of the bus; slot 0 is the host bridge's.
-pub const SLOT_COUNT: u8 = 32;
+use crate::memory::layout::PCI_SLOT_COUNT;
 
 /// Called with the slot that the guest has ejected, from the thread of the CPU that did it: it
 /// should pass the news on rather than act.
@@ -83,7 +81,7 @@ impl Hotplug {
     pub(super) fn ejected(&self, slots: u32) {
         let left = self.0.leaving.fetch_and(!slots, Ordering::SeqCst) & slots;
         let Some(listener) = self.0.listener.get() else { return };
-        (0..SLOT_COUNT).filter(|&slot| left & bit(slot) != 0).for_each(listener);
+        (0..PCI_SLOT_COUNT).filter(|&slot| left & bit(slot) != 0).for_each(listener);
     }
 
     /// What a snapshot keeps.
@@ -116,5 +114,5 @@ impl fmt::Debug for Hotplug {
 }
 
 const fn bit(slot: u8) -> u32 {
-    1 << (slot % SLOT_COUNT)
+    1 << (slot % PCI_SLOT_COUNT)
 }

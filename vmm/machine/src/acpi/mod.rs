@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use events::{Event, Events};
 use hotplug::SlotsState;
-pub use hotplug::{EjectListener, Hotplug, SLOT_COUNT};
+pub use hotplug::{EjectListener, Hotplug};
 
 use crate::end::{Ender, Exit};
 

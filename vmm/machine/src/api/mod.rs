@@ -20,9 +20,11 @@ mod http;
 mod listener;
 mod metrics;
 mod server;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use control::{Attach, Control, ControlError};
-pub use listener::{Listener, ListenerError};
+pub use listener::Listener;
 pub use metrics::{Family, Kind, Metrics, Value};
 pub use server::{CONNECTION_COUNT_MAX, Server, Stopper};
 

@@ -8,18 +8,19 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use linux_loader::bootparam::{XLF_KERNEL_64, boot_params, setup_header};
+use vm_memory::ByteValued;
+
 use super::BootError;
-use super::elf::{u16_at, u32_at, u64_at};
 
 /// Where the setup header is, in the file as in the zero page.
-pub(super) const SETUP_HEADER_OFFSET: usize = 0x1f1;
+pub(super) const SETUP_HEADER_OFFSET: usize = std::mem::offset_of!(boot_params, hdr);
 /// The setup header ends here at the latest: what follows in the zero page is other things.
-pub(super) const SETUP_HEADER_END_MAX: usize = 0x290;
+const SETUP_HEADER_END_MAX: usize = std::mem::offset_of!(boot_params, edd_mbr_sig_buffer);
 
 const SECTOR_SIZE: u64 = 512;
 const ENTRY_64_OFFSET: u64 = 0x200;
 const PROTOCOL_WITH_64_BIT_ENTRY: u16 = 0x020c;
-const XLF_KERNEL_64: u16 = 1;
 
 /// What a loader needs to know of a `bzImage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,48 +44,50 @@ pub(super) struct BzImage {
 impl BzImage {
     /// Whether the file begins as a `bzImage` does.
     pub(super) fn is_bzimage(start: &[u8]) -> bool {
-        u16_at(start, 0x1fe) == 0xaa55 && start.get(0x202..0x206) == Some(b"HdrS")
+        start.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) && start.get(0x202..0x206) == Some(b"HdrS")
     }
 
     /// Reads what `file`, called `name`, says of itself. [`Self::is_bzimage`] has seen it.
     pub(super) fn read(file: &File, name: &str) -> Result<Self, BootError> {
         let refuse = |rule| BootError::Image { name: name.to_owned(), rule };
         let file_size = super::file_size(file, name)?;
-        let mut start = vec![0; SETUP_HEADER_END_MAX];
-        file.read_exact_at(&mut start, 0)
+        let mut start = [0; SETUP_HEADER_END_MAX - SETUP_HEADER_OFFSET];
+        file.read_exact_at(&mut start, SETUP_HEADER_OFFSET as u64)
             .map_err(|source| BootError::Read { name: name.to_owned(), source })?;
-        let protocol = u16_at(&start, 0x206);
-        if protocol < PROTOCOL_WITH_64_BIT_ENTRY || u16_at(&start, 0x236) & XLF_KERNEL_64 == 0 {
+        let mut header = setup_header::default();
+        let known = header.as_mut_slice();
+        known.copy_from_slice(&start[..known.len()]);
+        if header.version < PROTOCOL_WITH_64_BIT_ENTRY || header.xloadflags & XLF_KERNEL_64 == 0 {
             return Err(refuse(
                 "a bzImage without 64-bit entry point (older than Linux 3.8, or 32-bit)",
             ));
         }
-        let sectors = match start.get(SETUP_HEADER_OFFSET) {
-            Some(0) | None => 4,
-            Some(&count) => u64::from(count),
+        let sectors = match header.setup_sects {
+            0 => 4,
+            count => u64::from(count),
         };
         let offset = (sectors + 1) * SECTOR_SIZE;
         let size = file_size.saturating_sub(offset);
         if size <= ENTRY_64_OFFSET {
             return Err(refuse("a bzImage without its protected-mode part"));
         }
-        let address = u64_at(&start, 0x258);
-        let memory_size = u64::from(u32_at(&start, 0x260)).max(size);
+        let address = header.pref_address;
+        let memory_size = u64::from(header.init_size).max(size);
         if address.checked_add(memory_size).is_none() {
             return Err(refuse("a bzImage whose preferred address is out of range"));
         }
-        // The header's last byte is its jump's target: 0x202 plus the jump's distance.
-        let jump = usize::from(start.get(0x201).copied().unwrap_or(0));
-        let end = (0x202 + jump).min(SETUP_HEADER_END_MAX);
-        let setup_header = start.get(SETUP_HEADER_OFFSET..end).unwrap_or_default().to_vec();
+        // The header ends where its jump leads: 0x202 plus the jump's distance, its second byte.
+        let [_, distance] = header.jump.to_le_bytes();
+        let header_size = 0x202 - SETUP_HEADER_OFFSET + usize::from(distance);
+        let setup_header = start.get(..header_size).unwrap_or(&start).to_vec();
         Ok(Self {
             setup_header,
             offset,
             size,
             address,
             memory_size,
-            initramfs_address_max: u64::from(u32_at(&start, 0x22c)),
-            cmdline_size_max: u32_at(&start, 0x238) as usize,
+            initramfs_address_max: u64::from(header.initrd_addr_max),
+            cmdline_size_max: header.cmdline_size as usize,
         })
     }
 

@@ -15,15 +15,18 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use linux_loader::elf::{
+    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, ELFMAG, EM_X86_64, Elf64_Ehdr, Elf64_Nhdr,
+    Elf64_Phdr, PF_W, PT_LOAD, PT_NOTE,
+};
+use vm_memory::ByteValued;
+
 use super::BootError;
 
 /// The most program headers that we look at. Linux has five.
 const SEGMENT_COUNT_MAX: u16 = 64;
 /// The most bytes of notes that we look at. Linux has a few hundred.
 const NOTES_SIZE_MAX: u64 = 64 << 10;
-
-const HEADER_SIZE: usize = 64;
-const PROGRAM_HEADER_SIZE: u16 = 56;
 
 /// A part of the file that belongs in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,24 +69,26 @@ pub(super) struct Elf {
 impl Elf {
     /// Whether the file begins as ELF files do.
     pub(super) fn is_elf(start: &[u8]) -> bool {
-        start.starts_with(b"\x7fELF")
+        start.starts_with(ELFMAG)
     }
 
     /// Reads what `file`, called `name`, says of itself.
     pub(super) fn read(file: &File, name: &str) -> Result<Self, BootError> {
         let reader = Reader { file, name, size: super::file_size(file, name)? };
-        let header = reader.bytes(0, HEADER_SIZE)?;
-        let (table, count) = reader.check_header(&header)?;
-        let entry = u64_at(&header, 24);
+        let mut header = Elf64_Ehdr::default();
+        reader.fill(0, header.as_mut_slice())?;
+        reader.check_header(&header)?;
         let mut segments = Vec::new();
         let mut notes = Notes::default();
-        for index in 0..count {
-            let at = table.checked_add(u64::from(index) * u64::from(PROGRAM_HEADER_SIZE));
+        for index in 0..header.e_phnum {
+            let at = u64::from(index) * u64::from(header.e_phentsize);
+            let at = header.e_phoff.checked_add(at);
             let at = at.ok_or_else(|| reader.refuse("program headers outside the file"))?;
-            let header = reader.bytes(at, usize::from(PROGRAM_HEADER_SIZE))?;
-            match u32_at(&header, 0) {
-                PT_LOAD if u64_at(&header, 40) > 0 => segments.push(reader.segment(&header)?),
-                PT_NOTE => notes.scan(&reader.notes(&header)?),
+            let mut program = Elf64_Phdr::default();
+            reader.fill(at, program.as_mut_slice())?;
+            match program.p_type {
+                PT_LOAD if program.p_memsz > 0 => segments.push(reader.segment(&program)?),
+                PT_NOTE => notes.scan(&reader.notes(&program)?),
                 _ => {}
             }
         }
@@ -92,7 +97,7 @@ impl Elf {
         }
         let entry = match notes {
             Notes { is_linux: false, pvh_entry: Some(pvh) } => ElfEntry::Pvh(u64::from(pvh)),
-            _ => ElfEntry::Linux64(entry),
+            _ => ElfEntry::Linux64(header.e_entry),
         };
         let (ElfEntry::Linux64(address) | ElfEntry::Pvh(address)) = entry;
         if !segments.iter().any(|s| (s.address..s.end()).contains(&address)) {
@@ -101,10 +106,6 @@ impl Elf {
         Ok(Self { segments, entry })
     }
 }
-
-const PT_LOAD: u32 = 1;
-const PT_NOTE: u32 = 4;
-const PF_W: u32 = 2;
 
 struct Reader<'a> {
     file: &'a File,
@@ -117,41 +118,37 @@ impl Reader<'_> {
         BootError::Image { name: self.name.to_owned(), rule }
     }
 
-    fn bytes(&self, offset: u64, size: usize) -> Result<Vec<u8>, BootError> {
-        if offset.checked_add(size as u64).is_none_or(|end| end > self.size) {
+    /// Fills `bytes` from `offset` of the file.
+    fn fill(&self, offset: u64, bytes: &mut [u8]) -> Result<(), BootError> {
+        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.size) {
             return Err(self.refuse("headers or notes outside the file"));
         }
-        let mut bytes = vec![0; size];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|source| BootError::Read { name: self.name.to_owned(), source })?;
-        Ok(bytes)
+        let read = self.file.read_exact_at(bytes, offset);
+        read.map_err(|source| BootError::Read { name: self.name.to_owned(), source })
     }
 
-    /// Checks the file's header; where the program headers are, and how many.
-    fn check_header(&self, header: &[u8]) -> Result<(u64, u16), BootError> {
-        const CLASS_64_LITTLE_ENDIAN: [u8; 2] = [2, 1];
-        const MACHINE_X86_64: u16 = 62;
-        if header.get(4..6) != Some(&CLASS_64_LITTLE_ENDIAN) {
+    fn check_header(&self, header: &Elf64_Ehdr) -> Result<(), BootError> {
+        let ident = &header.e_ident;
+        if (ident[EI_CLASS], ident[EI_DATA]) != (ELFCLASS64, ELFDATA2LSB) {
             return Err(self.refuse("not a 64-bit little-endian ELF file"));
         }
-        if u16_at(header, 18) != MACHINE_X86_64 {
+        if header.e_machine != EM_X86_64 {
             return Err(self.refuse("not for x86-64"));
         }
-        let count = u16_at(header, 56);
-        if u16_at(header, 54) != PROGRAM_HEADER_SIZE || count == 0 || count > SEGMENT_COUNT_MAX {
+        let has_size = usize::from(header.e_phentsize) == size_of::<Elf64_Phdr>();
+        if !has_size || !(1..=SEGMENT_COUNT_MAX).contains(&header.e_phnum) {
             return Err(self.refuse("program headers: none, more than 64, or of unknown size"));
         }
-        Ok((u64_at(header, 32), count))
+        Ok(())
     }
 
-    fn segment(&self, header: &[u8]) -> Result<Segment, BootError> {
+    fn segment(&self, header: &Elf64_Phdr) -> Result<Segment, BootError> {
         let segment = Segment {
-            offset: u64_at(header, 8),
-            address: u64_at(header, 24),
-            file_size: u64_at(header, 32),
-            memory_size: u64_at(header, 40),
-            is_writable: u32_at(header, 4) & PF_W != 0,
+            offset: header.p_offset,
+            address: header.p_paddr,
+            file_size: header.p_filesz,
+            memory_size: header.p_memsz,
+            is_writable: header.p_flags & PF_W != 0,
         };
         let file_end = segment.offset.checked_add(segment.file_size);
         if file_end.is_none_or(|end| end > self.size) {
@@ -164,9 +161,11 @@ impl Reader<'_> {
         Ok(segment)
     }
 
-    fn notes(&self, header: &[u8]) -> Result<Vec<u8>, BootError> {
-        let size = u64_at(header, 32).min(NOTES_SIZE_MAX);
-        self.bytes(u64_at(header, 8), usize::try_from(size).unwrap_or(0))
+    fn notes(&self, header: &Elf64_Phdr) -> Result<Vec<u8>, BootError> {
+        let size = header.p_filesz.min(NOTES_SIZE_MAX);
+        let mut notes = vec![0; usize::try_from(size).unwrap_or(0)];
+        self.fill(header.p_offset, &mut notes)?;
+        Ok(notes)
     }
 }
 
@@ -209,10 +208,12 @@ struct Note<'a> {
 
 impl<'a> Note<'a> {
     fn split(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
-        let (header, rest) = bytes.split_at_checked(12)?;
-        let (name, rest) = padded(rest, u32_at(header, 0))?;
-        let (contents, rest) = padded(rest, u32_at(header, 4))?;
-        Some((Self { name, kind: u32_at(header, 8), contents }, rest))
+        let (start, rest) = bytes.split_at_checked(size_of::<Elf64_Nhdr>())?;
+        let mut header = Elf64_Nhdr::default();
+        header.as_mut_slice().copy_from_slice(start);
+        let (name, rest) = padded(rest, header.n_namesz)?;
+        let (contents, rest) = padded(rest, header.n_descsz)?;
+        Some((Self { name, kind: header.n_type, contents }, rest))
     }
 }
 
@@ -223,19 +224,6 @@ fn padded(bytes: &[u8], size: u32) -> Option<(&[u8], &[u8])> {
     // The last note's padding may be missing.
     let next = size.checked_next_multiple_of(4)?.min(bytes.len());
     Some((field, bytes.get(next..)?))
-}
-
-/// Fields of a header; zero where it is too short, which callers have ruled out.
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..).and_then(|tail| tail.first_chunk().copied()).map_or(0, u16::from_le_bytes)
-}
-
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(|tail| tail.first_chunk().copied()).map_or(0, u32::from_le_bytes)
-}
-
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(|tail| tail.first_chunk().copied()).map_or(0, u64::from_le_bytes)
 }
 
 #[cfg(test)]

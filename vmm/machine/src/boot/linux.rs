@@ -1,34 +1,29 @@
 //! Linux' zero page (`struct boot_params`): what the 64-bit boot protocol hands over.
 //!
-//! | offset | size | field |
-//! |---|---|---|
-//! | 0x070 | 8 | `acpi_rsdp_addr` |
-//! | 0x0c0 | 4 | `ext_ramdisk_image`: upper half of the address |
-//! | 0x0c4 | 4 | `ext_ramdisk_size` |
-//! | 0x0c8 | 4 | `ext_cmd_line_ptr` |
-//! | 0x1e8 | 1 | `e820_entries` |
-//! | 0x1f1 | | `hdr`, the setup header; a `bzImage` brings its own |
-//! | 0x210 | 1 | `hdr.type_of_loader` |
-//! | 0x218 | 4 | `hdr.ramdisk_image` |
-//! | 0x21c | 4 | `hdr.ramdisk_size` |
-//! | 0x228 | 4 | `hdr.cmd_line_ptr` |
-//! | 0x250 | 8 | `hdr.setup_data` |
-//! | 0x2d0 | 20 each | `e820_table`: address, size, type |
-//!
-//! Source: Linux `Documentation/arch/x86/boot.rst` and `zero-page.rst`.
+//! Its layout is `linux-loader`'s, after Linux `Documentation/arch/x86/boot.rst` and
+//! `zero-page.rst`. A 64-bit value that came later than its first half is in two places:
+//! `cmd_line_ptr` and `ext_cmd_line_ptr`, `ramdisk_image` and `ext_ramdisk_image`, and so on.
+
+use linux_loader::bootparam::{
+    E820_MAX_ENTRIES_ZEROPAGE, LOADED_HIGH, SETUP_RNG_SEED, boot_e820_entry, boot_params,
+    setup_header,
+};
+use vm_memory::ByteValued;
 
 use super::bzimage::SETUP_HEADER_OFFSET;
-use super::e820::Entry;
 use crate::memory::Range;
 
-/// Size of the zero page.
-pub(super) const ZERO_PAGE_SIZE: usize = 4096;
 /// Size of the seed handed over for random numbers.
 pub(super) const SEED_SIZE: u8 = 32;
 
 /// A boot loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
-const E820_COUNT_MAX: usize = 128;
+const BOOT_FLAG: u16 = 0xaa55;
+/// `HdrS`.
+const HEADER_MAGIC: u32 = 0x5372_6448;
+/// 2.15.
+const PROTOCOL: u16 = 0x020f;
+const KERNEL_ALIGNMENT: u32 = 0x100_0000;
 
 /// What the zero page says.
 #[derive(Debug)]
@@ -40,37 +35,37 @@ pub(super) struct Parameters<'a> {
     pub(super) initramfs: Option<Range>,
     /// Address of the list of `setup_data`.
     pub(super) setup_data: u64,
-    pub(super) map: &'a [Entry],
+    pub(super) map: &'a [boot_e820_entry],
 }
 
-/// The zero page's bytes.
-pub(super) fn zero_page(parameters: &Parameters<'_>) -> Vec<u8> {
-    let mut page = vec![0; ZERO_PAGE_SIZE];
-    let header = parameters.setup_header.map_or_else(vmlinux_header, <[u8]>::to_vec);
-    put(&mut page, SETUP_HEADER_OFFSET, &header);
-    put(&mut page, 0x210, &[LOADER_UNDEFINED]);
-    put(&mut page, 0x070, &parameters.rsdp.to_le_bytes());
-    put_split(&mut page, 0x228, 0x0c8, parameters.cmdline);
-    let initramfs = parameters.initramfs.unwrap_or(Range { start: 0, size: 0 });
-    put_split(&mut page, 0x218, 0x0c0, initramfs.start);
-    put_split(&mut page, 0x21c, 0x0c4, initramfs.size);
-    put(&mut page, 0x250, &parameters.setup_data.to_le_bytes());
-    let map = parameters.map.iter().take(E820_COUNT_MAX);
-    let mut count = 0_u8;
-    for (entry, at) in map.zip((0x2d0..).step_by(20)) {
-        put(&mut page, at, &entry.address.to_le_bytes());
-        put(&mut page, at + 8, &entry.size.to_le_bytes());
-        put(&mut page, at + 16, &(entry.kind as u32).to_le_bytes());
-        count += 1;
+/// The zero page.
+pub(super) fn zero_page(parameters: &Parameters<'_>) -> boot_params {
+    let mut page = boot_params { acpi_rsdp_addr: parameters.rsdp, ..boot_params::default() };
+    match parameters.setup_header {
+        None => page.hdr = vmlinux_header(),
+        // As many bytes as it says it has: newer ones have more than the structure knows.
+        Some(header) => {
+            let place = page.as_mut_slice().get_mut(SETUP_HEADER_OFFSET..);
+            place.into_iter().flatten().zip(header).for_each(|(to, from)| *to = *from);
+        }
     }
-    put(&mut page, 0x1e8, &[count]);
+    page.hdr.type_of_loader = LOADER_UNDEFINED;
+    page.hdr.setup_data = parameters.setup_data;
+    (page.hdr.cmd_line_ptr, page.ext_cmd_line_ptr) = halves(parameters.cmdline);
+    let initramfs = parameters.initramfs.unwrap_or(Range { start: 0, size: 0 });
+    (page.hdr.ramdisk_image, page.ext_ramdisk_image) = halves(initramfs.start);
+    (page.hdr.ramdisk_size, page.ext_ramdisk_size) = halves(initramfs.size);
+    let count = parameters.map.len().min(E820_MAX_ENTRIES_ZEROPAGE);
+    page.e820_entries = u8::try_from(count).unwrap_or(0);
+    let mut table = [boot_e820_entry::default(); E820_MAX_ENTRIES_ZEROPAGE];
+    table[..count].copy_from_slice(&parameters.map[..count]);
+    page.e820_table = table;
     page
 }
 
 /// A `setup_data` node of type `SETUP_RNG_SEED`: next, type, length, contents. With it the guest's
 /// random numbers are good before any device is up; kernels that don't know the type skip it.
 pub(super) fn seed_node(seed: &[u8; SEED_SIZE as usize]) -> Vec<u8> {
-    const SETUP_RNG_SEED: u32 = 9;
     let mut node = 0_u64.to_le_bytes().to_vec();
     node.extend(SETUP_RNG_SEED.to_le_bytes());
     node.extend(u32::from(SEED_SIZE).to_le_bytes());
@@ -78,31 +73,22 @@ pub(super) fn seed_node(seed: &[u8; SEED_SIZE as usize]) -> Vec<u8> {
     node
 }
 
-/// The setup header for a kernel that comes without: boot flag, magic, protocol 2.15, loaded high.
-fn vmlinux_header() -> Vec<u8> {
-    let mut header = vec![0; 0x26c - SETUP_HEADER_OFFSET];
-    let mut put = |at: usize, bytes: &[u8]| put(&mut header, at - SETUP_HEADER_OFFSET, bytes);
-    put(0x1fe, &[0x55, 0xaa]);
-    put(0x202, b"HdrS");
-    put(0x206, &0x020f_u16.to_le_bytes());
-    put(0x211, &[1]);
-    put(0x230, &0x100_0000_u32.to_le_bytes());
-    header
-}
-
-/// Writes a 64-bit value as two halves in different places.
-fn put_split(page: &mut [u8], low: usize, high: usize, value: u64) {
-    let bytes = value.to_le_bytes();
-    let (low_half, high_half) = bytes.split_at(4);
-    put(page, low, low_half);
-    put(page, high, high_half);
-}
-
-/// Callers pass offsets of the table above, and headers that end before 0x290.
-fn put(page: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(place) = page.get_mut(at..at + bytes.len()) {
-        place.copy_from_slice(bytes);
+/// The setup header for a kernel that comes without.
+fn vmlinux_header() -> setup_header {
+    setup_header {
+        boot_flag: BOOT_FLAG,
+        header: HEADER_MAGIC,
+        version: PROTOCOL,
+        loadflags: LOADED_HIGH,
+        kernel_alignment: KERNEL_ALIGNMENT,
+        ..setup_header::default()
     }
+}
+
+/// The lower and the upper half of a value that goes to different places.
+const fn halves(value: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
 }
 
 #[cfg(test)]
@@ -127,16 +113,17 @@ mod tests {
             map: &map,
         };
         let page = zero_page(&parameters);
+        let page = page.as_slice();
         assert_eq!(page.len(), 4096);
         assert_eq!(page[0x1fe..0x200], [0x55, 0xaa]);
         assert_eq!(&page[0x202..0x206], b"HdrS");
         assert_eq!((page[0x210], page[0x211]), (0xff, 1));
-        assert_eq!((u32_of(&page, 0x218), u32_of(&page, 0xc0)), (0x2345_6000, 1));
-        assert_eq!((u32_of(&page, 0x21c), u32_of(&page, 0xc4)), (0x777, 0));
-        assert_eq!(u32_of(&page, 0x228), 0x2_0000);
-        assert_eq!((u32_of(&page, 0x70), u32_of(&page, 0x250)), (0xe_0000, 0x6000));
+        assert_eq!((u32_of(page, 0x218), u32_of(page, 0xc0)), (0x2345_6000, 1));
+        assert_eq!((u32_of(page, 0x21c), u32_of(page, 0xc4)), (0x777, 0));
+        assert_eq!(u32_of(page, 0x228), 0x2_0000);
+        assert_eq!((u32_of(page, 0x70), u32_of(page, 0x250)), (0xe_0000, 0x6000));
         assert_eq!(usize::from(page[0x1e8]), map.len());
-        assert_eq!((u32_of(&page, 0x2d0), u32_of(&page, 0x2d0 + 16)), (0, 1));
+        assert_eq!((u32_of(page, 0x2d0), u32_of(page, 0x2d0 + 16)), (0, 1));
         assert_eq!(page[0x1ef], 0, "the sentinel says that unknown fields are clean");
     }
 
@@ -153,6 +140,7 @@ mod tests {
             map: &[],
         };
         let page = zero_page(&parameters);
+        let page = page.as_slice();
         assert_eq!((page[0x1f1], page[0x1f2], page[0x210]), (0x1b, 0xee, 0xff));
         assert_eq!((page[0x26b], page[0x26c]), (0xee, 0));
     }

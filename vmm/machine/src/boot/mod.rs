@@ -37,6 +37,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
+use vm_memory::ByteValued;
 use vmm_virtio::memory::{Bytes, GuestAddress, Memory};
 
 use crate::memory::layout::{
@@ -139,7 +140,7 @@ pub fn load(boot: &Boot, ram: &mut Ram) -> Result<Entry, BootError> {
                 setup_data: SEED_ADDRESS,
                 map: &map,
             };
-            (kernel.entry, linux::zero_page(&parameters))
+            (kernel.entry, linux::zero_page(&parameters).as_slice().to_vec())
         }
         Entry::Pvh { .. } => {
             let (cmdline, rsdp) = (CMDLINE_ADDRESS, ACPI_ADDRESS);

@@ -1,26 +1,25 @@
-//! PVH's start of day structure (`struct hvm_start_info`, Xen `public/arch-x86/hvm/start_info.h`).
+//! PVH's start of day structure (`struct hvm_start_info`, Xen `public/arch-x86/hvm/start_info.h`), in
+//! `linux-loader`'s words, and the lists that it points to:
 //!
-//! | offset | size | field |
-//! |---|---|---|
-//! | 0 | 4 | magic, 0x336ec578 |
-//! | 4 | 4 | version, 1 |
-//! | 8 | 4 | flags |
-//! | 12 | 4 | number of modules |
-//! | 16 | 8 | address of the module list |
-//! | 24 | 8 | address of the command line |
-//! | 32 | 8 | address of ACPI's root pointer |
-//! | 40 | 8 | address of the memory map |
-//! | 48 | 4 | its number of entries |
-//!
-//! A module is address, size, address of its command line, zero, 8 bytes each; an entry of the
-//! map is address, size, 8 bytes each, type, zero, 4 bytes each. Both lists follow the structure.
+//! | offset | what |
+//! |---|---|
+//! | 0 | the structure |
+//! | 0x40 | the list of modules, of which the initramfs is the only one |
+//! | 0x80 | the memory map |
 
-use super::e820::Entry;
+use linux_loader::bootparam::boot_e820_entry;
+use linux_loader::start_info::{
+    XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use vm_memory::ByteValued;
+
 use crate::memory::Range;
 
-const MAGIC: u32 = 0x336e_c578;
 const MODULES_OFFSET: u8 = 0x40;
 const MAP_OFFSET: u8 = 0x80;
+const _: () = assert!(size_of::<hvm_start_info>() <= MODULES_OFFSET as usize);
+const _: () =
+    assert!(MODULES_OFFSET as usize + size_of::<hvm_modlist_entry>() <= MAP_OFFSET as usize);
 
 /// The structure's bytes and its lists, to be put at `address`.
 pub(super) fn start_info(
@@ -28,29 +27,29 @@ pub(super) fn start_info(
     cmdline: u64,
     rsdp: u64,
     initramfs: Option<Range>,
-    map: &[Entry],
+    map: &[boot_e820_entry],
 ) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let module_count = u32::from(initramfs.is_some());
-    for word in [MAGIC, 1, 0, module_count] {
-        bytes.extend(word.to_le_bytes());
-    }
-    let modules = if initramfs.is_some() { address + u64::from(MODULES_OFFSET) } else { 0 };
-    for address in [modules, cmdline, rsdp, address + u64::from(MAP_OFFSET)] {
-        bytes.extend(address.to_le_bytes());
-    }
-    bytes.extend(u32::try_from(map.len()).unwrap_or(0).to_le_bytes());
+    let info = hvm_start_info {
+        magic: XEN_HVM_START_MAGIC_VALUE,
+        version: 1,
+        nr_modules: u32::from(initramfs.is_some()),
+        modlist_paddr: initramfs.map_or(0, |_| address + u64::from(MODULES_OFFSET)),
+        cmdline_paddr: cmdline,
+        rsdp_paddr: rsdp,
+        memmap_paddr: address + u64::from(MAP_OFFSET),
+        memmap_entries: u32::try_from(map.len()).unwrap_or(0),
+        ..hvm_start_info::default()
+    };
+    let mut bytes = info.as_slice().to_vec();
     bytes.resize(usize::from(MODULES_OFFSET), 0);
-    if let Some(initramfs) = initramfs {
-        bytes.extend(initramfs.start.to_le_bytes());
-        bytes.extend(initramfs.size.to_le_bytes());
+    if let Some(Range { start: paddr, size }) = initramfs {
+        let module = hvm_modlist_entry { paddr, size, ..hvm_modlist_entry::default() };
+        bytes.extend(module.as_slice());
     }
     bytes.resize(usize::from(MAP_OFFSET), 0);
-    for entry in map {
-        bytes.extend(entry.address.to_le_bytes());
-        bytes.extend(entry.size.to_le_bytes());
-        bytes.extend((entry.kind as u32).to_le_bytes());
-        bytes.extend(0_u32.to_le_bytes());
+    for &boot_e820_entry { addr, size, r#type: type_ } in map {
+        let entry = hvm_memmap_table_entry { addr, size, type_, reserved: 0 };
+        bytes.extend(entry.as_slice());
     }
     bytes
 }

@@ -196,10 +196,10 @@ const fn set(register: &mut u32, bits: u32, is_set: bool) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn entry(leaf: u32, subleaf: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
+    pub(in crate::cpu) fn entry(leaf: u32, subleaf: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
         let [eax, ebx, ecx, edx] = registers;
         kvm_cpuid_entry2 {
             function: leaf,
@@ -236,7 +236,11 @@ mod tests {
         machine.for_vcpu(index, Some(2_100_000)).unwrap().as_slice().to_vec()
     }
 
-    fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> kvm_cpuid_entry2 {
+    pub(in crate::cpu) fn find(
+        entries: &[kvm_cpuid_entry2],
+        leaf: u32,
+        subleaf: u32,
+    ) -> kvm_cpuid_entry2 {
         *entries.iter().find(|e| (e.function, e.index) == (leaf, subleaf)).unwrap()
     }
 

@@ -300,19 +300,7 @@ fn trim_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn entry(leaf: u32, subleaf: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
-        let [eax, ebx, ecx, edx] = registers;
-        kvm_cpuid_entry2 {
-            function: leaf,
-            index: subleaf,
-            eax,
-            ebx,
-            ecx,
-            edx,
-            ..Default::default()
-        }
-    }
+    use crate::cpu::cpuid::tests::{entry, find};
 
     /// A CPU with every bit set, and AVX-512 state.
     fn everything() -> Vec<kvm_cpuid_entry2> {
@@ -325,10 +313,6 @@ mod tests {
         entries.push(entry(0xd, 2, [256, 576, 0, 0]));
         entries.push(entry(0xd, 5, [64, 1088, 0, 0]));
         entries
-    }
-
-    fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> kvm_cpuid_entry2 {
-        *entries.iter().find(|e| (e.function, e.index) == (leaf, subleaf)).unwrap()
     }
 
     #[test]

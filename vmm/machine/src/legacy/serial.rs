@@ -6,12 +6,13 @@
 //! [`SerialInput`]; the port takes 64 bytes at a time and says when it has room again.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{SerialEvents, SerialState};
 use vm_superio::{Serial, Trigger};
-use vmm_sys_util::eventfd::EventFd;
 use vmm_virtio::Counter;
 
 use crate::line::Line;
@@ -38,7 +39,7 @@ pub(crate) struct SerialConsole {
 impl SerialConsole {
     /// A port that writes to `sink`, and interrupts by `line`.
     pub(crate) fn new(sink: Sink, line: Line) -> io::Result<Self> {
-        let drained = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)?;
+        let drained = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let drained = Arc::new(Drained(drained));
         let lost = Counter::default();
         let sink = CountingSink { sink, lost: lost.clone() };
@@ -51,17 +52,17 @@ impl SerialConsole {
         SerialInput { console: self.clone() }
     }
 
-    pub(super) fn read(&self, port: u16) -> u8 {
+    pub(crate) fn read(&self, port: u16) -> u8 {
         self.lock().read(offset(port))
     }
 
-    pub(super) fn write(&self, port: u16, byte: u8) {
+    pub(crate) fn write(&self, port: u16, byte: u8) {
         // What fails is the sink, which counts, or the interrupt, which the guest can do without.
         let _ = self.lock().write(offset(port), byte);
     }
 
     /// As after power-on; the sink stays.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         // The port's own first state is one that it takes.
         let _ = self.replace(&SerialState::default());
     }
@@ -91,6 +92,8 @@ impl SerialConsole {
         if let Ok(new) = Serial::from_state(state, Interrupt(line), events, sink) {
             *device = new;
         }
+        // Whoever waits for room has it now.
+        self.drained.in_buffer_empty();
         true
     }
 
@@ -167,9 +170,13 @@ impl SerialInput {
         }
         let mut device = self.console.lock();
         let room = device.fifo_capacity().min(bytes.len());
-        let taken = bytes.get(..room).unwrap_or_default();
-        // An error is a full queue, or an interrupt that the guest can do without.
-        device.enqueue_raw_bytes(taken).unwrap_or(0)
+        let Some(taken) = bytes.get(..room).filter(|taken| !taken.is_empty()) else { return 0 };
+        match device.enqueue_raw_bytes(taken) {
+            // The guest has connected the port to itself: what comes by the wire is lost.
+            Ok(0) => bytes.len(),
+            // An error is an interrupt that the guest can do without.
+            Ok(_) | Err(_) => taken.len(),
+        }
     }
 
     /// Bytes of output that the sink refused.
@@ -178,11 +185,18 @@ impl SerialInput {
         &self.console.lost
     }
 
-    /// Becomes readable when the guest has taken all that was handed over. Read it, then hand over
-    /// more.
+    /// Becomes readable when the guest has taken all that was handed over, or has forgotten it in a
+    /// reset; until [`take_drained`](Self::take_drained).
     #[must_use]
-    pub fn drained(&self) -> &EventFd {
-        &self.console.drained.0
+    pub fn drained(&self) -> BorrowedFd<'_> {
+        self.console.drained.0.as_fd()
+    }
+
+    /// Whether that has happened since the last call.
+    #[must_use]
+    pub fn take_drained(&self) -> bool {
+        let mut count = [0; size_of::<u64>()];
+        rustix::io::read(self.drained(), &mut count).is_ok()
     }
 }
 
@@ -202,7 +216,7 @@ impl Trigger for Interrupt {
 }
 
 /// Says that the queue is empty.
-struct Drained(EventFd);
+struct Drained(OwnedFd);
 
 impl SerialEvents for Drained {
     fn buffer_read(&self) {}
@@ -211,7 +225,7 @@ impl SerialEvents for Drained {
 
     fn in_buffer_empty(&self) {
         // It fails only when it has been written 2^64 times unread.
-        let _ = self.0.write(1);
+        let _ = rustix::io::write(&self.0, &1_u64.to_le_bytes());
     }
 }
 
@@ -305,10 +319,10 @@ mod tests {
         assert_eq!(input.enqueue(&bytes), 64);
         assert_eq!(input.enqueue(&bytes[64..]), 0);
         assert!(interrupts.value() > 0);
-        assert!(input.drained().read().is_err(), "nothing was taken yet");
+        assert!(!input.take_drained(), "nothing was taken yet");
         let taken: Vec<u8> = (0..64).map(|_| console.read(PORT_FIRST)).collect();
         assert_eq!(taken, bytes[..64]);
-        assert_eq!(input.drained().read().unwrap(), 1);
+        assert!(input.take_drained() && !input.take_drained());
         assert_eq!(input.enqueue(&bytes[64..]), 36);
     }
 
@@ -332,13 +346,29 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_while_the_port_talks_to_itself_is_lost() {
+        const MODEM_CONTROL: u16 = PORT_FIRST + 4;
+        const LOOPBACK: u8 = 1 << 4;
+        let (console, _) = console(Box::new(io::sink()));
+        console.write(MODEM_CONTROL, LOOPBACK);
+        assert_eq!(console.input().enqueue(b"typed"), 5, "nobody waits for it");
+        console.write(MODEM_CONTROL, 0);
+        assert_eq!(console.read(LINE_STATUS) & 1, 0);
+        assert_eq!(console.input().enqueue(b"again"), 5);
+        assert_eq!(console.read(PORT_FIRST), b'a');
+    }
+
+    #[test]
     fn reset_forgets_registers_and_input_but_not_the_sink() {
         let record = Record::default();
         let (console, _) = console(Box::new(record.clone()));
         console.write(SCRATCH, 0x5a);
         console.write(PORT_FIRST, b'a');
         assert_eq!(console.input().enqueue(b"old"), 3);
+        let input = console.input();
+        assert!(!input.take_drained());
         console.reset();
+        assert!(input.take_drained(), "whoever waits for room has it");
         assert_eq!((console.read(SCRATCH), console.read(LINE_STATUS) & 1), (0, 0));
         console.write(PORT_FIRST, b'b');
         assert_eq!(*record.0.lock().unwrap(), b"ab");

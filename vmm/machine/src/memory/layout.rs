@@ -72,8 +72,10 @@ pub const MMIO32_ADDRESS: u64 = LOW_RAM_END_MAX;
 pub const MMIO32_SIZE: u64 = 512 * MIB;
 /// Configuration space of PCI bus 0.
 pub const ECAM_ADDRESS: u64 = 0xe000_0000;
-/// One bus: 32 devices, 8 functions, 4 KiB each.
-pub const ECAM_SIZE: u64 = MIB;
+/// Slots of PCI bus 0, each for a device.
+pub const PCI_SLOT_COUNT: u8 = 32;
+/// One bus: in each slot 8 functions of 4 KiB.
+pub const ECAM_SIZE: u64 = PCI_SLOT_COUNT as u64 * 8 * 4096;
 /// The I/O interrupt controller.
 pub const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 /// Local interrupt controllers, each CPU's own.

@@ -10,14 +10,15 @@ use kvm_ioctls::VmFd;
 use vmm_virtio::DeviceError;
 use vmm_virtio::pci::{Bar, FUNCTION_SIZE, Function, Host};
 
-use super::ecam::{ECAM_SIZE, Ecam, STRIDE};
+use super::ecam::{Ecam, STRIDE};
 use super::host::FunctionHost;
 use super::host_bridge::HostBridge;
 use super::windows;
 use crate::interrupts::Interrupts;
+use crate::memory::layout::{ECAM_SIZE, PCI_SLOT_COUNT};
 
 /// Slots of the bus; the host bridge has the first.
-pub const SLOT_COUNT: usize = 32;
+pub const SLOT_COUNT: usize = PCI_SLOT_COUNT as usize;
 
 /// Where in the guest's physical addresses the bus is.
 #[derive(Clone, Debug)]

@@ -32,13 +32,12 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vmm_virtio::pci::FUNCTION_SIZE;
 
 use super::SLOT_COUNT;
-
-/// The size of the window: one bus.
-pub const ECAM_SIZE: u64 = (SLOT_COUNT * STRIDE) as u64;
+use crate::memory::layout::ECAM_SIZE;
 
 /// From one device to the next: eight functions.
 pub(super) const STRIDE: usize = 8 * FUNCTION_SIZE;
 const SIZE: usize = SLOT_COUNT * STRIDE;
+const _: () = assert!(SIZE as u64 == ECAM_SIZE, "the window is one bus");
 
 /// The mapping, and the guest's view of it.
 pub(super) struct Ecam {

@@ -23,4 +23,3 @@ mod host_bridge;
 mod windows;
 
 pub use bus::{Bus, BusError, Layout, SLOT_COUNT};
-pub use ecam::ECAM_SIZE;

@@ -10,8 +10,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -47,9 +45,6 @@ pub(super) struct Terminal {
     before: Option<Termios>,
     _serial_peer: Option<OwnedFd>,
 }
-
-/// How long a full serial port is left alone before it is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Consoles {
     /// Opens what the description names.
@@ -164,11 +159,20 @@ fn pass_keys(mut from: File, to: &SerialInput) {
         while !rest.is_empty() {
             let taken = to.enqueue(rest);
             rest = rest.get(taken..).unwrap_or_default();
-            if taken == 0 {
-                thread::sleep(RETRY_INTERVAL);
+            if taken == 0 && !wait_for_room(to) {
+                return;
             }
         }
     }
+}
+
+/// Waits until the guest has taken what the port holds. False if that cannot be waited for.
+fn wait_for_room(port: &SerialInput) -> bool {
+    let mut waited = [PollFd::from_borrowed_fd(port.drained(), PollFlags::IN)];
+    let result = poll(&mut waited, None);
+    // Nothing, after an interruption.
+    let _ = port.take_drained();
+    result.is_ok() || result == Err(Errno::INTR)
 }
 
 /// Passes keys on as they are pressed, if standard input is a terminal; returns what it was before.
@@ -202,4 +206,64 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Columns and rows of our own terminal, or of the usual one.
 fn terminal_size() -> (u16, u16) {
     rustix::termios::tcgetwinsize(io::stdout()).map_or((80, 24), |size| (size.ws_col, size.ws_row))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::legacy::SerialConsole;
+    use crate::line::Line;
+
+    const DATA: u16 = 0x3f8;
+    const LINE_STATUS: u16 = DATA + 5;
+    /// Far longer than it takes.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Takes what is there, a byte at a time, as a guest does.
+    fn take(console: &SerialConsole, count: usize) -> Vec<u8> {
+        let give_up = Instant::now() + PATIENCE;
+        let mut taken = Vec::new();
+        while taken.len() < count {
+            if console.read(LINE_STATUS) & 1 == 1 {
+                taken.push(console.read(DATA));
+            } else {
+                assert!(Instant::now() < give_up, "{} bytes came", taken.len());
+                thread::yield_now();
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn keys_wait_for_room_in_the_port_and_come_in_order() {
+        let console = SerialConsole::new(
+            Box::new(io::sink()),
+            Line::counting(vmm_virtio::Counter::default()),
+        )
+        .unwrap();
+        let (from, mut to) = io::pipe().unwrap();
+        let input = console.input();
+        let passing = thread::spawn(move || pass_keys(File::from(OwnedFd::from(from)), &input));
+        let typed: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        to.write_all(&typed).unwrap();
+        assert_eq!(take(&console, 300), typed[..300]);
+        // What was on its way is gone with the reset, and what comes after it still comes.
+        while console.read(LINE_STATUS) & 1 == 0 {
+            thread::yield_now();
+        }
+        console.reset();
+        let rest = take(&console, 500);
+        assert!(typed[300..].windows(500).any(|window| window == rest), "{rest:?}");
+        drop(to);
+        let give_up = Instant::now() + PATIENCE;
+        while !passing.is_finished() {
+            assert!(Instant::now() < give_up, "it ends with what it reads from");
+            if console.read(LINE_STATUS) & 1 == 1 {
+                console.read(DATA);
+            }
+        }
+    }
 }

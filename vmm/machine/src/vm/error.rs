@@ -3,9 +3,9 @@
 use std::io;
 
 use vmm_virtio::DeviceError;
+use vmm_virtio::socket_file::ListenError;
 
 use crate::MachineError;
-use crate::api::ListenerError;
 use crate::boot::BootError;
 use crate::jail::JailError;
 use crate::kvm::KvmError;
@@ -32,7 +32,7 @@ pub enum VmError {
     Jail(#[from] JailError),
     /// The API's socket.
     #[error(transparent)]
-    Api(#[from] ListenerError),
+    Api(#[from] ListenError),
     /// The snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -59,10 +59,10 @@ pub enum VmError {
 impl VmError {
     /// What to do about it, where that is known.
     #[must_use]
-    pub const fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
             Self::Kvm(error) => Some(error.hint()),
-            Self::Jail(error) => error.hint(),
+            Self::Jail(error) => error.hint().map(str::to_owned),
             _ => None,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use vmm_virtio::Counter;
+
 use super::Shared;
 use crate::ExitKind;
 use crate::api::{Family, Kind, Metrics, Value};
@@ -26,25 +28,23 @@ impl Shared {
             kind: Kind::Counter,
             samples: exits,
         });
+        let count = |kind: &str, id: &str, name: &str, counter: &Counter| {
+            let labels = [("kind", kind), ("id", id), ("count", name)];
+            let labels = labels.map(|(label, value)| (label, value.to_owned()));
+            (labels.into(), Value::Integer(counter.value()))
+        };
+        let serial = self.machine().serial_input();
+        let lost = serial.map(|port| count("serial", "serial", "lost_bytes", port.lost()));
         let plugged = self.plugged();
         let samples = plugged.iter().flat_map(|device| {
-            let labels = |name: &str| {
-                vec![
-                    ("kind", device.kind.to_owned()),
-                    ("id", device.id.clone()),
-                    ("count", name.to_owned()),
-                ]
-            };
-            let count = |(name, counter): &(&'static str, vmm_virtio::Counter)| {
-                (labels(name), Value::Integer(counter.value()))
-            };
-            device.counters.iter().map(count).collect::<Vec<_>>()
+            let counters = device.counters.iter();
+            counters.map(|(name, counter)| count(device.kind, &device.id, name, counter))
         });
         metrics.0.push(Family {
             name: "vmm_device_total",
             help: "What devices count, by kind and id of the device and name of the count.",
             kind: Kind::Counter,
-            samples: samples.collect(),
+            samples: lost.into_iter().chain(samples).collect(),
         });
         metrics
     }

@@ -156,7 +156,7 @@ struct Counts {
     throttled: Counter,
 }
 
-/// How long a unit that stops waits for the host.
+/// How long a unit that stops waits for the host before it cancels what is in flight.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 impl BlockOptions {

@@ -125,8 +125,16 @@ pub trait Lane: Send {
     /// Does not wait for what takes the host long.
     ///
     /// # Errors
-    /// When the lane is of no use any more. It is then dropped.
+    /// When the lane is of no use any more. It is then cancelled, and dropped once it is not busy.
     fn turn(&mut self, done: &mut Vec<Done>) -> io::Result<()>;
+
+    /// Gives up: begins nothing any more, and asks the host to end what it is at. All that was
+    /// started is still reported by [`turn`](Self::turn), as an error if it was not over; what the
+    /// host does not let go of, when it does.
+    fn cancel(&mut self);
+
+    /// Whether the host may still read or write buffers of what was started.
+    fn is_busy(&self) -> bool;
 
     /// Readable when [`turn`](Self::turn) would report something, until it has been called. `None`
     /// if that always reports everything.

@@ -72,6 +72,9 @@ enum Kind {
 /// A unit serves so many times its queue's size before others on its thread have their turn.
 const ROUNDS_MAX: u32 = 4;
 
+/// How often a lane that was cancelled is looked at, though it says nothing.
+const CANCEL_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The token of the lane's descriptor.
 const LANE: u32 = 0;
 
@@ -332,14 +335,54 @@ impl BlockUnit {
         }
     }
 
-    /// Waits for the lane until `deadline`. False if there is no use in waiting any longer.
-    fn wait(&self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Some(descriptor) = self.lane.descriptor() else { return false };
-        let mut descriptors = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    /// Answers all that is in flight. False if it cannot, or not until `deadline`.
+    fn finish_all(&mut self, deadline: Instant) -> bool {
+        loop {
+            if let Err(error) = self.settle(false) {
+                tracing::warn!(%error, "a disk queue stops without an answer for its requests");
+                return false;
+            }
+            let in_flight = self.slots.len() - self.free.len();
+            if in_flight == 0 {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let queue = self.queue.index();
+                tracing::error!(queue, in_flight, "the host hangs: disk requests are cancelled");
+                return false;
+            }
+            self.wait(left);
+        }
+    }
+
+    /// Ends what is in flight, and waits for as long as it takes until the host has let go of guest
+    /// memory: whoever gets the queue back may let the guest use that for something else. Whoever
+    /// waits for us need not wait as long.
+    fn cancel_all(&mut self) {
+        self.lane.cancel();
+        let mut can_answer = true;
+        loop {
+            if can_answer {
+                can_answer = self.settle(false).is_ok();
+            } else {
+                self.done.clear();
+                // There was an error before this one.
+                let _ = self.lane.turn(&mut self.done);
+            }
+            if !self.lane.is_busy() {
+                return;
+            }
+            self.wait(CANCEL_INTERVAL);
+        }
+    }
+
+    /// Waits for the lane, and for `limit` at most.
+    fn wait(&self, limit: Duration) {
+        let watch = |descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN);
+        let mut descriptors: Vec<_> = self.lane.descriptor().map(watch).into_iter().collect();
         // An interruption is an early end of the wait.
-        let _ = poll(&mut descriptors, Some(&timespec(left)));
-        left > Duration::ZERO
+        let _ = poll(&mut descriptors, Some(&timespec(limit)));
     }
 }
 
@@ -376,21 +419,8 @@ impl Unit for BlockUnit {
     }
 
     fn stop(mut self: Box<Self>) -> Vec<Queue> {
-        let deadline = Instant::now() + self.shared.stop_limit;
-        loop {
-            if let Err(error) = self.settle(false) {
-                tracing::warn!(%error, "a disk queue stops without an answer for its requests");
-                break;
-            }
-            let in_flight = self.slots.len() - self.free.len();
-            if in_flight == 0 {
-                break;
-            }
-            if !self.wait(deadline) {
-                let queue = self.queue.index();
-                tracing::error!(queue, in_flight, "the host hangs: requests stay unanswered");
-                break;
-            }
+        if !self.finish_all(Instant::now() + self.shared.stop_limit) {
+            self.cancel_all();
         }
         vec![self.queue]
     }

@@ -34,18 +34,17 @@ impl Room {
         descriptor: BorrowedFd<'_>,
         slices: impl Iterator<Item = VolatileSlice<'m>>,
     ) -> Result<usize, Errno> {
-        self.fill(slices);
-        // SAFETY: a `Piece` has the layout of `struct iovec`, and so has an `IoSliceMut`, which
-        // std guarantees. Each describes memory that is mapped and writable as long as `'m`, which
-        // outlives this call. It is the kernel that writes there; nothing on this side makes a
-        // reference of it. The pieces themselves are borrowed from `self`, and no one else's.
-        let buffers = unsafe {
-            let first = self.0.as_mut_ptr().cast::<IoSliceMut<'_>>();
-            std::slice::from_raw_parts_mut(first, self.0.len())
-        };
-        let result = retry(|| rustix::io::readv(descriptor, buffers));
-        self.0.clear();
-        result
+        self.transfer(slices, |pieces| {
+            // SAFETY: a `Piece` has the layout of `struct iovec`, and so has an `IoSliceMut`, which
+            // std guarantees. Each describes memory that is mapped and writable as long as `'m`,
+            // which outlives this call. It is the kernel that writes there; nothing on this side
+            // makes a reference of it. The pieces themselves are borrowed, and no one else's.
+            let buffers = unsafe {
+                let first = pieces.as_mut_ptr().cast::<IoSliceMut<'_>>();
+                std::slice::from_raw_parts_mut(first, pieces.len())
+            };
+            rustix::io::readv(descriptor, buffers)
+        })
     }
 
     /// Writes one packet out of `slices`, of which the first [`PIECES_MAX`] count.
@@ -54,13 +53,29 @@ impl Room {
         descriptor: BorrowedFd<'_>,
         slices: impl Iterator<Item = VolatileSlice<'m>>,
     ) -> Result<usize, Errno> {
+        self.transfer(slices, |pieces| {
+            // SAFETY: as in `read`; here the kernel only reads, and copies each byte once.
+            let buffers = unsafe {
+                let first = pieces.as_ptr().cast::<IoSlice<'_>>();
+                std::slice::from_raw_parts(first, pieces.len())
+            };
+            rustix::io::writev(descriptor, buffers)
+        })
+    }
+
+    /// Calls `call` with the pieces of `slices`, and once more after a signal.
+    fn transfer<'m>(
+        &mut self,
+        slices: impl Iterator<Item = VolatileSlice<'m>>,
+        mut call: impl FnMut(&mut [Piece]) -> Result<usize, Errno>,
+    ) -> Result<usize, Errno> {
         self.fill(slices);
-        // SAFETY: as in `read`; here the kernel only reads, and copies each byte once.
-        let buffers = unsafe {
-            let first = self.0.as_ptr().cast::<IoSlice<'_>>();
-            std::slice::from_raw_parts(first, self.0.len())
+        let result = loop {
+            match call(&mut self.0) {
+                Err(Errno::INTR) => {}
+                result => break result,
+            }
         };
-        let result = retry(|| rustix::io::writev(descriptor, buffers));
         self.0.clear();
         result
     }
@@ -72,15 +87,5 @@ impl Room {
         self.0.extend(
             pieces.map(|slice| Piece { base: slice.ptr_guard_mut().as_ptr(), size: slice.len() }),
         );
-    }
-}
-
-/// Once more after a signal.
-fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            result => return result,
-        }
     }
 }

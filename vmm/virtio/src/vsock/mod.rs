@@ -48,7 +48,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use self::heartbeat::Heartbeat;
 use self::host::Host;
-pub use self::listener::{Connector, ListenError, Listener, PATH_SIZE_MAX, connect};
+pub use self::listener::{Connector, Listener, PATH_SIZE_MAX, connect};
 use self::mux::{Counters, LIMITS, Mux};
 use self::reseed::Reseed;
 use self::services::Services;

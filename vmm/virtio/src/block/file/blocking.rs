@@ -68,6 +68,13 @@ impl Lane for BlockingLane {
         Ok(())
     }
 
+    /// Nothing is under way between two calls.
+    fn cancel(&mut self) {}
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -140,7 +140,8 @@ impl Means {
     }
 }
 
-/// We cancel nothing; the kernel does when the thread that began a step ends.
+/// A step is cancelled by the kernel when the thread that began it ends; a lane that cancels begins
+/// nothing anew.
 fn is_transient(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INTR | Errno::AGAIN | Errno::CANCELED))
 }

@@ -188,6 +188,9 @@ struct Lot {
 /// The file's index among those that are registered with the ring.
 const FILE: types::Fixed = types::Fixed(0);
 
+/// What the kernel says of an operation that was to end another. No tag is as large.
+const CANCEL: u64 = u64::MAX;
+
 impl Ring {
     /// Sets a ring up for `depth` operations at a time on `file`.
     ///
@@ -217,6 +220,11 @@ impl Ring {
     /// How many operations were pushed and have not come back.
     pub(super) const fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// Whether the kernel works on `tag`.
+    pub(super) fn is_busy(&self, tag: u16) -> bool {
+        self.lots.get(usize::from(tag)).is_some_and(|lot| lot.is_busy)
     }
 
     /// The scatter of `tag`, for its next operation.
@@ -274,9 +282,26 @@ impl Ring {
         Err(last.unwrap_or_else(|| Errno::AGAIN.into()))
     }
 
+    /// Asks the kernel to end what is in flight. What ended, and how, the completions tell: transfers
+    /// that the device is at cannot be ended.
+    pub(super) fn cancel(&mut self) {
+        let tags = (0_u64..).zip(self.lots.iter()).filter(|(_, lot)| lot.is_busy);
+        for tag in tags.map(|(tag, _)| tag) {
+            // The restrictions ask for the flag, which means nothing here.
+            let entry = opcode::AsyncCancel::new(tag).build().user_data(CANCEL);
+            let entry = entry.flags(squeue::Flags::FIXED_FILE);
+            // SAFETY: the entry points to nothing.
+            if unsafe { self.uring.submission().push(&entry) }.is_err() {
+                break;
+            }
+        }
+        // What it does not take now is there the next time.
+        let _ = self.enter();
+    }
+
     /// The next operation that is over, with the kernel's result.
     pub(super) fn next(&mut self) -> Option<(u16, io::Result<u32>)> {
-        let completion = self.uring.completion().next()?;
+        let completion = self.uring.completion().find(|entry| entry.user_data() != CANCEL)?;
         let tag = u16::try_from(completion.user_data()).unwrap_or(u16::MAX);
         let lot = &mut self.lots[usize::from(tag)];
         assert!(lot.is_busy, "operation {tag} was not in flight");
@@ -314,7 +339,7 @@ impl Drop for Ring {
 }
 
 /// All that a ring may do.
-fn restrictions() -> [Restriction; 9] {
+fn restrictions() -> [Restriction; 10] {
     /// What `Drop` asks for (`<linux/io_uring.h>`).
     const UNREGISTER_FILES: u8 = 3;
     let fixed_file = squeue::Flags::FIXED_FILE.bits();
@@ -325,6 +350,7 @@ fn restrictions() -> [Restriction; 9] {
         Restriction::sqe_op(opcode::Writev::CODE),
         Restriction::sqe_op(opcode::Fsync::CODE),
         Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::sqe_op(opcode::AsyncCancel::CODE),
         Restriction::sqe_flags_required(fixed_file),
         Restriction::sqe_flags_allowed(fixed_file),
         Restriction::register_op(UNREGISTER_FILES),
@@ -459,6 +485,45 @@ mod tests {
                 assert_eq!(result.unwrap(), 0);
             }
         }
+    }
+
+    #[test]
+    fn what_is_cancelled_ends_and_touches_nothing_afterwards() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let reader = File::from(std::os::fd::OwnedFd::from(reader));
+        let memory = testing::memory(1 << 20);
+        let Ok(mut ring) = Ring::new(&reader, &memory, 4) else {
+            println!("skipped: no io_uring here");
+            return;
+        };
+        for tag in 0..4 {
+            let segment = Segment { address: GuestAddress(4096 * u64::from(tag)), size: 8 };
+            ring.scatter(tag).fill(&[segment]).unwrap();
+            ring.push(tag, Step::Read { offset: 0 }).unwrap();
+        }
+        ring.enter().unwrap();
+        assert_eq!((ring.next().is_none(), ring.in_flight()), (true, 4));
+        for _ in 0..400 {
+            ring.cancel();
+            while let Some((_, result)) = ring.next() {
+                let error = result.expect_err("there was nothing to read");
+                assert!(
+                    [Some(Errno::CANCELED), Some(Errno::INTR)]
+                        .contains(&Errno::from_io_error(&error)),
+                    "{error}"
+                );
+            }
+            if ring.in_flight() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(ring.in_flight(), 0);
+        writer.write_all(b"too late").unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let mut bytes = [0; 8];
+        memory.read_slice(&mut bytes, GuestAddress(4096)).unwrap();
+        assert_eq!(bytes, [0; 8]);
     }
 
     #[test]

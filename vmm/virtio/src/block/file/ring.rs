@@ -59,6 +59,8 @@ pub(super) struct RingLane {
     done: Vec<Done>,
     /// Whether the file can be read without waiting, as far as is known.
     can_try: bool,
+    /// Nothing begins any more, and what is in flight is to end.
+    is_cancelled: bool,
 }
 
 impl RingLane {
@@ -80,6 +82,7 @@ impl RingLane {
             batch: Vec::with_capacity(usize::from(depth)),
             done: Vec::new(),
             can_try: alignment.is_none(),
+            is_cancelled: false,
         }
     }
 
@@ -89,6 +92,10 @@ impl RingLane {
             self.done.push(Done { tag, result: Ok(()) });
             return;
         };
+        if self.is_cancelled {
+            self.done.push(Done { tag, result: Err(Errno::CANCELED.into()) });
+            return;
+        }
         self.jobs[usize::from(tag)] = Some((job, step));
         self.batch.push(tag);
     }
@@ -165,6 +172,10 @@ impl Lane for RingLane {
 
     /// Two rounds at most: what is over after the second is announced by the descriptor.
     fn turn(&mut self, done: &mut Vec<Done>) -> io::Result<()> {
+        if self.is_cancelled {
+            // Each time: the kernel may not have taken all of it the last time.
+            self.ring.cancel();
+        }
         self.collect();
         self.try_inline();
         if !self.batch.is_empty() {
@@ -174,6 +185,20 @@ impl Lane for RingLane {
         }
         done.append(&mut self.done);
         Ok(())
+    }
+
+    fn cancel(&mut self) {
+        self.is_cancelled = true;
+        self.batch.clear();
+        for tag in (0..).take(self.jobs.len()).filter(|&tag| !self.ring.is_busy(tag)) {
+            if self.jobs[usize::from(tag)].take().is_some() {
+                self.done.push(Done { tag, result: Err(Errno::CANCELED.into()) });
+            }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.ring.in_flight() > 0
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

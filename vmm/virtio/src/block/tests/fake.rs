@@ -20,6 +20,8 @@ struct State {
     started: Vec<(u16, String)>,
     done: Vec<Done>,
     is_broken: bool,
+    /// What is cancelled goes on.
+    is_stubborn: bool,
     cannot_open: bool,
     wake: EventFd,
 }
@@ -31,6 +33,7 @@ impl FakeDisk {
             started: Vec::new(),
             done: Vec::new(),
             is_broken: false,
+            is_stubborn: false,
             cannot_open: false,
             wake: EventFd::new(EFD_NONBLOCK).unwrap(),
         })))
@@ -56,6 +59,11 @@ impl FakeDisk {
     /// From now on no lane is of any use.
     pub(super) fn break_lanes(&self) {
         self.0.lock().unwrap().is_broken = true;
+    }
+
+    /// From now on nothing ends because it is cancelled.
+    pub(super) fn ignore_cancels(&self) {
+        self.0.lock().unwrap().is_stubborn = true;
     }
 
     pub(super) fn refuse_lanes(&self) {
@@ -111,6 +119,19 @@ impl Lane for FakeLane {
         let _ = self.wake.read();
         done.append(&mut state.done);
         Ok(())
+    }
+
+    fn cancel(&mut self) {
+        let mut state = self.state.lock().unwrap();
+        if !state.is_stubborn {
+            let tags: Vec<u16> = state.started.drain(..).map(|(tag, _)| tag).collect();
+            let cancelled = || Err(io::Error::other("cancelled"));
+            state.done.extend(tags.into_iter().map(|tag| Done { tag, result: cancelled() }));
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.state.lock().unwrap().started.is_empty()
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -171,6 +171,12 @@ impl Lane for GreedyLane {
         Ok(())
     }
 
+    fn cancel(&mut self) {}
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -338,8 +344,8 @@ fn a_queue_that_stops_while_limited_leaves_the_rest_in_the_ring() {
     assert_eq!(queue.into_ring().state_of_ring(), (1, 1));
 }
 
-#[test]
-fn a_queue_that_stops_does_not_wait_for_ever() {
+/// A disk with one read in flight that does not end, in a unit that is patient for 50 ms.
+fn hanging() -> (FakeDisk, Driver, Box<dyn Unit>) {
     let disk = FakeDisk::new();
     let mut device = Block::new(Arc::new(disk.clone()), &BlockOptions::default()).unwrap();
     Arc::get_mut(&mut device.shared).unwrap().stop_limit = Duration::from_millis(50);
@@ -350,10 +356,35 @@ fn a_queue_that_stops_does_not_wait_for_ever() {
     let queues = vec![Some(queue)];
     let mut units = device.activate(Activation { memory, features: 0, queues }).unwrap();
     units[0].kicked(0).unwrap();
+    (disk, driver, units.remove(0))
+}
+
+#[test]
+fn a_queue_that_stops_cancels_what_does_not_end() {
+    let (disk, mut driver, unit) = hanging();
     let start = Instant::now();
-    assert_eq!(units.remove(0).stop().len(), 1);
+    assert_eq!(unit.stop().len(), 1);
     assert!(start.elapsed() >= Duration::from_millis(50) && start.elapsed() < PATIENCE);
-    assert_eq!((disk.started().len(), driver.take_used()), (1, None));
+    assert_eq!((disk.started().len(), driver.take_used()), (0, Some((0, 1))));
+}
+
+/// Whoever gets a queue back lets the guest use its buffers for something else.
+#[test]
+fn no_queue_comes_back_while_the_host_may_write_guest_memory() {
+    for breaks in [false, true] {
+        let (disk, mut driver, unit) = hanging();
+        disk.ignore_cancels();
+        if breaks {
+            disk.break_lanes();
+        }
+        let stopping = std::thread::spawn(move || unit.stop().len());
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!stopping.is_finished(), "a read may still land");
+        disk.end(0, Ok(()));
+        assert_eq!(stopping.join().unwrap(), 1);
+        let answer = if breaks { None } else { Some((0, 513)) };
+        assert_eq!(driver.take_used(), answer);
+    }
 }
 
 #[test]

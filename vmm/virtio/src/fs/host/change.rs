@@ -26,10 +26,9 @@ impl HostDirectory {
         target: Option<&[u8]>,
     ) -> Result<Attributes, Errno> {
         let directory = self.path(parent)?;
-        let directory = directory.as_fd();
-        self.charge_inode()?;
-        let made = self.make_in(directory, (parent, name), new, target);
-        self.settle_inode(made)
+        self.naming(&[&directory], || {
+            self.counting_inode(|| self.make_in(directory.as_fd(), (parent, name), new, target))
+        })
     }
 
     /// Leaves nothing behind if it fails.
@@ -92,9 +91,8 @@ impl HostDirectory {
     /// Makes a file without a name.
     pub(super) fn make_unnamed(&self, parent: Ino, new: &Creation) -> Result<Attributes, Errno> {
         let directory = self.path(parent)?;
-        self.charge_inode()?;
-        let made = self.make_unnamed_in(directory.as_fd(), new);
-        self.settle_inode(made)
+        let make = || self.make_unnamed_in(directory.as_fd(), new);
+        self.naming(&[], || self.counting_inode(make))
     }
 
     fn make_unnamed_in(
@@ -161,27 +159,28 @@ impl HostDirectory {
 
     /// Takes a name away.
     pub(super) fn remove(&self, parent: Ino, name: &[u8], is_dir: bool) -> Result<(), Errno> {
-        let _naming = self.naming();
         let directory = self.path(parent)?;
-        let child = self.hold(parent, directory.as_fd(), name)?;
-        let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        rustix::fs::unlinkat(&*directory, name, flags)?;
-        if let Some(child) = child {
-            self.let_go(&child, parent, name);
-        }
-        Ok(())
+        self.naming(&[&directory], || {
+            let held = self.hold(parent, directory.as_fd(), name)?;
+            let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            rustix::fs::unlinkat(&*directory, name, flags)?;
+            if let Some(held) = held {
+                self.let_go(&held, parent, name);
+            }
+            Ok(())
+        })
     }
 
     /// `held` has lost the name `name` of `parent`.
-    fn let_go(&self, held: &Held, parent: Ino, name: &[u8]) {
-        let ino = held.attributes.ino;
-        self.nodes().removed(ino, parent, name);
-        let was_last = held.attributes.nlink == 1 || is_directory(held.attributes.mode);
+    pub(super) fn let_go(&self, held: &Held, parent: Ino, name: &[u8]) {
+        let Held { attributes, path, cost } = held;
+        let is_pinned = self.nodes().removed(attributes, (parent, name), path);
+        let was_last = attributes.nlink == 1 || is_directory(attributes.mode);
         if !was_last {
             self.refund_inode();
-        } else if !held.is_known && !self.nodes().is_pinned(ino) {
+        } else if !is_pinned {
             // Else it is given back when it is forgotten.
-            self.refund(&held.attributes);
+            self.refund(*cost);
         }
     }
 
@@ -193,21 +192,37 @@ impl HostDirectory {
         how: Rename,
         leaves_whiteout: bool,
     ) -> Result<(), Errno> {
-        let _naming = self.naming();
         let (source, target) = (self.path(from.0)?, self.path(to.0)?);
+        self.naming(&[&source, &target], || {
+            self.move_name_in((from, &source), (to, &target), how, leaves_whiteout)
+        })
+    }
+
+    fn move_name_in(
+        &self,
+        (from, source): ((Ino, &[u8]), &OwnedFd),
+        (to, target): ((Ino, &[u8]), &OwnedFd),
+        how: Rename,
+        leaves_whiteout: bool,
+    ) -> Result<(), Errno> {
         let moved = self.peek(from.0, from.1)?.ino;
         let replaced = match how {
             Rename::Replace => self.hold(to.0, target.as_fd(), to.1)?,
             Rename::NoReplace => None,
-            Rename::Exchange => Some(Held { attributes: self.peek(to.0, to.1)?, is_known: true }),
+            Rename::Exchange => None,
         };
+        let other = if how == Rename::Exchange { Some(self.peek(to.0, to.1)?) } else { None };
+        if replaced.is_none() && other.is_none() && from.0 != to.0 {
+            // A directory that gets more and more names grows.
+            self.check_room_for_name()?;
+        }
         let mut flags = match how {
             Rename::Replace => RenameFlags::empty(),
             Rename::NoReplace => RenameFlags::NOREPLACE,
             Rename::Exchange => RenameFlags::EXCHANGE,
         };
         flags.set(RenameFlags::WHITEOUT, leaves_whiteout);
-        rustix::fs::renameat_with(&*source, from.1, &*target, to.1, flags)?;
+        rustix::fs::renameat_with(source, from.1, target, to.1, flags)?;
         if replaced.as_ref().is_some_and(|replaced| replaced.attributes.ino == moved) {
             // Two names of one inode: nothing happened.
             return Ok(());
@@ -216,41 +231,33 @@ impl HostDirectory {
             // Whatever the limit: it is there.
             self.count_inode();
         }
-        match (how, replaced) {
-            (Rename::Exchange, Some(other)) => {
-                self.nodes().moved(other.attributes.ino, from.0, from.1);
-            }
-            (_, Some(replaced)) => self.let_go(&replaced, to.0, to.1),
-            (_, None) => {}
+        if let Some(other) = other {
+            self.nodes().moved(other.ino, from.0, from.1);
+        }
+        if let Some(replaced) = replaced {
+            self.let_go(&replaced, to.0, to.1);
         }
         self.nodes().moved(moved, to.0, to.1);
         Ok(())
     }
 
-    /// Opens what `name` is, if the guest knows it by no other name: soon it will not be found. Says
-    /// what it is, if anything.
-    fn hold(
+    /// Opens what `name` is, if it is anything: soon it will not be found, and the guest may know it,
+    /// or learn of it just now.
+    pub(super) fn hold(
         &self,
         parent: Ino,
         directory: BorrowedFd<'_>,
         name: &[u8],
     ) -> Result<Option<Held>, Errno> {
-        let found = sys::stat_at(directory, name).and_then(|stat| self.attributes_of(&stat));
-        let attributes = match found {
-            Ok(attributes) => attributes,
+        let path = match sys::open_path(directory, name) {
+            Ok(path) => Arc::new(path),
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut is_known = self.nodes().must_pin(attributes.ino, parent, name)?;
-        if is_known {
-            match self.path(attributes.ino) {
-                Ok(_) => {}
-                // The guest does not know what is there now.
-                Err(Errno::STALE) => is_known = false,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Some(Held { attributes, is_known }))
+        let attributes = self.attributes_of(&sys::stat(path.as_fd())?)?;
+        self.nodes().check_room_to_pin(attributes.ino, parent, name)?;
+        let cost = self.cost_of(&attributes, path.as_fd());
+        Ok(Some(Held { attributes, path, cost }))
     }
 
     /// Changes attributes one after the other: size, owner, mode (which a change of owner changes),
@@ -261,7 +268,8 @@ impl HostDirectory {
             if changes.drops_set_id {
                 self.drop_set_id(ino)?;
             }
-            self.charged(file.as_fd(), 0, 0, || rustix::fs::ftruncate(&*file, size))?;
+            let file_of = (ino, file.as_fd());
+            self.charged(file_of, 0, 0, || rustix::fs::ftruncate(&*file, size))?;
         }
         if (changes.uid, changes.gid) != (None, None) {
             sys::set_owner(self.path(ino)?.as_fd(), changes.uid, changes.gid)?;
@@ -304,10 +312,11 @@ impl HostDirectory {
 }
 
 /// What is about to lose a name.
-struct Held {
+pub(super) struct Held {
     attributes: Attributes,
-    /// The guest knows it by that name, so that it stays until it is forgotten.
-    is_known: bool,
+    path: Arc<OwnedFd>,
+    /// What it counts as.
+    cost: u64,
 }
 
 fn timespec(time: Option<NewTime>) -> Timespec {

@@ -26,9 +26,12 @@
 //!
 //! A quota is the host file system's where it can be, and counted here where not (`quota`).
 
+mod budget;
 mod change;
+mod extents;
 mod nodes;
 mod quota;
+mod scan;
 mod state;
 mod sys;
 #[cfg(test)]
@@ -54,10 +57,10 @@ use flist_view::filesystem::{
     ReadSink, Rename, Seek, SetAttribute, Statistics, WriteSource,
 };
 use rustix::fs::{FallocateFlags, Mode, OFlags, RawDir, SeekFrom, StatVfsMountFlags};
-use rustix::process::{Resource, getrlimit};
 use serde_json::Value;
 
-use self::nodes::{Data, Limits, Nodes};
+use self::budget::Budget;
+use self::nodes::{Data, Nodes};
 use self::quota::Quota;
 use self::sys::{Descriptors, Mount, Stat};
 use super::GuestFileSystem;
@@ -114,13 +117,17 @@ impl HostDirectory {
     /// # Errors
     /// What the host said.
     pub fn new(root: OwnedFd, options: HostOptions) -> std::io::Result<Self> {
+        Self::within(root, options, &Budget::of_process())
+    }
+
+    /// The same, with a budget of descriptors.
+    fn within(root: OwnedFd, options: HostOptions, budget: &Arc<Budget>) -> std::io::Result<Self> {
         let root = Arc::new(root);
         let stat = sys::stat(root.as_fd())?;
         if !is_directory(stat.attributes.mode) {
             return Err(Errno::NOTDIR.into());
         }
-        let limits = Limits::new(getrlimit(Resource::Nofile).current);
-        let nodes = Nodes::new(Arc::clone(&root), stat.attributes.generation, DIRECTORY, limits);
+        let nodes = Nodes::new(Arc::clone(&root), stat.attributes.generation, DIRECTORY, budget);
         let flags = rustix::fs::fstatvfs(&*root)?.f_flag;
         let quota = options.quota.map(|limit| Quota::new(&root, limit)).transpose()?.flatten();
         Ok(Self {
@@ -455,15 +462,16 @@ impl FileSystem for HostDirectory {
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attributes, Errno> {
-        let _naming = self.naming();
         let (path, directory) = (self.path(ino)?, self.path(parent)?);
-        self.charge_inode()?;
-        let linked = self.link_in(path.as_fd(), directory.as_fd(), (parent, name));
-        // The first name of a file that had none is counted with it.
-        if linked.as_ref().map_or(true, |attributes| attributes.nlink == 1) {
-            self.refund_inode();
-        }
-        linked
+        self.naming(&[&directory], || {
+            self.check_room_for_name()?;
+            let linked = self.link_in(path.as_fd(), directory.as_fd(), (parent, name))?;
+            // The first name of a file that had none is counted with it.
+            if linked.nlink > 1 {
+                self.count_inode();
+            }
+            Ok(linked)
+        })
     }
 
     fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), Errno> {
@@ -497,9 +505,10 @@ impl FileSystem for HostDirectory {
         }
         let count = usize::try_from(size).map_err(|_| Errno::INVAL)?;
         let size = u64::from(size);
-        let written = self.charged(file.as_fd(), offset.saturating_add(size), size, || {
-            source.write(file.as_fd(), offset, count).map_err(|error| errno(&error))
-        })?;
+        let written =
+            self.charged((ino, file.as_fd()), offset.saturating_add(size), size, || {
+                source.write(file.as_fd(), offset, count).map_err(|error| errno(&error))
+            })?;
         u32::try_from(written).map_err(|_| Errno::IO)
     }
 
@@ -524,19 +533,21 @@ impl FileSystem for HostDirectory {
         let file = self.data(ino, true)?;
         let frees = mode.intersects(FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE);
         let added = if frees { 0 } else { size };
-        self.charged(file.as_fd(), offset.saturating_add(size), added, || {
+        self.charged((ino, file.as_fd()), offset.saturating_add(size), added, || {
             rustix::fs::fallocate(&*file, mode, offset, size)
         })
     }
 
     fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), size: u64) -> Result<u64, Errno> {
         let (source, target) = (self.data(from.0, false)?, self.data(to.0, true)?);
+        let target_ino = to.0;
         let (mut from, mut to) = (from.1, to.1);
         let count = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-        let copied = self.charged(target.as_fd(), to.saturating_add(size), size, || {
-            let (from, to) = (Some(&mut from), Some(&mut to));
-            rustix::fs::copy_file_range(&*source, from, &*target, to, count)
-        })?;
+        let copied =
+            self.charged((target_ino, target.as_fd()), to.saturating_add(size), size, || {
+                let (from, to) = (Some(&mut from), Some(&mut to));
+                rustix::fs::copy_file_range(&*source, from, &*target, to, count)
+            })?;
         Ok(copied as u64)
     }
 

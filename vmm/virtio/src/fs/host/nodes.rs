@@ -24,22 +24,19 @@ use std::sync::Arc;
 
 use flist_view::filesystem::{Attributes, Errno, Ino, ROOT};
 
+use super::budget::{Budget, Kind, Tally};
+
 /// Most inodes that a guest may remember: at about 100 bytes each, 100 MB here, and about a
 /// gigabyte in the guest.
 pub(super) const NODE_COUNT_MAX: usize = 1 << 20;
-/// Most nodes that are open (with two descriptors each) only because they were used lately.
+/// Most nodes that are open only because they were used lately.
 const OPEN_COUNT_MAX: usize = 512;
-/// Most files without a name that a guest may remember: each keeps two descriptors open.
+/// Most files without a name that a guest may remember.
 const PINNED_COUNT_MAX: usize = 4096;
-/// How many of the descriptors that the process may have there are for each of those: with two
-/// descriptors each, half of them stay for everything else.
-const DESCRIPTOR_SHARE: usize = 8;
-/// With fewer than these a guest could not work.
-const COUNT_MIN: usize = 16;
 /// Deepest directory that can be found again from the root.
 const DEPTH_MAX: usize = 4096;
 
-/// How many nodes there may be.
+/// How many nodes there may be, if the process's budget of descriptors has room for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     /// At all.
@@ -50,16 +47,12 @@ pub(super) struct Limits {
     pub(super) pinned_count: usize,
 }
 
-impl Limits {
-    /// The limits in a process that may have this many descriptors; `None` for any number.
-    pub(super) fn new(descriptor_count: Option<u64>) -> Self {
-        let count = descriptor_count
-            .map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
-        let share = (count / DESCRIPTOR_SHARE).max(COUNT_MIN);
+impl Default for Limits {
+    fn default() -> Self {
         Self {
             node_count: NODE_COUNT_MAX,
-            open_count: share.min(OPEN_COUNT_MAX),
-            pinned_count: share.min(PINNED_COUNT_MAX),
+            open_count: OPEN_COUNT_MAX,
+            pinned_count: PINNED_COUNT_MAX,
         }
     }
 }
@@ -70,8 +63,8 @@ pub(super) struct Nodes {
     map: HashMap<Ino, Node>,
     /// Open nodes, in the order in which they are asked to close; some may be closed or gone.
     opened: VecDeque<Ino>,
-    open_count: usize,
-    pinned_count: usize,
+    cached: Tally,
+    pinned: Tally,
     /// What stood for nodes without a name that are gone: whoever asked for it takes them.
     forgotten: Vec<Arc<OwnedFd>>,
 }
@@ -111,13 +104,18 @@ pub(super) struct Route {
 
 impl Nodes {
     /// A table that knows the root only.
-    pub(super) fn new(root: Arc<OwnedFd>, generation: u64, kind: u32, limits: Limits) -> Self {
+    pub(super) fn new(
+        root: Arc<OwnedFd>,
+        generation: u64,
+        kind: u32,
+        budget: &Arc<Budget>,
+    ) -> Self {
         let mut nodes = Self {
-            limits,
+            limits: Limits::default(),
             map: HashMap::new(),
             opened: VecDeque::new(),
-            open_count: 0,
-            pinned_count: 0,
+            cached: Tally::new(Arc::clone(budget), Kind::Cached),
+            pinned: Tally::new(Arc::clone(budget), Kind::Pinned),
             forgotten: Vec::new(),
         };
         let mut node = Node::new(ROOT, b"/", generation, kind);
@@ -178,7 +176,7 @@ impl Nodes {
         path: Arc<OwnedFd>,
         data: Data,
     ) -> Result<(), Errno> {
-        if self.pinned_count >= self.limits.pinned_count {
+        if self.pinned.is_full(self.limits.pinned_count) {
             return Err(Errno::NFILE);
         }
         self.learn(ROOT, b"", attributes, 1)?;
@@ -207,7 +205,8 @@ impl Nodes {
             root.children = 0;
         }
         self.opened.clear();
-        (self.open_count, self.pinned_count) = (0, 0);
+        self.cached.clear();
+        self.pinned.clear();
         forgotten
     }
 
@@ -254,31 +253,51 @@ impl Nodes {
         self.open(ino, |node| node.data = Some(data));
     }
 
-    /// Whether `name` in `parent` is how `ino` is found, so that it must be open before that name
-    /// is taken away; and whether one more may be kept so.
-    pub(super) fn must_pin(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<bool, Errno> {
-        let is_known = self
-            .map
-            .get(&ino)
-            .is_some_and(|node| node.parent == parent && *node.name == *name && ino != ROOT);
-        if is_known && self.pinned_count >= self.limits.pinned_count {
+    /// Refuses to take `name` of `parent` away if that is how `ino` is found, so that it must stay
+    /// open, and no more may.
+    pub(super) fn check_room_to_pin(
+        &self,
+        ino: Ino,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<(), Errno> {
+        let node = self.map.get(&ino).filter(|_| ino != ROOT);
+        let is_known = node.is_some_and(|node| node.parent == parent && *node.name == *name);
+        if is_known && self.pinned.is_full(self.limits.pinned_count) {
             return Err(Errno::NFILE);
         }
-        Ok(is_known)
+        Ok(())
     }
 
-    /// Whether `ino` is open because it has no name: what it takes is given back when it is forgotten.
-    pub(super) fn is_pinned(&self, ino: Ino) -> bool {
+    /// `name` in `parent` is no longer the inode with these attributes, which `path` stands for. If
+    /// that was how it is found, it stays open. Returns whether it is open because it has no name:
+    /// then what it takes is given back when it is forgotten.
+    pub(super) fn removed(
+        &mut self,
+        attributes: &Attributes,
+        (parent, name): (Ino, &[u8]),
+        path: &Arc<OwnedFd>,
+    ) -> bool {
+        let ino = attributes.ino;
+        let Some(node) = self.map.get(&ino).filter(|_| ino != ROOT) else { return false };
+        if node.generation == attributes.generation && node.parent == parent && *node.name == *name
+        {
+            self.unname(ino);
+            if let Some(node) = self.map.get_mut(&ino).filter(|node| node.path.is_none()) {
+                let was_pinned = node.is_pinned();
+                node.path = Some(Arc::clone(path));
+                if !was_pinned {
+                    self.pinned.add();
+                }
+            }
+        }
         self.map.get(&ino).is_some_and(|node| node.is_pinned() && node.path.is_some())
     }
 
-    /// `name` in `parent` is no longer `ino`.
-    pub(super) fn removed(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
-        let is_known =
-            self.map.get(&ino).is_some_and(|node| node.parent == parent && *node.name == *name);
-        if is_known && ino != ROOT {
-            self.unname(ino);
-        }
+    /// What stands for files without a name.
+    pub(super) fn pinned_paths(&self) -> Vec<Arc<OwnedFd>> {
+        let pinned = self.map.values().filter(|node| node.is_pinned());
+        pinned.filter_map(|node| node.path.clone()).collect()
     }
 
     /// `ino` is found as `name` in `parent` now.
@@ -294,7 +313,7 @@ impl Nodes {
         keep(node);
         node.was_used = true;
         if !was_cached && node.is_cached(ino) {
-            self.open_count += 1;
+            self.cached.add();
             self.opened.push_back(ino);
             self.close_some();
         }
@@ -305,7 +324,7 @@ impl Nodes {
         // Each one gets one more chance at most, so this ends.
         let mut chances = self.opened.len() * 2;
         let open_max = self.limits.open_count;
-        while (self.open_count > open_max || self.opened.len() > open_max * 4) && chances > 0 {
+        while (self.cached.is_over(open_max) || self.opened.len() > open_max * 4) && chances > 0 {
             chances -= 1;
             let Some(ino) = self.opened.pop_front() else { return };
             let Some(node) = self.map.get_mut(&ino).filter(|node| node.is_cached(ino)) else {
@@ -322,9 +341,9 @@ impl Nodes {
     fn close(&mut self, ino: Ino) {
         let Some(node) = self.map.get_mut(&ino) else { return };
         if node.is_cached(ino) {
-            self.open_count -= 1;
+            self.cached.remove();
         } else if node.is_pinned() {
-            self.pinned_count -= 1;
+            self.pinned.remove();
         }
         (node.path, node.data) = (None, None);
     }
@@ -338,8 +357,8 @@ impl Nodes {
         let old_parent = std::mem::replace(&mut node.parent, parent);
         node.name = name.into();
         if was_pinned && !node.is_pinned() {
-            self.pinned_count -= 1;
-            self.open_count += 1;
+            self.pinned.remove();
+            self.cached.add();
             self.opened.push_back(ino);
             self.close_some();
         }
@@ -350,11 +369,13 @@ impl Nodes {
     fn unname(&mut self, ino: Ino) {
         let Some(node) = self.map.get_mut(&ino) else { return };
         if node.is_cached(ino) {
-            self.open_count -= 1;
+            self.cached.remove();
         }
         node.name = Box::default();
         let old_parent = std::mem::replace(&mut node.parent, ROOT);
-        self.pinned_count += usize::from(node.is_pinned());
+        if node.is_pinned() {
+            self.pinned.add();
+        }
         self.add_child(ROOT);
         self.remove_child(old_parent);
     }

@@ -2,39 +2,75 @@
 //!
 //! A volume should be a directory with a project quota (ext4, XFS): then `statfs` shows the quota, the
 //! host refuses what exceeds it, and this module has nothing to do. Elsewhere the VMM counts: all there
-//! is when it starts, and from then on what each change adds or frees, in the host's own units of
-//! allocation, plus a little for each inode, so that empty files cannot be made without end.
+//! is when it starts, and from then on what each change adds or frees.
 //!
-//! Counting makes writes one at a time and costs two calls of `stat` each. A file that was removed counts
-//! until the guest has forgotten it. Nothing is given back that was not counted before, else the limit
-//! could be moved: a directory is always the same, however many names it has or had. Its extended
-//! attributes count as they are set, and are given back when all is counted again.
+//! **What counts** is, for each inode, directories too:
+//!
+//! - the blocks that the host's file system says it has;
+//! - [`INODE_SIZE`] for itself, and again for each name but the first, so that neither empty files nor
+//!   names can be made without end;
+//! - names and values of extended attributes that a guest may set, on file systems whose blocks do not
+//!   show them.
+//!
+//! Of the served directory itself only the blocks count. A file that was removed counts until the guest
+//! has forgotten it. `statfs` tells the limit, and what is left of it.
+//!
+//! **How**: what a change may need is set aside first, then the change is made, measured, and settled.
+//! Changes of one file, and those of names, are made one at a time, since what two add together cannot
+//! be told apart; different files change side by side. What the host does later on its own (it may
+//! give a file blocks for its own lists, or take some back that it had reserved) is seen by counting all
+//! anew: after so much was given back that it might matter, and before a refusal.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
-use flist_view::filesystem::{Attributes, Errno, Statistics};
+use flist_view::filesystem::{Attributes, Errno, Ino, Statistics};
 use rustix::fs::SeekFrom;
 
-use super::xattr::ATTRIBUTE_BLOCK_SIZE;
-use super::{HostDirectory, is_directory, names, sys};
+use super::scan::{Measure, scan};
+use super::{HostDirectory, extents, sys};
 
-/// Unit of [`Attributes::sector_count`].
-const SECTOR_SIZE: u64 = 512;
 /// What an inode is counted as, besides its contents; and each of its names but the first.
-const INODE_SIZE: u64 = 256;
-/// What a directory is counted as, besides that.
-const DIRECTORY_SIZE: u64 = 4096;
+pub(super) const INODE_SIZE: u64 = 256;
 /// Unit of `statfs`.
 const BLOCK_SIZE: u64 = 4096;
+/// Files that change side by side, if they do not happen to share a lock.
+const FILE_LOCK_COUNT: usize = 32;
+/// All is counted anew when this part of the limit was given back.
+const GIVEN_BACK_SHARE: u64 = 8;
+/// And before a refusal, if the last time is so long ago, and so many times what it took.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+const COUNT_TIMES: u32 = 50;
 
 /// A limit that is counted here.
 pub(super) struct Quota {
     limit: u64,
-    used: Mutex<u64>,
-    /// Held while names come and go, so that how many an inode has stays as it was seen.
+    pub(super) measure: Measure,
+    used: Mutex<Used>,
+    /// Held while names come and go, so that how many an inode has, and how large directories are,
+    /// stays as it was seen.
     naming: Mutex<()>,
+    /// Held while a file changes, by its number.
+    files: [Mutex<()>; FILE_LOCK_COUNT],
+    /// Shared by changes under way; whoever counts all is alone.
+    changes: RwLock<()>,
+}
+
+/// What is used, and how well that is known.
+#[derive(Debug)]
+pub(super) struct Used {
+    pub(super) bytes: u64,
+    /// What was given back since all was counted.
+    given_back: u64,
+    pub(super) counted_at: Instant,
+    counting_took: Duration,
+}
+
+/// Bytes set aside for a change under way.
+struct Reservation<'a> {
+    quota: &'a Quota,
+    size: u64,
 }
 
 impl Quota {
@@ -44,16 +80,28 @@ impl Quota {
         if statvfs.f_blocks.saturating_mul(statvfs.f_frsize) <= limit {
             return Ok(None);
         }
-        Ok(Some(Self { limit, used: Mutex::new(scan(root)?), naming: Mutex::new(()) }))
+        let measure = Measure::of(root)?;
+        let start = Instant::now();
+        let bytes = scan(root, &measure)?;
+        let (counted_at, counting_took) = (Instant::now(), start.elapsed());
+        let used = Used { bytes, given_back: 0, counted_at, counting_took };
+        Ok(Some(Self {
+            limit,
+            measure,
+            used: Mutex::new(used),
+            naming: Mutex::new(()),
+            files: [const { Mutex::new(()) }; FILE_LOCK_COUNT],
+            changes: RwLock::new(()),
+        }))
     }
 
-    pub(super) fn used(&self) -> MutexGuard<'_, u64> {
+    pub(super) fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The quota's view of the file system.
     pub(super) fn limit(&self, host: Statistics) -> Statistics {
-        let free = self.limit.saturating_sub(*self.used()) / BLOCK_SIZE;
+        let free = self.limit.saturating_sub(self.used().bytes) / BLOCK_SIZE;
         let host_free =
             host.block_count_free.saturating_mul(u64::from(host.block_size)) / BLOCK_SIZE;
         Statistics {
@@ -63,175 +111,283 @@ impl Quota {
             ..host
         }
     }
+
+    /// Keeps whoever would count all from doing so.
+    fn change(&self) -> RwLockReadGuard<'_, ()> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_file(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        let index = usize::try_from(ino % FILE_LOCK_COUNT as u64).unwrap_or(0);
+        self.files[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets `size` bytes aside, if there are as many.
+    fn reserve(&self, size: u64) -> Result<Reservation<'_>, Errno> {
+        let mut used = self.used();
+        if size > 0 && used.bytes.saturating_add(size) > self.limit {
+            return Err(Errno::NOSPC);
+        }
+        used.bytes = used.bytes.saturating_add(size);
+        Ok(Reservation { quota: self, size })
+    }
+
+    /// What took `before` takes `after`.
+    fn settle(&self, before: u64, after: u64) {
+        self.used().settle(before, after);
+    }
+}
+
+impl Used {
+    fn settle(&mut self, before: u64, after: u64) {
+        self.bytes = self.bytes.saturating_add(after.saturating_sub(before));
+        let given_back = before.saturating_sub(after);
+        self.bytes = self.bytes.saturating_sub(given_back);
+        self.given_back = self.given_back.saturating_add(given_back);
+    }
+}
+
+impl Reservation<'_> {
+    /// What took `before` takes `after`, and no more than that.
+    fn settle(mut self, before: u64, after: u64) {
+        let mut used = self.quota.used();
+        used.bytes = used.bytes.saturating_sub(std::mem::take(&mut self.size));
+        used.settle(before, after);
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if self.size > 0 {
+            let mut used = self.quota.used();
+            used.bytes = used.bytes.saturating_sub(self.size);
+        }
+    }
 }
 
 impl HostDirectory {
-    /// Refuses another inode when the quota is used up.
-    pub(super) fn charge_inode(&self) -> Result<(), Errno> {
-        let Some(quota) = &self.quota else { return Ok(()) };
-        let mut used = quota.used();
-        if used.saturating_add(INODE_SIZE) > quota.limit {
-            return Err(Errno::NOSPC);
-        }
-        *used = used.saturating_add(INODE_SIZE);
-        Ok(())
-    }
-
-    /// Counts the rest of what an inode takes that was made, or gives it back if it was not.
-    pub(super) fn settle_inode(
+    /// Makes an inode by `make`, if the quota is not used up. [`naming`](Self::naming) is under way
+    /// if it gets a name.
+    pub(super) fn counting_inode(
         &self,
-        made: Result<Attributes, Errno>,
+        make: impl FnOnce() -> Result<Attributes, Errno>,
     ) -> Result<Attributes, Errno> {
-        if let Some(quota) = &self.quota {
-            let mut used = quota.used();
-            *used = used.saturating_sub(INODE_SIZE);
-            *used = used.saturating_add(made.as_ref().map_or(0, cost));
-        }
-        made
+        let Some(quota) = &self.quota else { return make() };
+        let reservation = quota.reserve(INODE_SIZE)?;
+        let made = make()?;
+        reservation.settle(0, cost(&made));
+        Ok(made)
     }
 
-    /// Counts an inode that is there already.
+    /// Counts an inode, or a name, that is there already.
     pub(super) fn count_inode(&self) {
         if let Some(quota) = &self.quota {
-            let mut used = quota.used();
-            *used = used.saturating_add(INODE_SIZE);
+            quota.settle(0, INODE_SIZE);
         }
     }
 
     /// Gives back an inode, or a name, that had nothing else.
     pub(super) fn refund_inode(&self) {
         if let Some(quota) = &self.quota {
-            let mut used = quota.used();
-            *used = used.saturating_sub(INODE_SIZE);
+            quota.settle(INODE_SIZE, 0);
         }
     }
 
-    /// Keeps other names from coming and going, if they are counted.
-    pub(super) fn naming(&self) -> Option<MutexGuard<'_, ()>> {
-        let quota = self.quota.as_ref()?;
-        Some(quota.naming.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Lets names come and go in `directories`, and no others meanwhile, and counts what that adds to
+    /// the directories.
+    pub(super) fn naming<T>(
+        &self,
+        directories: &[&OwnedFd],
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let Some(quota) = &self.quota else { return change() };
+        let is_refusing = quota.used().bytes.saturating_add(INODE_SIZE) > quota.limit;
+        self.count_if_due(is_refusing);
+        let _change = quota.change();
+        let _naming = quota.naming.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = blocks_of(directories)?;
+        let result = change();
+        // What cannot be measured now is seen when all is counted.
+        quota.settle(before, blocks_of(directories).unwrap_or(before));
+        result
     }
 
-    /// Does what adds up to `size` bytes to `file`, up to the offset `end`, within the quota.
-    pub(in crate::fs) fn charged<T>(
+    /// Refuses another name when there is no room for it; [`naming`](Self::naming) is under way.
+    pub(super) fn check_room_for_name(&self) -> Result<(), Errno> {
+        self.quota.as_ref().map_or(Ok(()), |quota| quota.reserve(INODE_SIZE).map(drop))
+    }
+
+    /// Does what adds up to `size` bytes to `file`, which is `ino`, up to the offset `end`, within the
+    /// quota.
+    pub(super) fn charged<T>(
+        &self,
+        (ino, file): (Ino, BorrowedFd<'_>),
+        end: u64,
+        size: u64,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let Some(quota) = &self.quota else { return change() };
+        let _file = quota.lock_file(ino);
+        self.charged_alone(file, end, size, change)
+    }
+
+    /// The same for a file that nobody else changes: nobody waits for it.
+    pub(in crate::fs) fn charged_alone<T>(
         &self,
         file: BorrowedFd<'_>,
         end: u64,
         size: u64,
         change: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
+        let blocks = || Ok(sys::size_of_blocks(&sys::stat(file)?.attributes));
+        self.settled(|| is_in_place(file, end, size), size, blocks, change)
+    }
+
+    /// Does what adds up to `size` bytes to the extended attributes of `file`, which is `ino`.
+    pub(super) fn charged_attributes<T>(
+        &self,
+        (ino, file): (Ino, BorrowedFd<'_>),
+        size: u64,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         let Some(quota) = &self.quota else { return change() };
-        // Held throughout, so that no other change is counted here as well.
-        let mut used = quota.used();
-        let before = sys::stat(file)?.attributes;
-        let is_directory = is_directory(before.mode);
-        let fits = size == 0 || used.saturating_add(size) <= quota.limit;
-        if !fits && (is_directory || !is_in_place(file, before.size, end, size)) {
-            return Err(Errno::NOSPC);
-        }
-        let result = change();
-        let after = sys::stat(file)?.attributes;
-        if is_directory {
-            let blocks = after.sector_count.saturating_sub(before.sector_count);
-            let value_size = size.saturating_sub(ATTRIBUTE_BLOCK_SIZE);
-            if result.is_ok() {
-                *used = used.saturating_add(value_size.max(blocks.saturating_mul(SECTOR_SIZE)));
+        let _file = quota.lock_file(ino);
+        self.settled(|| false, size, || quota.measure.take(file), change)
+    }
+
+    /// Sets `size` bytes aside, unless the change takes none, and settles for what `measure` finds
+    /// that it took.
+    fn settled<T>(
+        &self,
+        takes_none: impl FnOnce() -> bool,
+        size: u64,
+        measure: impl Fn() -> Result<u64, Errno>,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let Some(quota) = &self.quota else { return change() };
+        self.count_if_due(false);
+        let (_change, reservation) = {
+            let change = quota.change();
+            match quota.reserve(size) {
+                Ok(reservation) => (change, reservation),
+                Err(_) if takes_none() => (change, quota.reserve(0)?),
+                Err(_) => {
+                    drop(change);
+                    self.count_if_due(true);
+                    (quota.change(), quota.reserve(size)?)
+                }
             }
-            return result;
-        }
-        let (before, after) = (before.sector_count, after.sector_count);
-        *used = used
-            .saturating_add(after.saturating_sub(before).saturating_mul(SECTOR_SIZE))
-            .saturating_sub(before.saturating_sub(after).saturating_mul(SECTOR_SIZE));
+        };
+        let before = measure()?;
+        let result = change();
+        // What cannot be measured is taken to be what was set aside, until all is counted.
+        reservation.settle(before, measure().unwrap_or_else(|_| before.saturating_add(size)));
         result
     }
 
     /// Gives back what something took that is gone now.
-    pub(super) fn refund(&self, gone: &Attributes) {
+    pub(super) fn refund(&self, cost: u64) {
         if let Some(quota) = &self.quota {
-            let mut used = quota.used();
-            *used = used.saturating_sub(cost(gone));
+            quota.settle(cost, 0);
         }
+    }
+
+    /// What the inode with these attributes counts as, which `path` stands for.
+    pub(super) fn cost_of(&self, attributes: &Attributes, path: BorrowedFd<'_>) -> u64 {
+        let Some(quota) = &self.quota else { return 0 };
+        let extended = quota.measure.extended_attributes_of(attributes, || {
+            // It may have no name any more; but it is a file or directory, as has been seen.
+            self.descriptors.reopen(path, rustix::fs::OFlags::RDONLY)
+        });
+        // If they cannot be read, they stay counted until all is.
+        cost(attributes).saturating_add(extended.unwrap_or(0))
     }
 
     /// Gives back what files took that had no names, and are not remembered any more.
     pub(super) fn refund_forgotten(&self, forgotten: &[Arc<OwnedFd>]) {
-        if self.quota.is_none() || forgotten.is_empty() {
+        let Some(quota) = &self.quota else { return };
+        if forgotten.is_empty() {
             return;
         }
+        let _change = quota.change();
         // Else one of them might get a name just now.
-        let _naming = self.naming();
+        let _naming = quota.naming.lock().unwrap_or_else(PoisonError::into_inner);
         for path in forgotten {
-            if let Ok(stat) = sys::stat(path.as_fd())
-                && stat.attributes.nlink == 0
-            {
-                self.refund(&stat.attributes);
+            self.refund(self.unnamed_cost(path));
+        }
+    }
+
+    /// What a file counts as that has no name any more; nothing if it has one.
+    fn unnamed_cost(&self, path: &OwnedFd) -> u64 {
+        match sys::stat(path.as_fd()) {
+            Ok(stat) if stat.attributes.nlink == 0 || super::is_directory(stat.attributes.mode) => {
+                self.cost_of(&stat.attributes, path.as_fd())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Counts all anew if that is due, or may be of use before a refusal; not while changes are under
+    /// way.
+    pub(super) fn count_if_due(&self, is_refusing: bool) {
+        let Some(quota) = &self.quota else { return };
+        let is_due = {
+            let used = quota.used();
+            let interval = COUNT_INTERVAL.max(used.counting_took * COUNT_TIMES);
+            used.given_back > quota.limit / GIVEN_BACK_SHARE
+                || (is_refusing && used.counted_at.elapsed() > interval)
+        };
+        if !is_due {
+            return;
+        }
+        let Ok(_alone) = quota.changes.try_write() else { return };
+        let start = Instant::now();
+        match scan(&self.root, &quota.measure) {
+            Ok(bytes) => {
+                let pinned = self.nodes().pinned_paths();
+                let unnamed: u64 = pinned.iter().map(|path| self.unnamed_cost(path)).sum();
+                let mut used = quota.used();
+                used.bytes = bytes.saturating_add(unnamed);
+                used.given_back = 0;
+                (used.counted_at, used.counting_took) = (Instant::now(), start.elapsed());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what a directory holds cannot be counted anew");
+                let mut used = quota.used();
+                used.given_back = 0;
+                used.counted_at = Instant::now();
             }
         }
     }
 }
 
-/// Whether the last `size` bytes before `end` are contents of `file` already, so that writing them
-/// again takes nothing. How many blocks it has does not tell: they may be beyond its end. What was only
-/// allocated counts as a hole to the host, so that a file which is full can be written, and one that
-/// was made room for only while the quota is not used up.
-fn is_in_place(file: BorrowedFd<'_>, file_size: u64, end: u64, size: u64) -> bool {
-    end <= file_size
-        && end.checked_sub(size).is_some_and(|start| {
-            // Nobody uses the descriptor's own offset.
-            rustix::fs::seek(file, SeekFrom::Hole(start)).is_ok_and(|hole| hole >= end)
-        })
+/// Whether the last `size` bytes before `end` are contents of the file already, so that writing them
+/// again takes nothing. How many blocks it has does not tell: they may be beyond its end.
+fn is_in_place(file: BorrowedFd<'_>, end: u64, size: u64) -> bool {
+    let file_size = sys::stat(file).map_or(0, |stat| stat.attributes.size);
+    let Some(start) = end.checked_sub(size).filter(|_| end <= file_size) else { return false };
+    extents::are_allocated(file, start, end).unwrap_or_else(|_| {
+        // A host that does not say takes what was only allocated for a hole. Nobody uses the
+        // descriptor's own offset.
+        rustix::fs::seek(file, SeekFrom::Hole(start)).is_ok_and(|hole| hole >= end)
+    })
 }
 
-const fn cost(attributes: &Attributes) -> u64 {
-    if is_directory(attributes.mode) {
-        return DIRECTORY_SIZE + INODE_SIZE;
-    }
-    attributes.sector_count.saturating_mul(SECTOR_SIZE).saturating_add(INODE_SIZE)
+/// What an inode counts as, but for extended attributes.
+pub(super) const fn cost(attributes: &Attributes) -> u64 {
+    sys::size_of_blocks(attributes).saturating_add(INODE_SIZE)
 }
 
-/// What all below `root` takes. The contents of a file with several names count once.
-pub(super) fn scan(root: &Arc<OwnedFd>) -> Result<u64, Errno> {
-    let mut used: u64 = 0;
-    let mut linked = HashSet::new();
-    // Directories by their parent's descriptor, which is closed when the last of them is done.
-    let mut todo: Vec<(Arc<OwnedFd>, Box<[u8]>)> = Vec::new();
-    let mut next = Some(Arc::clone(root));
-    while let Some(path) = next {
-        let directory = Arc::new(sys::open_directory(path.as_fd())?);
-        let mut offset = 0;
-        loop {
-            let names = names(&directory, offset)?;
-            let Some(last) = names.last() else { break };
-            offset = last.next_offset;
-            for name in names.iter().filter(|name| !name.is_dots()) {
-                let found = sys::stat_at(directory.as_fd(), &name.bytes)?.attributes;
-                if found.nlink > 1 && !is_directory(found.mode) && !linked.insert(found.ino) {
-                    used = used.saturating_add(INODE_SIZE);
-                    continue;
-                }
-                used = used.saturating_add(cost(&found));
-                if is_directory(found.mode) {
-                    todo.push((Arc::clone(&directory), name.bytes.clone()));
-                }
-            }
+/// Blocks of these directories together.
+fn blocks_of(directories: &[&OwnedFd]) -> Result<u64, Errno> {
+    let mut sum: u64 = 0;
+    let mut seen = None;
+    for directory in directories {
+        let attributes = sys::stat(directory.as_fd())?.attributes;
+        if seen != Some(attributes.ino) {
+            sum = sum.saturating_add(sys::size_of_blocks(&attributes));
         }
-        next = next_directory(&mut todo)?;
+        seen = Some(attributes.ino);
     }
-    Ok(used)
-}
-
-/// Opens the next directory to look at.
-fn next_directory(
-    todo: &mut Vec<(Arc<OwnedFd>, Box<[u8]>)>,
-) -> Result<Option<Arc<OwnedFd>>, Errno> {
-    while let Some((parent, name)) = todo.pop() {
-        match sys::open_path(parent.as_fd(), &name) {
-            Ok(path) => return Ok(Some(Arc::new(path))),
-            // Another file system is not this one's affair.
-            Err(Errno::XDEV) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(None)
+    Ok(sum)
 }

@@ -84,6 +84,25 @@ pub(super) fn open_directory(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno
     rustix::fs::openat2(directory, c".", flags, Mode::empty(), resolution())
 }
 
+/// Opens the directory `name` for listing.
+pub(super) fn open_to_list(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat2(directory, name, flags, Mode::empty(), resolution())
+}
+
+/// Opens the regular file `name` for reading.
+pub(super) fn open_to_read(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat2(directory, name, flags, Mode::empty(), resolution())
+}
+
+/// Opens the directory above for listing, wherever that may be: the caller makes sure that it is the
+/// one that it came from.
+pub(super) fn open_parent(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, c"..", flags, Mode::empty())
+}
+
 /// Names are single components; these make sure of it, and keep to one mount.
 fn resolution() -> ResolveFlags {
     ResolveFlags::BENEATH
@@ -175,6 +194,13 @@ fn sized(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<
 /// What a system call said, or that what failed was no system call.
 pub(in crate::fs) fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+/// What the host says that an inode's blocks take.
+pub(super) const fn size_of_blocks(attributes: &Attributes) -> u64 {
+    /// Unit of [`Attributes::sector_count`].
+    const SECTOR_SIZE: u64 = 512;
+    attributes.sector_count.saturating_mul(SECTOR_SIZE)
 }
 
 /// Whether `file` is a directory, by its mode.

@@ -1,6 +1,6 @@
 //! Which extended attributes a guest may see and set, and the calls underneath.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use flist_view::filesystem::{Errno, Ino, SetAttribute};
 use rustix::fs::XattrFlags;
@@ -8,7 +8,7 @@ use rustix::fs::XattrFlags;
 use super::{HostDirectory, sys};
 
 /// Space that the first attribute of a file may take.
-pub(super) const ATTRIBUTE_BLOCK_SIZE: u64 = 4096;
+const ATTRIBUTE_BLOCK_SIZE: u64 = 4096;
 /// Beginnings of names that pass through; all of the last.
 const PREFIXES: [&[u8]; 2] = [b"user.", b"trusted."];
 const CAPABILITY: &[u8] = b"security.capability";
@@ -16,6 +16,19 @@ const CAPABILITY: &[u8] = b"security.capability";
 /// Refuses what a guest has no business with.
 pub(in crate::fs) fn check(name: &[u8]) -> Result<(), Errno> {
     if is_visible(name) { Ok(()) } else { Err(Errno::OPNOTSUPP) }
+}
+
+/// What the attributes that a guest may see take, of an open file or directory: their names and values.
+pub(super) fn size_of_all(file: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let names = match sys::extended_attribute_names(file) {
+        Err(Errno::OPNOTSUPP) => return Ok(0),
+        names => visible(&names?),
+    };
+    let mut size = names.len() as u64;
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        size = size.saturating_add(sys::extended_attribute(file, name)?.len() as u64);
+    }
+    Ok(size)
 }
 
 /// The names among `names`, each ended by NUL, that a guest may see.
@@ -57,13 +70,13 @@ impl HostDirectory {
         };
         let file = self.open_any(ino)?;
         let size = ATTRIBUTE_BLOCK_SIZE.saturating_add(value.len() as u64);
-        self.charged(file.as_fd(), u64::MAX, size, || {
+        self.charged_attributes((ino, file.as_fd()), size, || {
             rustix::fs::fsetxattr(&*file, name, value, flags)
         })
     }
 
     pub(in crate::fs) fn remove_raw_attribute(&self, ino: Ino, name: &[u8]) -> Result<(), Errno> {
         let file = self.open_any(ino)?;
-        self.charged(file.as_fd(), 0, 0, || rustix::fs::fremovexattr(&*file, name))
+        self.charged_attributes((ino, file.as_fd()), 0, || rustix::fs::fremovexattr(&*file, name))
     }
 }

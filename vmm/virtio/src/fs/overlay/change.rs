@@ -70,12 +70,10 @@ impl Overlay {
         } else {
             self.upper.link(upper, directory, name)?;
         }
-        self.upper.forget(upper, 1);
-        let extra = {
-            let place = Place { upper: Some(upper), lower: None };
-            self.tree().learn(ino, (parent, name), place, 1)?
-        };
-        debug_assert_eq!(extra, Some(upper), "it was copied up, and so is held");
+        let place = Place { upper: Some(upper), lower: None };
+        let learned = self.tree().learn(ino, (parent, name), place, 1);
+        // It was held before, unless the guest has forgotten it meanwhile.
+        self.let_go(learned.inspect_err(|_| self.upper.forget(upper, 1))?);
         self.attributes(ino)
     }
 

@@ -72,7 +72,11 @@ impl Overlay {
             return Err(error);
         }
         let lower = is_directory(below.mode).then_some(lower);
-        self.tree().copied_up(ino, Place { upper: Some(upper), lower });
+        if !self.tree().copied_up(ino, Place { upper: Some(upper), lower }) {
+            // The guest has forgotten it meanwhile.
+            self.upper.forget(upper, 1);
+            return Err(Errno::STALE);
+        }
         Ok(upper)
     }
 
@@ -128,7 +132,8 @@ impl Overlay {
     fn copy_contents(&self, upper: Ino, lower: Ino, size: u64) -> Result<(), Errno> {
         let file = self.upper.file(upper)?;
         let mut copy = Copy { file: Arc::clone(&file), size: 0 };
-        self.upper.charged(file.as_fd(), size, size, || self.copy_into(&mut copy, lower, size))
+        self.upper
+            .charged_alone(file.as_fd(), size, size, || self.copy_into(&mut copy, lower, size))
     }
 
     fn copy_into(&self, copy: &mut Copy, lower: Ino, size: u64) -> Result<(), Errno> {

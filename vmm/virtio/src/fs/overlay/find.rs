@@ -6,6 +6,9 @@ use super::Overlay;
 use super::tree::Place;
 use crate::fs::host::{self, is_directory};
 
+/// How often a name is looked for while others change names; then they have to wait.
+const FIND_COUNT_MAX: u32 = 8;
+
 /// What a name was found to be. If it is in the upper layer, one lookup there is its own, to be kept
 /// ([`Overlay::learn`]) or given back ([`Overlay::drop_found`]).
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +40,52 @@ impl Overlay {
         self.found_below(&self.lower.lookup(directory, name)?)
     }
 
-    /// Counts what was found as told to the guest, as `name` of `parent`.
+    /// Finds `name` of `parent`, and counts it as told to the guest. What was found may change before
+    /// it is counted, since others go on meanwhile: then it is found anew.
+    pub(super) fn find_and_learn(&self, parent: Ino, name: &[u8]) -> Result<Attributes, Errno> {
+        for _ in 0..FIND_COUNT_MAX {
+            let (place, version) = {
+                let tree = self.tree();
+                (tree.place(parent)?, tree.version())
+            };
+            let found = self.find(place, name)?;
+            if let Some(attributes) = self.learn_since(version, parent, name, found)? {
+                return Ok(attributes);
+            }
+        }
+        let _changing = self.changing();
+        let found = self.find(self.place(parent)?, name)?;
+        self.learn(parent, name, found)
+    }
+
+    /// As [`learn`](Self::learn); nothing, and nothing is counted, if something was changed since
+    /// `version`.
+    pub(super) fn learn_since(
+        &self,
+        version: u64,
+        parent: Ino,
+        name: &[u8],
+        found: Found,
+    ) -> Result<Option<Attributes>, Errno> {
+        let learned = {
+            let mut tree = self.tree();
+            let is_current = tree.version() == version;
+            is_current.then(|| tree.learn(found.ino, (parent, name), found.place, 1))
+        };
+        match learned {
+            None => {
+                self.drop_found(&found);
+                Ok(None)
+            }
+            Some(learned) => {
+                self.let_go(learned.inspect_err(|_| self.drop_found(&found))?);
+                Ok(Some(found.attributes))
+            }
+        }
+    }
+
+    /// Counts what was found as told to the guest, as `name` of `parent`. Nobody else changes names
+    /// meanwhile.
     pub(super) fn learn(
         &self,
         parent: Ino,

@@ -45,12 +45,12 @@ impl Overlay {
         listing: Listing,
         each: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        let (place, parent) = {
+        let (place, parent, version) = {
             let tree = self.tree();
             let node = tree.get(ino)?;
-            (node.place, node.parent)
+            (node.place, node.parent, tree.version())
         };
-        let mut list = List { overlay: self, ino, parent, place, listing, each };
+        let mut list = List { overlay: self, ino, parent, place, version, listing, each };
         let upper_start = match place.lower {
             Some(lower) => {
                 let directory = self.lower.index().inode(lower).map_err(|_| Errno::IO)?;
@@ -122,6 +122,8 @@ struct List<'a> {
     ino: Ino,
     parent: Ino,
     place: Place,
+    /// Of the tree, when the listing began.
+    version: u64,
     listing: Listing,
     each: &'a mut dyn FnMut(DirectoryEntry<'_>) -> bool,
 }
@@ -166,8 +168,18 @@ impl List<'_> {
         }
         let ino = entry.attributes.ino;
         let place = Place { upper: None, lower: Some(ino) };
-        // Known from before, it has no copy above: the upper layer would have the name.
-        self.overlay.tree().learn(ino, (self.ino, entry.name), place, 1)?;
+        let is_learned = {
+            let mut tree = self.overlay.tree();
+            // Known from before, it has no copy above: the upper layer would have the name.
+            let is_current = tree.version() == self.version;
+            if is_current {
+                tree.learn(ino, (self.ino, entry.name), place, 1)?;
+            }
+            is_current
+        };
+        if !is_learned {
+            return self.find_and_put(entry.name, entry.next_offset);
+        }
         Ok(self.put_counted(ino, *entry))
     }
 
@@ -198,18 +210,24 @@ impl List<'_> {
 
     /// Puts a name by what it is. False if it was not taken; a whiteout is nothing to be taken.
     fn find_and_put(&mut self, name: &[u8], next_offset: u64) -> Result<bool, Errno> {
-        let found = match self.overlay.find(self.place, name) {
-            Ok(found) => found,
+        let found = if self.listing == Listing::Names {
+            self.overlay.find(self.place, name).map(|found| {
+                self.overlay.drop_found(&found);
+                found.attributes
+            })
+        } else {
+            self.overlay.find_and_learn(self.ino, name)
+        };
+        let attributes = match found {
+            Ok(attributes) => attributes,
             Err(Errno::NOENT | Errno::XDEV) => return Ok(true),
             Err(error) => return Err(error),
         };
+        let entry = DirectoryEntry { next_offset, name, attributes };
         if self.listing == Listing::Names {
-            self.overlay.drop_found(&found);
-            let attributes = found.attributes;
-            return Ok((self.each)(DirectoryEntry { next_offset, name, attributes }));
+            return Ok((self.each)(entry));
         }
-        let attributes = self.overlay.learn(self.ino, name, found)?;
-        Ok(self.put_counted(attributes.ino, DirectoryEntry { next_offset, name, attributes }))
+        Ok(self.put_counted(attributes.ino, entry))
     }
 
     /// Puts an entry that was counted; if it was not taken, it is not known.

@@ -43,6 +43,8 @@ mod listing;
 mod marks;
 mod rename;
 mod state;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use marks::MarkPrefix;
@@ -220,8 +222,7 @@ impl FileSystem for Overlay {
         if matches!(name, b"." | b"..") {
             return Err(Errno::INVAL);
         }
-        let found = self.find(self.place(parent)?, name)?;
-        self.learn(parent, name, found)
+        self.find_and_learn(parent, name)
     }
 
     fn attributes(&self, ino: Ino) -> Result<Attributes, Errno> {
@@ -306,7 +307,7 @@ impl FileSystem for Overlay {
 
     fn create(&self, parent: Ino, name: &[u8], new: &Creation) -> Result<Attributes, Errno> {
         if new.mode & host::TYPE_MASK == host::CHARACTER_DEVICE && new.rdev == (0, 0) {
-            // Nobody could tell it from a whiteout.
+            // Nobody could tell it from a whiteout: overlayfs refuses it, too.
             return Err(Errno::PERM);
         }
         self.make(parent, name, new, None)

@@ -13,6 +13,9 @@ pub(super) struct Tree {
     map: HashMap<Ino, Node>,
     /// Numbers of what was copied up and cannot be marked, by their number in the upper layer.
     copied: HashMap<Ino, Ino>,
+    /// How often names went or were moved, or something was copied up: whoever looks a name up in both
+    /// layers without keeping others out knows by it whether what was found is still so.
+    version: u64,
 }
 
 /// One inode.
@@ -40,7 +43,7 @@ impl Tree {
     pub(super) fn new(root: Place) -> Self {
         let mut map = HashMap::new();
         map.insert(ROOT, Node::new(ROOT, b"/", root));
-        Self { map, copied: HashMap::new() }
+        Self { map, copied: HashMap::new(), version: 0 }
     }
 
     pub(super) fn get(&self, ino: Ino) -> Result<&Node, Errno> {
@@ -49,6 +52,10 @@ impl Tree {
 
     pub(super) fn place(&self, ino: Ino) -> Result<Place, Errno> {
         Ok(self.get(ino)?.place)
+    }
+
+    pub(super) const fn version(&self) -> u64 {
+        self.version
     }
 
     /// All but the root.
@@ -87,16 +94,17 @@ impl Tree {
             }
             (_, found) => found,
         };
-        self.moved(ino, parent, name);
+        self.set_name(ino, parent, name);
         Ok(extra)
     }
 
-    /// It was copied up, and is at `place` from now on.
-    pub(super) fn copied_up(&mut self, ino: Ino, place: Place) {
-        if let Some(node) = self.map.get_mut(&ino) {
-            node.place = place;
-            self.copied.extend(place.upper.map(|upper| (upper, ino)));
-        }
+    /// It was copied up, and is at `place` from now on. False if it is not known any more.
+    pub(super) fn copied_up(&mut self, ino: Ino, place: Place) -> bool {
+        self.version += 1;
+        let Some(node) = self.map.get_mut(&ino) else { return false };
+        node.place = place;
+        self.copied.extend(place.upper.map(|upper| (upper, ino)));
+        true
     }
 
     /// The number of what was copied up to `upper` while the guest knew it.
@@ -127,6 +135,11 @@ impl Tree {
 
     /// `ino` is found as `name` in `parent` now.
     pub(super) fn moved(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
+        self.version += 1;
+        self.set_name(ino, parent, name);
+    }
+
+    fn set_name(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
         let Some(node) = self.map.get_mut(&ino).filter(|_| ino != ROOT) else { return };
         if node.parent == parent && *node.name == *name {
             return;
@@ -142,8 +155,9 @@ impl Tree {
 
     /// `name` in `parent` is no longer `ino`.
     pub(super) fn removed(&mut self, ino: Ino, parent: Ino, name: &[u8]) {
+        self.version += 1;
         if self.map.get(&ino).is_some_and(|node| node.parent == parent && *node.name == *name) {
-            self.moved(ino, ROOT, b"");
+            self.set_name(ino, ROOT, b"");
         }
     }
 

@@ -15,7 +15,7 @@ use flist_view::view::FlistView;
 
 /// What an image will hold. Paths have no slash in front; directories come before what is in them.
 #[derive(Clone, Default)]
-pub(super) struct Image {
+pub(in crate::fs) struct Image {
     nodes: Vec<(u32, Node)>,
     /// Nodes by path.
     names: BTreeMap<String, usize>,
@@ -33,11 +33,11 @@ enum Node {
 pub(super) const TIME: Timestamp = Timestamp { seconds: 1_000_000, nanoseconds: 7 };
 
 impl Image {
-    pub(super) fn directory(self, path: &str) -> Self {
+    pub(in crate::fs) fn directory(self, path: &str) -> Self {
         self.add(path, 0o040_755, Node::Directory)
     }
 
-    pub(super) fn file(self, path: &str, contents: impl Into<Vec<u8>>) -> Self {
+    pub(in crate::fs) fn file(self, path: &str, contents: impl Into<Vec<u8>>) -> Self {
         self.add(path, 0o100_644, Node::File(contents.into()))
     }
 
@@ -93,7 +93,15 @@ impl Image {
     }
 
     /// The image as a file system.
-    pub(super) fn view(&self) -> FlistView {
+    pub(in crate::fs) fn view(&self) -> FlistView {
+        self.view_with(|blocks| Arc::new(blocks))
+    }
+
+    /// The same, with blocks that come by way of `source`.
+    pub(in crate::fs) fn view_with(
+        &self,
+        source: impl FnOnce(Blocks) -> Arc<dyn BlockSource>,
+    ) -> FlistView {
         let file = tempfile::tempfile().unwrap();
         let (mut blocks, mut end) = (Vec::new(), 0);
         let mut writer = IndexWriter::new([9; 32], BlockCipher::Aes256Gcm);
@@ -112,7 +120,7 @@ impl Image {
         }
         let index = Index::from_bytes(writer.finish().unwrap()).unwrap();
         index.verify().unwrap();
-        FlistView::new(Arc::new(index), Arc::new(Blocks { file: Arc::new(file), blocks }))
+        FlistView::new(Arc::new(index), source(Blocks { file: Arc::new(file), blocks }))
     }
 
     fn write_inode(&self, writer: &mut IndexWriter, node: Option<usize>, blocks: &[BlockRef]) {
@@ -177,7 +185,7 @@ fn number(node: usize) -> u64 {
     node as u64 + 2
 }
 
-struct Blocks {
+pub(in crate::fs) struct Blocks {
     file: Arc<File>,
     blocks: Vec<(u64, u32)>,
 }

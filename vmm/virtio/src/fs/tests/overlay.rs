@@ -12,7 +12,7 @@ use super::*;
 use crate::fs::overlay::{MarkPrefix, Overlay, OverlayOptions};
 
 /// `trusted.` attributes are root's.
-pub(super) fn prefix() -> MarkPrefix {
+pub(in crate::fs) fn prefix() -> MarkPrefix {
     if rustix::process::geteuid().is_root() { MarkPrefix::Trusted } else { MarkPrefix::User }
 }
 

@@ -167,25 +167,3 @@ fn room_beyond_the_end_hides_no_hole() {
     client.call(op::FALLOCATE, file, &punch).unwrap();
     assert_eq!(client.write(file, written, &[1; 4096]), Ok(4096));
 }
-
-#[test]
-fn attributes_of_directories_count() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut client = limited(directory.path());
-    let before = free(&mut client);
-    let sub = client.mkdir(1, "sub").unwrap().ino;
-    for _ in 0..100 {
-        client.setxattr(sub, "user.mark", b"y").unwrap();
-    }
-    assert!(before - free(&mut client) < 20_000, "small ones that fit into the inode");
-    let mut count = 0;
-    let error = loop {
-        match client.setxattr(sub, "user.large", &[1; 3000]) {
-            Ok(()) => count += 1,
-            Err(error) => break error,
-        }
-        assert!(count < 1000, "attributes have no end");
-    };
-    assert_eq!(error, Errno::NOSPC);
-    assert!(free(&mut client) <= 8192);
-}
