@@ -224,7 +224,7 @@ fn simple_commands_reach_the_machine() {
     running.vmm(&["disk", "resize", "SOCKET", "disk0"]);
     running.vmm(&["disk", "resize", "SOCKET", "disk0", "2G"]);
     running.vmm(&["net", "remove", "SOCKET", "net0"]);
-    assert_eq!(running.vmm(&["net", "add", "SOCKET", "tap1"]), "net0\n");
+    assert_eq!(running.vmm(&["net", "add", "SOCKET", "tap1,fd=0"]), "net0\n");
     let expected = [
         "pause",
         "resume",
@@ -235,7 +235,7 @@ fn simple_commands_reach_the_machine() {
         "resize disk0 None",
         "resize disk0 Some(Size(2147483648))",
         "remove net0",
-        "add net0 with 0",
+        "add net0 with 1",
     ];
     assert_eq!(running.machine.calls(), expected);
     assert_eq!(running.vmm(&["balloon", "SOCKET"]), "asked for 64M, given 32M\n");

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::FdFlags;
+use rustix::fs::XattrFlags;
+use rustix::io::{Errno, FdFlags};
 use vmm_spec::{
     BalloonSpec, Disk, Fs, FsSource, Net, NetBackend, RateLimit, Size, VerifiedSpec, VsockSpec,
 };
@@ -17,7 +18,7 @@ use vmm_virtio::balloon::{Balloon, BalloonOptions};
 use vmm_virtio::block::file::{FileDisk, FileOptions};
 use vmm_virtio::block::{Block, BlockHandle, BlockOptions};
 use vmm_virtio::fs::host::{HostDirectory, HostOptions};
-use vmm_virtio::fs::overlay::{Overlay, OverlayOptions};
+use vmm_virtio::fs::overlay::{MarkPrefix, Overlay, OverlayOptions};
 use vmm_virtio::memory::GuestAddress;
 use vmm_virtio::net::{self, NetOptions, SharedThrottle, Tap, Throttle};
 use vmm_virtio::pci::{Function, GuestPanic, Parts, Pvpanic, Transport};
@@ -180,7 +181,8 @@ impl Shared {
                 let device = match upper {
                     None => fs::Fs::new(&spec.tag, 1, view),
                     Some(upper) => {
-                        let overlay = Overlay::open(view, &upper, OverlayOptions::default());
+                        let options = OverlayOptions { marks: marks(&upper), quota: None };
+                        let overlay = Overlay::open(view, &upper, options);
                         let overlay = overlay.map_err(VmError::device(name()))?;
                         fs::Fs::new(&spec.tag, 1, overlay)
                     }
@@ -266,6 +268,16 @@ impl Shared {
         self.plugged().push(Plugged { id, kind, slot, handle, counters });
         Ok(slot)
     }
+}
+
+/// Marks that need no capability, unless the host's file system keeps no such attributes (tmpfs before
+/// Linux 6.6). Then it takes a VMM of root's without a jail.
+fn marks(volume: &Path) -> MarkPrefix {
+    const PROBE: &str = "user.overlay.probe";
+    let kept = rustix::fs::setxattr(volume, PROBE, b"y", XattrFlags::empty());
+    // Nothing else reads it.
+    let _ = rustix::fs::removexattr(volume, PROBE);
+    if kept == Err(Errno::OPNOTSUPP) { MarkPrefix::Trusted } else { MarkPrefix::User }
 }
 
 fn host_options(source: &FsSource) -> HostOptions {
