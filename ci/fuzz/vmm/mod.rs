@@ -15,6 +15,10 @@ mod requests;
 mod rings;
 mod script;
 
+use std::sync::{Arc, Once};
+
+use signal_hook::consts::SIGPIPE;
+
 /// What a fuzzer calls with some bytes.
 pub(crate) type Harness = fn(&[u8]);
 
@@ -37,6 +41,12 @@ pub(crate) const HARNESSES: [(&str, Harness); 13] = [
 
 /// Runs the one that is called `name`.
 pub(crate) fn run(name: &str, bytes: &[u8]) {
+    // A fuzzer has no `main` of Rust's, which would have seen to it: whoever writes to a socket that
+    // nobody reads is told so, and no more.
+    static PIPES: Once = Once::new();
+    PIPES.call_once(|| {
+        signal_hook::flag::register(SIGPIPE, Arc::default()).expect("a signal's handler");
+    });
     let found = HARNESSES.iter().find(|(known, _)| *known == name);
     found.expect("a harness of that name").1(bytes);
 }

@@ -12,7 +12,7 @@
 //! - names and values of extended attributes that a guest may set, on file systems whose blocks do not
 //!   show them.
 //!
-//! Of the served directory itself only the blocks count. A file that was removed counts until the guest
+//! Of the served directory itself only blocks and attributes count. A file that was removed counts until the guest
 //! has forgotten it. `statfs` tells the limit, and what is left of it.
 //!
 //! **How**: what a change may need is set aside first, then the change is made, measured, and settled.

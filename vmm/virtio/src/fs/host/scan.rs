@@ -55,17 +55,17 @@ impl Measure {
     }
 }
 
-/// What all below `root` takes, and the root's own blocks. The contents of a file with several names
+/// What all below `root` takes, and the root's own blocks and attributes. The contents of a file with several names
 /// count once.
 pub(super) fn scan(root: &OwnedFd, measure: &Measure) -> Result<u64, Errno> {
     let start = sys::stat(root.as_fd())?;
+    let mut directory = sys::open_directory(root.as_fd())?;
     let mut walk = Walk {
         measure: *measure,
         mount: start.mount,
-        used: sys::size_of_blocks(&start.attributes),
+        used: measure.take(directory.as_fd())?,
         linked: HashSet::new(),
     };
-    let mut directory = sys::open_directory(root.as_fd())?;
     let mut levels = vec![Level::new(start.attributes.ino)];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.next(&directory)? {
