@@ -10,8 +10,8 @@ use crate::{check, start};
 /// Start a VM from a snapshot; the process ends with it
 ///
 /// The guest goes on where it was when the snapshot was taken. What the host must not share with other
-/// VMs from the same snapshot is named here; all else is as in the snapshot. Its kernel, initramfs and
-/// disks are not in the snapshot: they must be where they were, or be named.
+/// VMs from the same snapshot is named here; all else is as in the snapshot. Not in it are its kernel and
+/// initramfs, which must be where they were, and its disks, which must too unless others are named here.
 ///
 /// The guest is told that it is another one now: its connections over the socket device are gone, and
 /// it gets new randomness and the time of day, if something in it listens.

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -97,8 +97,9 @@ fn publish(partial: &Path, directory: &Path) -> std::io::Result<()> {
 fn save(client: &Client, then: Then, directory: &Path, partial: &Path) -> anyhow::Result<()> {
     let create = |name: &str| {
         let path = partial.join(name);
-        let created = File::options().read(true).write(true).create_new(true).open(&path);
-        created.with_context(|| path.display().to_string())
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        options.open(&path).with_context(|| path.display().to_string())
     };
     let (state, memory) = (create(STATE_FILE)?, create(MEMORY_FILE)?);
     let then = match then {

@@ -189,7 +189,7 @@ mod tests {
         assert!(file.metadata().unwrap().blocks() * 512 < 4 * MIB, "zeros take room");
         let mut word = [0; 8];
         file.read_exact_at(&mut word, 70 * MIB).unwrap();
-        assert_eq!(u64::from_le_bytes(word), 70 * MIB | 1);
+        assert_eq!(u64::from_le_bytes(word), (70 * MIB) | 1);
         let mut trailer = [9; 4096];
         file.read_exact_at(&mut trailer, 130 * MIB).unwrap();
         assert_eq!(trailer[..16], *b"ZOSVMMEM\x01\0\0\0\0\0\0\0");
@@ -210,7 +210,7 @@ mod tests {
         manifest.verify(&file).unwrap();
         file.write_all_at(&(70 * MIB).to_le_bytes(), 70 * MIB).unwrap();
         assert!(error().contains("0x4000000 to 0x8000000"), "{}", error());
-        file.write_all_at(&(70 * MIB | 1).to_le_bytes(), 71 * MIB).unwrap();
+        file.write_all_at(&((70 * MIB) | 1).to_le_bytes(), 71 * MIB).unwrap();
         file.write_all_at(&[0; 8], 70 * MIB).unwrap();
         assert!(error().contains("0x4000000 to 0x8000000"), "{}", error());
     }

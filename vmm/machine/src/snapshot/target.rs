@@ -4,7 +4,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, fcntl_getfl, renameat_with};
@@ -79,7 +79,10 @@ impl Target {
         let directory = Directory { path, partial };
         let create = |name: &str| {
             let path = directory.partial.join(name);
-            let created = File::options().read(true).write(true).create_new(true).open(&path);
+            // They hold all that the guest had in memory.
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true).mode(0o600);
+            let created = options.open(&path);
             created.map_err(host(&path))
         };
         match (create(STATE_FILE), create(MEMORY_FILE)) {
