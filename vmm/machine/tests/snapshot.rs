@@ -11,9 +11,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vmm_machine::snapshot::Snapshot;
-use vmm_machine::vm::{Vm, VmError};
+use vmm_machine::vm::{self, VmError};
 use vmm_spec::restore::{OwnFlags, RestoreClock, RestoreMemory, RestoreSpec};
-use vmm_spec::{DiskSpec, Exit, FsSpec, OutputSpec, VmSpec, VsockSpec};
+use vmm_spec::{DiskSpec, Exit, FsSpec, OutputSpec, VerifiedSpec, VmSpec, VsockSpec};
 
 /// Longer than anything takes, on a busy host with an emulated KVM.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -125,8 +125,12 @@ struct Running {
 }
 
 impl Running {
-    fn start(vm: Vm, api: PathBuf) -> Self {
-        Self { thread: std::thread::spawn(move || vm.run()), api }
+    fn start(spec: VerifiedSpec, api: PathBuf) -> Self {
+        Self { thread: std::thread::spawn(move || vm::run(&spec)), api }
+    }
+
+    fn restore(spec: VerifiedSpec, restore: RestoreSpec, snapshot: Snapshot, api: PathBuf) -> Self {
+        Self { thread: std::thread::spawn(move || vm::restore(&spec, &restore, snapshot)), api }
     }
 
     /// Asks its API, and returns the status and all that was said.
@@ -181,7 +185,7 @@ fn a_vm_is_saved_and_goes_on_as_often_as_one_likes() {
     }
     let folder = Folder::new();
     let spec = folder.spec().verify().unwrap();
-    let running = Running::start(Vm::new(&spec).unwrap(), folder.path("api"));
+    let running = Running::start(spec, folder.path("api"));
     said(&folder.path("serial"), 10);
     let request = format!("{{\"path\": {:?}}}", folder.text("snapshot"));
     let (status, answer) = running.ask("PUT /snapshot", &request);
@@ -201,8 +205,8 @@ fn a_vm_is_saved_and_goes_on_as_often_as_one_likes() {
         let snapshot = Snapshot::open(&restore.snapshot).unwrap();
         snapshot.verify().unwrap();
         let spec = restore.apply(snapshot.spec().clone()).unwrap();
-        let vm = Vm::restore(&spec, &restore, snapshot).unwrap();
-        let running = Running::start(vm, folder.path(&format!("api-{name}")));
+        let api = folder.path(&format!("api-{name}"));
+        let running = Running::restore(spec, restore, snapshot, api);
         let next = said(&folder.path(&format!("serial-{name}")), 20);
         let expected: Vec<u8> = (1..=20).map(|i| last.wrapping_add(i)).collect();
         assert_eq!(next[..20], expected, "{name}");
@@ -222,7 +226,7 @@ fn a_clone_waits_to_be_resumed() {
     }
     let folder = Folder::new();
     let spec = folder.spec().verify().unwrap();
-    let running = Running::start(Vm::new(&spec).unwrap(), folder.path("api"));
+    let running = Running::start(spec, folder.path("api"));
     said(&folder.path("serial"), 3);
     let request = format!("{{\"path\": {:?}, \"then\": \"pause\"}}", folder.text("snapshot"));
     assert_eq!(running.ask("PUT /snapshot", &request).0, 204);
@@ -231,8 +235,7 @@ fn a_clone_waits_to_be_resumed() {
     let restore = RestoreSpec { paused: true, ..folder.restore("b", RestoreMemory::Lazy) };
     let snapshot = Snapshot::open(&restore.snapshot).unwrap();
     let clone = restore.apply(snapshot.spec().clone()).unwrap();
-    let vm = Vm::restore(&clone, &restore, snapshot).unwrap();
-    let clone = Running::start(vm, folder.path("api-b"));
+    let clone = Running::restore(clone, restore, snapshot, folder.path("api-b"));
     assert!(clone.ask("GET /vm", "").1.contains("\"paused\""));
     // It can be saved before it ever ran, too.
     let again = format!("{{\"path\": {:?}}}", folder.text("again"));
@@ -255,7 +258,7 @@ fn a_snapshot_that_fails_changes_nothing() {
     }
     let folder = Folder::new();
     let spec = folder.spec().verify().unwrap();
-    let running = Running::start(Vm::new(&spec).unwrap(), folder.path("api"));
+    let running = Running::start(spec, folder.path("api"));
     said(&folder.path("serial"), 3);
     for then in ["continue", "pause", "stop"] {
         let body = format!("{{\"path\": \"/nonexistent/a\", \"then\": \"{then}\"}}");
@@ -275,7 +278,7 @@ fn what_does_not_fit_is_refused_by_name() {
     }
     let folder = Folder::new();
     let spec = folder.spec().verify().unwrap();
-    let running = Running::start(Vm::new(&spec).unwrap(), folder.path("api"));
+    let running = Running::start(spec, folder.path("api"));
     said(&folder.path("serial"), 3);
     let body = format!("{{\"path\": {:?}, \"then\": \"stop\"}}", folder.text("snapshot"));
     assert_eq!(running.ask("PUT /snapshot", &body).0, 204);
@@ -284,7 +287,7 @@ fn what_does_not_fit_is_refused_by_name() {
         let restore = folder.restore("x", RestoreMemory::Lazy);
         let snapshot = Snapshot::open(&restore.snapshot).unwrap();
         let spec = restore.apply(snapshot.spec().clone()).unwrap();
-        let error = Vm::restore(&spec, &restore, snapshot).err().unwrap();
+        let error = vm::restore(&spec, &restore, snapshot).err().unwrap();
         let mut text = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(cause) = source {

@@ -211,6 +211,7 @@ fn terminal_size() -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::thread;
     use std::time::{Duration, Instant};
 
     use super::*;

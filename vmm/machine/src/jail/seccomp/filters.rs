@@ -18,8 +18,8 @@ use libc::{
     SYS_io_uring_enter, SYS_io_uring_register, SYS_io_uring_setup, SYS_ioctl, SYS_kill, SYS_linkat,
     SYS_lseek, SYS_lstat, SYS_madvise, SYS_mkdirat, SYS_mknodat, SYS_mmap, SYS_mprotect,
     SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_openat2, SYS_poll, SYS_ppoll,
-    SYS_prctl, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_pwrite64, SYS_pwritev, SYS_pwritev2,
-    SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_renameat2,
+    SYS_prctl, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_prlimit64, SYS_pwrite64, SYS_pwritev,
+    SYS_pwritev2, SYS_read, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_renameat2,
     SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
     SYS_sched_getaffinity, SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto,
     SYS_set_robust_list, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_stat, SYS_statx,
@@ -28,10 +28,10 @@ use libc::{
 };
 
 use super::requests::{
-    BLOCK_DISCARD, BLOCK_PHYSICAL_SIZE, KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_STATE, KVM_IOEVENTFD,
-    KVM_IRQ_LINE, KVM_IRQFD, KVM_KVMCLOCK_CTRL, KVM_RUN, KVM_SET_GSI_ROUTING, KVM_SET_STATE,
-    KVM_SET_USER_MEMORY_REGION, KVM_SIGNAL_MSI, NON_BLOCKING, TERMINAL_GET, TERMINAL_SET,
-    TUN_GET_INTERFACE, TUN_SET_HEADER_SIZE, TUN_SET_OFFLOAD, TUN_SET_QUEUE,
+    BLOCK_DISCARD, BLOCK_PHYSICAL_SIZE, FILE_EXTENTS, KVM_GET_REGS, KVM_GET_SREGS, KVM_GET_STATE,
+    KVM_IOEVENTFD, KVM_IRQ_LINE, KVM_IRQFD, KVM_KVMCLOCK_CTRL, KVM_RUN, KVM_SET_GSI_ROUTING,
+    KVM_SET_STATE, KVM_SET_USER_MEMORY_REGION, KVM_SIGNAL_MSI, NON_BLOCKING, TERMINAL_GET,
+    TERMINAL_SET, TUN_GET_INTERFACE, TUN_SET_HEADER_SIZE, TUN_SET_OFFLOAD, TUN_SET_QUEUE,
 };
 
 /// A system call that a thread may make.
@@ -210,6 +210,7 @@ const CHANGE_FILES: &[Rule] = &[
     always(SYS_openat, "opens a file again, for reading or writing"),
     always(SYS_newfstatat, "attributes"),
     always(SYS_fstatfs, "how much room there is"),
+    one_of(SYS_ioctl, 1, &[FILE_EXTENTS], "which of a file is room alone, for its quota"),
     always(SYS_getdents64, "lists a directory"),
     always(SYS_readlinkat, "a link's target"),
     always(SYS_pwrite64, "contents"),
@@ -251,7 +252,13 @@ const API_ALONE: &[Rule] = &[
     always(SYS_fstat, "what kind of descriptor it is; a disk's size"),
     always(SYS_statx, "a disk's size"),
     always(SYS_lseek, "the same, of a block device"),
-    always(SYS_ftruncate, "a disk grows"),
+    always(SYS_ftruncate, "a disk grows; a snapshot is emptied, or given its size"),
+    always(SYS_pwrite64, "a snapshot, into files that were handed over"),
+    always(SYS_fsync, "the same, made durable"),
+    always(SYS_fdatasync, "the disks that it takes for granted, likewise"),
+    always(SYS_fstatfs, "whether there is room for it"),
+    one_of(SYS_fcntl, 1, &[F_GETFL], "whether its files may be written to"),
+    one_of(SYS_prlimit64, 2, &[0], "how large they may be; no limit is set"),
     one_of(SYS_ioctl, 1, &[KVM_KVMCLOCK_CTRL], "tells the guest's watchdogs of a pause"),
     one_of(SYS_ioctl, 1, KVM_GET_STATE, "a machine's state"),
 ];

@@ -71,6 +71,9 @@ pub(super) const TUN_SET_QUEUE: u32 = request::<i32>(WRITE, TUN, 217);
 pub(super) const BLOCK_DISCARD: u32 = request::<()>(0, 0x12, 119);
 pub(super) const BLOCK_PHYSICAL_SIZE: u32 = request::<()>(0, 0x12, 123);
 
+/// `FS_IOC_FIEMAP`, whose structure is followed by what it asks for.
+pub(super) const FILE_EXTENTS: u32 = request::<[u64; 4]>(READ | WRITE, b'f' as u32, 11);
+
 /// Those of before the scheme: `<asm-generic/ioctls.h>`.
 pub(super) const NON_BLOCKING: u32 = 0x5421;
 /// Modes and size of a terminal, read.
@@ -102,5 +105,6 @@ mod tests {
         assert_eq!(KVM_GET_REGS, 0x8090_ae81);
         assert_eq!(TUN_SET_OFFLOAD, 0x4004_54d0);
         assert_eq!(BLOCK_DISCARD, 0x1277);
+        assert_eq!(FILE_EXTENTS, 0xc020_660b);
     }
 }
