@@ -127,6 +127,8 @@ fn a_vm_is_behind_its_walls_as_root_and_as_a_plain_user() {
     let zosrc = "export PROBE_AWAIT='/sys/block/vdc:!/sys/block/vdc'\ninit='probe'\n";
     let workload = Workload::new("vmm-jail", zosrc);
     let node = &workload.node;
+    let is_served = ["/flist", "cached", "--socket", "/run/cache.sock", "--status"];
+    while node.run(&is_served).unwrap().outcome != Outcome::Exited(0) {}
     // What an operator grants to a user who may run VMs.
     let grant = ["/bin/chmod", "666", "/dev/kvm", "/dev/vda", "/run/cache.sock"];
     node.run(&grant).unwrap().success().unwrap();

@@ -23,7 +23,7 @@ use rustix::termios::{InputModes, LocalModes, OutputModes, tcgetattr};
 use vmm_machine::api::{
     Attach, Control, ControlError, Kind, Listener, Metrics, Server, Stopper, Value,
 };
-use vmm_spec::api::{BalloonInfo, SnapshotThen, State, VmInfo};
+use vmm_spec::api::{BalloonInfo, SnapshotThen, State, VmInfo, Wall};
 use vmm_spec::{Disk, DiskSpec, Net, NetSpec, Size, Verified, VmSpec};
 
 /// Longer than anything takes here.
@@ -69,7 +69,13 @@ impl Control for Fake {
             exits: 1000,
             console_pty: Some("/dev/pts/9".into()),
             serial_pty: None,
-            walls: Vec::new(),
+            walls: [("seccomp", true, "filters"), ("landlock", false, "the kernel has none")]
+                .map(|(name, stands, detail)| Wall {
+                    name: name.to_owned(),
+                    stands,
+                    detail: detail.to_owned(),
+                })
+                .into(),
             spec: VmSpec {
                 kernel: Some("/boot/vmlinux".into()),
                 console: vmm_spec::OutputSpec::Pty,
@@ -252,7 +258,7 @@ fn status_shows_devices_as_their_options() {
     let expected = format!(
         "state     running\nprocess   42 (vmm 0.1.0)\nuptime    1h 2m, 1 reboots, 1000 exits\n\
          cpus      1\nmemory    256M\nkernel    /boot/vmlinux\ndisk      id=disk0,path={disk}\n\
-         console   pty /dev/pts/9\n"
+         jail      seccomp\nno wall   landlock: the kernel has none\nconsole   pty /dev/pts/9\n"
     );
     assert_eq!(status, expected);
     let json: VmInfo = serde_json::from_str(&running.vmm(&["status", "SOCKET", "--json"])).unwrap();

@@ -16,7 +16,7 @@
 //!                          └─ reset ─┘  in place, if the description lets it
 //! ```
 //!
-//! Everything that may fail for want of a file, a device or memory fails in [`Vm::new`], before the
+//! Everything that may fail for want of a file, a device or memory fails in `Vm::new`, before the
 //! guest's first instruction. Slots of the bus are given in the order of the description, so that
 //! a guest's `/dev/vda` is its first disk; a VM from a snapshot keeps those that its guest knows.
 
