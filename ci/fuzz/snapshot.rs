@@ -42,13 +42,13 @@ pub(crate) fn snapshot(json: &[u8]) {
     }
 }
 
-fn read(bytes: &[u8]) -> Option<SavedVm> {
+pub(crate) fn read(bytes: &[u8]) -> Option<SavedVm> {
     // Messages must be made without harm, too.
     SavedVm::from_bytes(bytes).map_err(|error| error.to_string()).ok()
 }
 
 /// As `vmm/machine/src/snapshot/FORMAT.md` has it.
-fn with_header(body: &[u8]) -> Vec<u8> {
+pub(crate) fn with_header(body: &[u8]) -> Vec<u8> {
     let mut bytes = b"ZOSVMSNP\x01\0\0\0\0\0\0\0".to_vec();
     bytes.extend((body.len() as u64).to_le_bytes());
     bytes.extend(body);
