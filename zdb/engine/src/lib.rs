@@ -50,10 +50,15 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+mod cipher;
+mod descriptor;
 mod engine;
 mod error;
+mod hash;
 pub mod import;
+mod index;
 mod key;
+mod log;
 mod name;
 mod namespace;
 mod settings;
