@@ -44,8 +44,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Smallest limit of a segment (`reference: zdb 2.1`, `--datasize`).
-    pub const SEGMENT_SIZE_MIN: u32 = 512 * 1024;
+    /// Smallest limit of a segment.
+    pub const SEGMENT_SIZE_MIN: u32 = 64 * 1024;
     /// Largest limit of a segment: offsets have 32 bits.
     pub const SEGMENT_SIZE_MAX: u32 = u32::MAX;
 

@@ -62,7 +62,11 @@ mod log;
 mod name;
 mod namespace;
 mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
+#[cfg(any(test, feature = "sim"))]
+pub mod testing;
 
 pub use engine::{Engine, FreeSpace, Options};
 pub use error::{CommitFailed, Error};

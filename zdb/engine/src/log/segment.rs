@@ -57,6 +57,17 @@ pub(crate) const NEW_INDEX_NAME: &str = "i.new";
 /// costs no memory.
 const PENDING_COUNT_MAX: usize = 4 * 1024 * 1024;
 
+/// What to do with durable entries that don't fill a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// Leave them for later.
+    Wait,
+    /// Write them now, and again when there are more: they prove what was durable.
+    Repeat,
+    /// Make a block of them.
+    Block,
+}
+
 /// One block of entries: where its records are, and where it is in the index file, if it is there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
@@ -235,43 +246,58 @@ impl Segment {
         Ok(())
     }
 
-    /// Writes blocks of entries whose records end at or before `durable`: full ones, and with `all`
-    /// the last few, too.
+    /// Writes blocks of entries whose records end at or before `durable`. Fewer entries than fill
+    /// a block are treated as `rest` says.
     pub(crate) fn write_blocks(
         &mut self,
         folders: &Folders,
         durable: u64,
-        all: bool,
+        rest: Rest,
     ) -> io::Result<()> {
         let encrypted = self.is_encrypted();
         let end = |entry: &Entry| u64::from(entry.offset + entry.record_size(encrypted));
         let ready = self.pending.partition_point(|entry| end(entry) <= durable);
-        let count = if all { ready } else { ready - ready % BLOCK_ENTRY_COUNT_MAX };
-        if count == 0 {
-            return Ok(());
-        }
-        let written = self.append_blocks(folders, count);
+        let full = match rest {
+            Rest::Block => ready,
+            Rest::Wait | Rest::Repeat => ready - ready % BLOCK_ENTRY_COUNT_MAX,
+        };
+        let mut written = self.append_blocks(folders, full);
         if written.is_err() && self.pending.len() > PENDING_COUNT_MAX {
-            self.give_index_up(count);
+            self.give_index_up(full);
+        } else if written.is_ok() && rest == Rest::Repeat && full < ready {
+            written = self.put_blocks(folders, 0..ready - full).map(drop);
         }
         written
     }
 
     fn append_blocks(&mut self, folders: &Folders, count: usize) -> io::Result<()> {
+        if count > 0 {
+            let (size, blocks) = self.put_blocks(folders, 0..count)?;
+            self.index_size += size;
+            self.blocks.extend(blocks);
+            self.pending.drain(..count);
+        }
+        Ok(())
+    }
+
+    /// Writes blocks of some pending entries to the end of the index file; gives their size.
+    fn put_blocks(
+        &mut self,
+        folders: &Folders,
+        entries: std::ops::Range<usize>,
+    ) -> io::Result<(u64, Vec<Block>)> {
         let file = self.index_handle(folders)?;
         let mut bytes = Vec::new();
         let mut blocks = Vec::new();
-        for entries in runs(&self.pending[..count], self.is_encrypted()) {
+        let entries = self.pending.get(entries).unwrap_or_default();
+        for entries in runs(entries, self.is_encrypted()) {
             let at = self.index_size + bytes.len() as u64;
             let head = block::put(&mut bytes, entries, self.is_encrypted(), self.seed, at)
                 .ok_or(io::ErrorKind::InvalidData)?;
             blocks.push(Block { head, at: Some(at) });
         }
         write_full(&*file, &bytes, self.index_size)?;
-        self.index_size += bytes.len() as u64;
-        self.blocks.extend(blocks);
-        self.pending.drain(..count);
-        Ok(())
+        Ok((bytes.len() as u64, blocks))
     }
 
     /// Keeps only where the records are; what they are will be read from the log.
@@ -325,7 +351,7 @@ impl Segment {
         if self.index_sealed || self.blocks.iter().any(|block| block.at.is_none()) {
             return Ok(());
         }
-        self.write_blocks(folders, self.end, true)?;
+        self.write_blocks(folders, self.end, Rest::Block)?;
         let file = self.index_handle(folders)?;
         let end = u32::try_from(self.end).map_err(|_| io::ErrorKind::InvalidData)?;
         let mut bytes = Vec::with_capacity(BLOCK_HEAD_SIZE);

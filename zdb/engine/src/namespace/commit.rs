@@ -12,7 +12,7 @@ use super::{Namespace, Tail};
 use crate::cipher::Keys;
 use crate::index::Index;
 use crate::log::header::{HEADER_SIZE, Header};
-use crate::log::segment::Segment;
+use crate::log::segment::{Rest, Segment};
 use crate::storage::{File, is_full, write_full};
 use crate::{CommitFailed, Durability, Error, SeqNo};
 
@@ -207,16 +207,16 @@ impl Namespace {
         let is_tail = self.segments.last().is_some_and(|last| last.id() == ticket.segment);
         if let Some(tail) = self.tail.as_mut().filter(|_| is_tail) {
             tail.synced = tail.synced.max(ticket.offset);
-            self.write_blocks(false);
+            self.write_blocks(Rest::Repeat);
         }
         Ok(())
     }
 
     /// Tells the index file about synced records. If it can't be written, later or never.
-    pub(super) fn write_blocks(&mut self, all: bool) {
+    pub(super) fn write_blocks(&mut self, rest: Rest) {
         let (Some(tail), Some(segment)) = (&self.tail, self.segments.last_mut()) else { return };
         let before = segment.pending.len();
-        let written = segment.write_blocks(&self.folders, tail.synced.min(tail.written), all);
+        let written = segment.write_blocks(&self.folders, tail.synced.min(tail.written), rest);
         let after = segment.pending.len();
         self.counters.index_error_count += u64::from(written.is_err());
         self.note_blocks(before, after);

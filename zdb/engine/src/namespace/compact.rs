@@ -20,13 +20,13 @@ use crate::index::slot::Slot;
 use crate::log::block::Entry;
 use crate::log::header::{HEADER_SIZE, Header, Part};
 use crate::log::record::{self, Kind};
-use crate::log::segment::{Segment, write_error};
+use crate::log::segment::{Rest, Segment, write_error};
 use crate::storage::{File, Open, is_full, read_full, write_full};
 use crate::{Error, History};
 
 /// Files may be larger than what lives by this many hundredths, and by [`SLACK_SIZE`].
 const TARGET_PERCENT: u64 = 130;
-/// Garbage below which nothing is done, in bytes.
+/// Garbage below which nothing is done, in bytes; a segment's limit if that is smaller.
 const SLACK_SIZE: u64 = 1024 * 1024;
 /// Garbage of a segment below which it is not worth a rewrite, in hundredths.
 const GARBAGE_PERCENT_MIN: u64 = 5;
@@ -123,7 +123,7 @@ impl Namespace {
         let total = self.file_size();
         let kept: u64 = self.segments.iter().map(|segment| kept_size(segment, now)).sum();
         let full = self.claim.shared.disk_full();
-        let target = (live + kept) * TARGET_PERCENT / 100 + if full { 0 } else { SLACK_SIZE };
+        let target = (live + kept) * TARGET_PERCENT / 100 + if full { 0 } else { self.slack() };
         let history = self.descriptor.settings.history;
         let wanted = total > target && history != History::All;
         if wanted {
@@ -156,7 +156,7 @@ impl Namespace {
             return Ok(());
         };
         let here = segment.end.saturating_sub(segment.live_size);
-        if segment.end >= SLACK_SIZE && here * 2 >= garbage {
+        if segment.end >= self.slack() && here * 2 >= garbage {
             self.flush_amid_batch()?;
             self.mend()?;
             self.end_segment()?;
@@ -185,6 +185,10 @@ impl Namespace {
             sources.push(segment.id());
         }
         sources
+    }
+
+    fn slack(&self) -> u64 {
+        SLACK_SIZE.min(self.claim.shared.options.segment_size.into())
     }
 
     /// Bytes of all segments.
@@ -412,7 +416,7 @@ impl Run {
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
         // The index file may fail: its blocks wait, or are made again from the log.
-        let _ = self.out.write_blocks(&namespace.folders, self.written, false);
+        let _ = self.out.write_blocks(&namespace.folders, self.written, Rest::Wait);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Namespace, Scrub};
 use crate::log::record;
 use crate::log::scan::Window;
+use crate::log::segment::Rest;
 use crate::{CommitFailed, Error, SeqNo};
 
 /// Bytes of the scratch buffer that an idle namespace keeps.
@@ -31,7 +32,7 @@ impl Namespace {
         let _ = self.mend();
         let idle = self.idle_since == SeqNo(self.numbers.last);
         self.idle_since = SeqNo(self.numbers.last);
-        self.write_blocks(idle);
+        self.write_blocks(if idle { Rest::Repeat } else { Rest::Wait });
         self.seal_ended();
         if idle {
             self.scratch = Vec::new();
@@ -135,7 +136,7 @@ impl Namespace {
             // It will not be continued, so it may as well be complete.
             self.end_segment().map_err(|source| CommitFailed { from: last, source })?;
         }
-        self.write_blocks(true);
+        self.write_blocks(Rest::Repeat);
         self.seal_ended();
         Ok(())
     }

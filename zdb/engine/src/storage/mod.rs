@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 mod disk;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 pub use disk::Disk;
 
