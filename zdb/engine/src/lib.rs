@@ -50,14 +50,23 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+mod cipher;
+mod descriptor;
 mod engine;
 mod error;
+mod hash;
 pub mod import;
+mod index;
 mod key;
+mod log;
 mod name;
 mod namespace;
 mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod storage;
+#[cfg(any(test, feature = "sim"))]
+pub mod testing;
 
 pub use engine::{Engine, FreeSpace, Options};
 pub use error::{CommitFailed, Error};

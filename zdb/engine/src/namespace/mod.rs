@@ -2,423 +2,224 @@
 //!
 //! All methods are synchronous; those that block on a sync say so. A namespace belongs to one
 //! thread at a time, and may move between threads.
+//!
+//! | module | what |
+//! |---|---|
+//! | `load` | from files to an index |
+//! | `locate` | from a key to a verified record |
+//! | `read` | values, metadata, history |
+//! | `scan` | live keys in order |
+//! | `write` | sets, deletions, and undoing them |
+//! | `commit` | batches, syncs, segments that begin and end |
+//! | `mend` | what happens after a failed sync |
+//! | `upkeep` | ticks, scrubbing, closing |
+//! | `compact` | replacing segments by smaller ones |
+//! | `replicate` | the log as a stream, snapshots |
+//! | `manage` | properties, keys, numbers |
 
+mod commit;
+mod compact;
+mod load;
+mod locate;
+mod manage;
+mod mend;
+mod read;
+mod replicate;
+mod scan;
 mod types;
+mod upkeep;
+mod write;
 
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::time::Duration;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
+pub use commit::{SyncDone, SyncTicket};
 pub use types::{
     Change, Compaction, Direction, Extent, Found, Health, HistoryEntry, LogRecord, Metadata,
     RawRecord, ScanItem, Scanned, Scrub, Stats, Written,
 };
 
-use crate::{CommitFailed, Error, MasterKey, Name, SeqNo, Settings};
+use crate::cipher::Keys;
+use crate::descriptor::Descriptor;
+use crate::engine::Claim;
+use crate::index::Index;
+use crate::log::segment::{Folders, Segment};
+use crate::storage::{File, Storage};
+use crate::{Error, MasterKey, SeqNo};
+
+/// Damaged records that are remembered one by one.
+const DAMAGE_COUNT_MAX: usize = 4096;
 
 /// A loaded namespace.
 ///
 /// Dropping it writes and syncs what is pending, as well as it can; [`close`](Self::close) says
 /// how that went.
 #[derive(Debug)]
-pub struct Namespace {}
-
-/// Reading.
-impl Namespace {
-    /// Reads a value, appended to `out`.
-    ///
-    /// `before` is called once, with the value's size, before the value is appended: a reply's
-    /// header goes there. If the read fails, `out` is as it was. Values of `extent_from` bytes or
-    /// more are verified and given as [`Found::Extent`] instead, without a call of `before`,
-    /// where that is possible: not of encrypted namespaces, nor what is not yet written to its file.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Frozen`], [`Error::KeyNeeded`], [`Error::Damaged`], [`Error::Read`].
-    pub fn get(
-        &mut self,
-        _key: &[u8],
-        _extent_from: usize,
-        _out: &mut Vec<u8>,
-        _before: impl FnOnce(&mut Vec<u8>, usize),
-    ) -> Result<Found, Error> {
-        unimplemented!()
-    }
-
-    /// What `EXISTS`, `LENGTH` and `KEYTIME` ask.
-    ///
-    /// # Errors
-    ///
-    /// As [`get`](Self::get).
-    pub fn metadata(&mut self, _key: &[u8]) -> Result<Option<Metadata>, Error> {
-        unimplemented!()
-    }
-
-    /// Verifies a key's record where it lies; `None` if there is no such key.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Frozen`], [`Error::KeyNeeded`].
-    pub fn check(&mut self, _key: &[u8]) -> Result<Option<Health>, Error> {
-        unimplemented!()
-    }
-
-    /// Live keys.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        unimplemented!()
-    }
-
-    /// Whether there is no live key.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// A cursor from which a scan goes on after this key; `None` if there is no such key.
-    ///
-    /// # Errors
-    ///
-    /// As [`get`](Self::get).
-    pub fn cursor(&mut self, _key: &[u8]) -> Result<Option<[u8; crate::SCAN_CURSOR_SIZE]>, Error> {
-        unimplemented!()
-    }
-
-    /// Shows live keys one by one, after `cursor` or from the start, until `show` breaks or
-    /// there are no more. A damaged record is passed over. The server's `show` breaks when its
-    /// time is up.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadCursor`], and as [`get`](Self::get).
-    pub fn scan(
-        &mut self,
-        _direction: Direction,
-        _cursor: Option<&[u8]>,
-        _show: &mut dyn FnMut(ScanItem<'_>) -> ControlFlow<()>,
-    ) -> Result<Scanned, Error> {
-        unimplemented!()
-    }
-
-    /// A key's value now (without cursor) or an earlier one, appended to `out`; `None` if there is
-    /// no such key, or the cursor says that the history ended (eight zeroes).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::BadCursor`] if it has not 8 bytes, [`Error::UnknownHistory`],
-    /// [`Error::ForeignHistory`], and as [`get`](Self::get).
-    pub fn history(
-        &mut self,
-        _key: &[u8],
-        _cursor: Option<&[u8]>,
-        _out: &mut Vec<u8>,
-    ) -> Result<Option<HistoryEntry>, Error> {
-        unimplemented!()
-    }
-
-    /// The record at this place, key and payload appended to `out`; `None` at or past the end of
-    /// the segment. Offset 0 stands for the first record.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Damaged`] also if no record starts there, [`Error::UnknownHistory`] (with number
-    /// 0) if there is no such segment, [`Error::Read`], [`Error::KeyNeeded`].
-    pub fn raw(
-        &mut self,
-        _segment: u32,
-        _offset: u64,
-        _out: &mut Vec<u8>,
-    ) -> Result<Option<RawRecord>, Error> {
-        unimplemented!()
-    }
+pub struct Namespace {
+    claim: Claim,
+    folders: Folders,
+    descriptor: Descriptor,
+    /// `None` while an encrypted namespace waits for its key; then there are no segments either.
+    keys: Option<Keys>,
+    master: Option<MasterKey>,
+    index: Index,
+    /// By id. Only the last may be written.
+    segments: Vec<Segment>,
+    tail: Option<Tail>,
+    numbers: Numbers,
+    /// How to undo what was appended since the last write to the file.
+    undo: Vec<write::Undo>,
+    mark: write::Mark,
+    sync: commit::SyncState,
+    /// Deletions after this number are kept for followers.
+    hold: Option<u64>,
+    /// Segments whose files are open, oldest first.
+    open_files: VecDeque<u32>,
+    damage: BTreeSet<(u32, u32)>,
+    scratch: Vec<u8>,
+    compaction: Option<compact::Run>,
+    scrub: upkeep::ScrubState,
+    counters: Counters,
+    /// The newest write when the last tick came.
+    idle_since: SeqNo,
 }
 
-/// Writing.
-impl Namespace {
-    /// Sets a key; in sequential mode an empty key gives the next id. `None` if the stored value
-    /// is the same already, and nothing was written.
-    ///
-    /// # Errors
-    ///
-    /// In this order [`Error::KeyNeeded`], [`Error::Frozen`], [`Error::Locked`],
-    /// [`Error::KeySize`], [`Error::ValueSize`], [`Error::Worm`], [`Error::UnknownId`],
-    /// [`Error::Quota`]; [`Error::DiskFull`], [`Error::Write`], [`Error::Read`] if the key
-    /// can't be compared.
-    pub fn set(
-        &mut self,
-        _key: &[u8],
-        _value: &[u8],
-        _timestamp: u32,
-    ) -> Result<Option<Written>, Error> {
-        unimplemented!()
-    }
-
-    /// Deletes a key; `None` if there is no such key. Works on a full disk.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Worm`] if it exists, and as [`set`](Self::set).
-    pub fn delete(&mut self, _key: &[u8], _timestamp: u32) -> Result<Option<SeqNo>, Error> {
-        unimplemented!()
-    }
-
-    /// Removes all keys, and makes that durable. Ids start again, numbers of writes go on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Frozen`], [`Error::Locked`], [`Error::Worm`]; [`Error::DiskFull`],
-    /// [`Error::Write`], [`Error::Sync`], [`Error::File`].
-    pub fn clear(&mut self) -> Result<SeqNo, Error> {
-        unimplemented!()
-    }
-
-    /// Seals the segment that is written, so that the next write starts another. Blocks on syncs.
-    /// Gives the numbers of the old and the new segment.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DiskFull`], [`Error::Write`], [`Error::Sync`], [`Error::File`].
-    pub fn rotate(&mut self) -> Result<(u32, u32), Error> {
-        unimplemented!()
-    }
+/// What the log amounts to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Numbers {
+    /// The newest write.
+    last: u64,
+    /// The newest that is in its file.
+    written: u64,
+    /// The newest that survives a power loss.
+    durable: u64,
+    next_id: u64,
+    entry_count: u64,
+    value_size: u64,
+    /// Bytes of records that must stay.
+    live_size: u64,
+    /// Deletions up to this number may be missing.
+    forgotten: u64,
 }
 
-/// Making writes durable.
-impl Namespace {
-    /// Writes all that was appended, in one call to the system. To be called once for each batch of
-    /// requests, before their replies.
-    ///
-    /// # Errors
-    ///
-    /// Says from which number on writes of this batch failed. They were undone, and their clients
-    /// must hear of it.
-    pub fn flush(&mut self) -> Result<(), CommitFailed> {
-        unimplemented!()
-    }
-
-    /// The newest write whose reply may be sent, at the namespace's level of durability.
-    #[must_use]
-    pub fn acknowledged(&self) -> SeqNo {
-        unimplemented!()
-    }
-
-    /// What must be synced now: written bytes at level group, or at level interval when it is
-    /// time. `None` if nothing must, or a sync is under way. `now` is any monotonic clock.
-    pub fn begin_sync(&mut self, _now: Duration) -> Option<SyncTicket> {
-        unimplemented!()
-    }
-
-    /// Takes a sync's result, after which [`acknowledged`](Self::acknowledged) may have risen.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Sync`]: writes that wait for a reply must hear of it. What was written stays
-    /// visible; the engine writes it again to a new segment, and refuses new writes until that
-    /// succeeded.
-    pub fn finish_sync(&mut self, _done: SyncDone) -> Result<(), CommitFailed> {
-        unimplemented!()
-    }
-
-    /// [`flush`](Self::flush), and a sync if the level asks for one, in one blocking call.
-    ///
-    /// # Errors
-    ///
-    /// As [`flush`](Self::flush) and [`finish_sync`](Self::finish_sync).
-    pub fn commit(&mut self, _now: Duration) -> Result<(), CommitFailed> {
-        unimplemented!()
-    }
-
-    /// Writes and syncs everything, whatever the level.
-    ///
-    /// # Errors
-    ///
-    /// As [`commit`](Self::commit).
-    pub fn sync(&mut self) -> Result<(), CommitFailed> {
-        unimplemented!()
-    }
-
-    /// Ends with everything durable, and index files complete.
-    ///
-    /// # Errors
-    ///
-    /// As [`commit`](Self::commit).
-    pub fn close(self) -> Result<(), CommitFailed> {
-        unimplemented!()
-    }
+/// What was counted since the start.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counters {
+    torn_size: u64,
+    data_error_count: u64,
+    index_error_count: u64,
+    sync_count: u64,
+    reclaimed_size: u64,
+    hole_count: u64,
 }
 
-/// Properties and keys.
-impl Namespace {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &Name {
-        unimplemented!()
-    }
-
-    /// Its properties.
-    #[must_use]
-    pub fn settings(&self) -> &Settings {
-        unimplemented!()
-    }
-
-    /// Changes its properties. The change survives a crash when this returns; blocks on syncs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ModeOfUsed`], [`Error::DiskFull`], [`Error::File`].
-    pub fn update(&mut self, _settings: Settings) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Gives the key of an encrypted namespace, and loads it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::WrongKey`], and as [`Engine::load`](crate::Engine::load).
-    pub fn unlock(&mut self, _key: &MasterKey) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Seals the namespace's keys with another master key.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::WrongKey`] if it is not encrypted, [`Error::KeyNeeded`], [`Error::File`].
-    pub fn change_master_key(&mut self, _key: &MasterKey) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Encrypts new records with a new key. Compaction rewrites older segments step by step, then
-    /// forgets the old key.
-    ///
-    /// # Errors
-    ///
-    /// As [`change_master_key`](Self::change_master_key).
-    pub fn rotate_data_key(&mut self) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// The namespace in numbers.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        unimplemented!()
-    }
-
-    /// Segments written or replaced since the last [`reset_dirty`](Self::reset_dirty), in order.
-    #[must_use]
-    pub fn dirty_segments(&self) -> Vec<u32> {
-        unimplemented!()
-    }
-
-    /// Forgets which segments were written.
-    pub fn reset_dirty(&mut self) {
-        unimplemented!()
-    }
-
-    /// Folder of its segments `d0`, `d1`, ….
-    #[must_use]
-    pub fn data_folder(&self) -> &Path {
-        unimplemented!()
-    }
-
-    /// Folder of its index files `i0`, `i1`, ….
-    #[must_use]
-    pub fn index_folder(&self) -> &Path {
-        unimplemented!()
-    }
-}
-
-/// Upkeep, in small steps that the server's scheduler calls.
-impl Namespace {
-    /// Cheap upkeep, once a second or so: writes index blocks, gives idle memory back, recovers
-    /// from errors of the disk.
-    ///
-    /// # Errors
-    ///
-    /// As [`flush`](Self::flush).
-    pub fn tick(&mut self, _now: Duration) -> Result<(), CommitFailed> {
-        unimplemented!()
-    }
-
-    /// Compacts about `budget` bytes of the log. `now` is the time of day, in seconds, against
-    /// which the age of history is measured. Writes that go on meanwhile are not disturbed. Some
-    /// steps block on syncs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DiskFull`], [`Error::Read`], [`Error::Write`], [`Error::Sync`], [`Error::File`]:
-    /// this attempt is given up, nothing is lost.
-    pub fn compact_step(&mut self, _budget: u64, _now: u32) -> Result<Compaction, Error> {
-        unimplemented!()
-    }
-
-    /// Verifies about `budget` bytes of the log against their checksums.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Read`]. Damage is no error here: it is counted in [`Stats`].
-    pub fn scrub_step(&mut self, _budget: u64) -> Result<Scrub, Error> {
-        unimplemented!()
-    }
-}
-
-/// Copies.
-impl Namespace {
-    /// Shows writes after `after`, oldest first, until about `budget` bytes were shown or `show`
-    /// breaks; gives the number up to which the follower knows everything. Only writes that are
-    /// [`acknowledged`](Self::acknowledged) are shown.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Gap`], [`Error::Damaged`], [`Error::Read`], [`Error::KeyNeeded`].
-    pub fn read_log(
-        &mut self,
-        _after: SeqNo,
-        _budget: u64,
-        _show: &mut dyn FnMut(LogRecord<'_>) -> ControlFlow<()>,
-    ) -> Result<SeqNo, Error> {
-        unimplemented!()
-    }
-
-    /// Takes a write of another namespace, with its number. Quota, worm, lock and freeze were
-    /// the other's matter.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfOrder`], and as [`set`](Self::set).
-    pub fn apply(&mut self, _record: &LogRecord<'_>) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// What followers have: compaction keeps deletions after this number, so that a follower at it
-    /// or later never meets [`Error::Gap`]. `None`: there are no followers.
-    pub fn hold(&mut self, _after: Option<SeqNo>) {
-        unimplemented!()
-    }
-
-    /// An instant copy, by hard links, in two new folders on the same disks: a namespace that
-    /// another [`Engine`](crate::Engine) can load. Blocks on syncs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::File`], and as [`sync`](Self::sync).
-    pub fn snapshot(&mut self, _data: &Path, _index: &Path) -> Result<SeqNo, Error> {
-        unimplemented!()
-    }
-}
-
-/// A sync to be done.
+/// The end of the segment that is written.
+///
+/// ```text
+///  file   |=== synced ===|=== written ===|
+///  buffer          |=====================|=== appended ===|
+///                  start                 written          end
+/// ```
 #[derive(Debug)]
-pub struct SyncTicket {}
+struct Tail {
+    buffer: Vec<u8>,
+    start: u64,
+    written: u64,
+    synced: u64,
+    /// Whether it must not be written any more: a write failed and left its traces.
+    spoilt: bool,
+}
 
-impl SyncTicket {
-    /// Syncs. Blocks; may run on any thread.
-    #[must_use]
-    pub fn run(self) -> SyncDone {
-        unimplemented!()
+impl Tail {
+    fn new(end: u64) -> Self {
+        Self { buffer: Vec::new(), start: end, written: end, synced: end, spoilt: false }
+    }
+
+    fn end(&self) -> u64 {
+        self.start + self.buffer.len() as u64
+    }
+
+    /// Bytes at an offset, if they are in memory.
+    fn bytes(&self, offset: u64, size: usize) -> Option<&[u8]> {
+        let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        self.buffer.get(from..from.checked_add(size)?)
     }
 }
 
-/// A sync that was done, or failed; to be given to [`Namespace::finish_sync`].
-#[derive(Debug)]
-pub struct SyncDone {}
+impl Namespace {
+    /// The keys, if there are any to be had.
+    fn keys(&self) -> Result<&Keys, Error> {
+        self.keys.as_ref().ok_or(Error::KeyNeeded)
+    }
+
+    /// Where a segment is in the list.
+    fn position(&self, id: u32) -> Option<usize> {
+        if self.segments.last().is_some_and(|last| last.id() == id) {
+            return Some(self.segments.len() - 1);
+        }
+        self.segments.binary_search_by_key(&id, Segment::id).ok()
+    }
+
+    fn segment_mut(&mut self, id: u32) -> Option<&mut Segment> {
+        let position = self.position(id)?;
+        self.segments.get_mut(position)
+    }
+
+    /// A segment's file. At most so many are open at once; the one opened first is closed first.
+    fn file(&mut self, id: u32) -> Result<Arc<dyn File>, Error> {
+        let position = self.position(id).ok_or(Error::Damaged {
+            segment: id,
+            offset: 0,
+            reason: "missing",
+        })?;
+        if let Some(file) = self.segments[position].open_file() {
+            return Ok(Arc::clone(file));
+        }
+        while self.open_files.len() >= self.claim.shared.options.open_files_max {
+            self.close_one_file();
+        }
+        let mut opened = self.segments[position].file(&self.folders).cloned();
+        if opened.is_err() && !self.open_files.is_empty() {
+            // The process may be out of descriptors: those of ours that can be spared go.
+            while !self.open_files.is_empty() {
+                self.close_one_file();
+            }
+            opened = self.segments[position].file(&self.folders).cloned();
+        }
+        if opened.is_err() {
+            self.counters.data_error_count += 1;
+        }
+        let file = opened?;
+        self.open_files.push_back(id);
+        Ok(file)
+    }
+
+    fn close_one_file(&mut self) {
+        let Some(id) = self.open_files.pop_front() else { return };
+        // The tail's file stays open: it is written all the time.
+        let is_tail =
+            self.tail.is_some() && self.segments.last().is_some_and(|last| last.id() == id);
+        if let Some(segment) = self.segment_mut(id).filter(|_| !is_tail) {
+            segment.close_file();
+        }
+    }
+
+    /// Remembers damage. The segment is left as it is from now on.
+    fn note_damage(&mut self, segment: u32, offset: u32) {
+        if self.damage.len() < DAMAGE_COUNT_MAX {
+            self.damage.insert((segment, offset));
+        }
+        if let Some(segment) = self.segment_mut(segment) {
+            segment.damaged = true;
+        }
+    }
+
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        &*self.folders.storage
+    }
+
+    /// Whether records are sealed.
+    fn is_encrypted(&self) -> bool {
+        self.descriptor.encrypted
+    }
+}

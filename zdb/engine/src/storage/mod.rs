@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 mod disk;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 pub use disk::Disk;
 
@@ -169,4 +171,60 @@ pub struct Space {
     pub total: u64,
     /// What is free for us, in bytes.
     pub free: u64,
+}
+
+/// Reads until the buffer is full or the file ends; gives the bytes read.
+pub(crate) fn read_full(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+/// Reads until both buffers are full or the file ends; gives the bytes read.
+pub(crate) fn read_two_full(
+    file: &dyn File,
+    first: &mut [u8],
+    second: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    let (first_size, size) = (first.len(), first.len() + second.len());
+    let filled = file.read_two_at(first, second, offset)?;
+    if filled == size || filled == 0 {
+        return Ok(filled);
+    }
+    // The system gave less than asked for, which is rare: the rest piece by piece.
+    let mut filled = filled;
+    if filled < first_size {
+        let read = read_full(file, &mut first[filled..], offset + filled as u64)?;
+        filled += read;
+        if filled < first_size {
+            return Ok(filled);
+        }
+    }
+    let read = read_full(file, &mut second[filled - first_size..], offset + filled as u64)?;
+    Ok(filled + read)
+}
+
+/// Writes all of the buffer.
+pub(crate) fn write_full(file: &dyn File, mut buffer: &[u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match file.write_at(buffer, offset)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => {
+                buffer = buffer.get(count..).unwrap_or_default();
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether an error says that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
