@@ -66,16 +66,16 @@ pub(super) fn mget(call: &mut Call<'_, '_>) -> Outcome {
     if call.count() < 2 {
         return Err("Invalid arguments".into());
     }
-    let mut keys = call.request.arguments().skip(1);
-    if keys.any(|key| key.len() > KEY_SIZE_MAX) {
+    let request = call.request;
+    if request.arguments().skip(1).any(|key| key.len() > KEY_SIZE_MAX) {
         return Err(INVALID_KEY.into());
     }
     if call.core.active(call.session)?.settings().frozen {
         return Err(read(&zdb_engine::Error::Frozen));
     }
-    write::array(call.output.buffer(), call.count() - 1);
+    write::array(call.output.buffer(), request.count() - 1);
     let mut copied = 0;
-    for key in call.request.arguments().skip(1) {
+    for key in request.arguments().skip(1) {
         let before = call.output.buffer().len();
         let written = if key.is_empty() {
             write::nil(call.output.buffer());

@@ -62,7 +62,8 @@ fn scan_towards(call: &mut Call<'_, '_>, direction: Direction) -> Outcome {
 
 /// `KEYCUR key`: from where a scan goes on after this key.
 pub(super) fn keycur(call: &mut Call<'_, '_>) -> Outcome {
-    let cursor = call.core.active(call.session)?.cursor(call.argument(1));
+    let key = call.argument(1);
+    let cursor = call.core.active(call.session)?.cursor(key);
     let cursor = cursor.map_err(|error| read(&error))?.ok_or("Key not found")?;
     write::bulk(call.output.buffer(), &cursor);
     Ok(())

@@ -157,7 +157,7 @@ pub(crate) fn parse_durability(value: &[u8]) -> Option<Durability> {
         b"group" => Some(Durability::Group),
         _ => {
             let millis = std::str::from_utf8(value.strip_prefix(b"interval:")?).ok()?;
-            let millis = millis.parse().ok().filter(|millis| *millis > 0_u32)?;
+            let millis: u32 = millis.parse().ok().filter(|millis| *millis > 0)?;
             Some(Durability::Interval(Duration::from_millis(millis.into())))
         }
     }

@@ -52,7 +52,8 @@ pub struct Server {
     core: Core,
     poll: Poll,
     waker: Arc<Waker>,
-    signals: UnixStream,
+    /// Open as long as the loop waits for it.
+    _signals: UnixStream,
     listeners: Vec<Listener>,
     spare: Spare,
     clients: Clients,
@@ -96,7 +97,7 @@ impl Server {
             poll,
             syncer: Syncer::start(&waker)?,
             waker,
-            signals,
+            _signals: signals,
             listeners,
             spare: Spare::new()?,
             clients: Clients::new(descriptor_limit().saturating_sub(DESCRIPTOR_RESERVE)),

@@ -69,10 +69,15 @@ impl Token {
 }
 
 /// An epoll instance.
-#[derive(Debug)]
 pub(super) struct Poll {
     epoll: OwnedFd,
     events: Vec<Event>,
+}
+
+impl std::fmt::Debug for Poll {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Poll").field("epoll", &self.epoll).finish_non_exhaustive()
+    }
 }
 
 impl Poll {
