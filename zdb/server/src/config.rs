@@ -416,7 +416,7 @@ mod tests {
         let shown = all.to_toml().unwrap();
         assert!(shown.contains("port = 2") && !shown.contains("secret"), "{shown}");
         std::fs::write(&path, "prot = 1\n").unwrap();
-        let error = Settings::read(&path).unwrap_err();
+        let error = Settings::read(&path).err().unwrap();
         assert!(error.to_string().ends_with("zdb.toml"));
     }
 
