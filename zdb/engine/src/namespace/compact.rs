@@ -165,26 +165,29 @@ impl Namespace {
         Ok(())
     }
 
-    /// A segment and those after it that are worth it, as far as they fit one segment.
-    fn with_neighbours(&self, first: usize, count: usize, now: u32, full: bool) -> Vec<u32> {
+    /// A segment and those around it that are worth it, as far as they fit one segment.
+    fn with_neighbours(&self, chosen: usize, count: usize, now: u32, full: bool) -> Vec<u32> {
         let limit = self.segment_size_limit();
-        let mut sources = vec![self.segments[first].id()];
-        let mut size = self.segments[first].live_size;
-        for segment in self.segments.get(first + 1..count).unwrap_or_default() {
-            size += segment.live_size + kept_size(segment, now);
-            let worth =
-                segment.end < limit / 4 || garbage_percent(segment, now) >= NEIGHBOUR_PERCENT_MIN;
-            if segment.damaged
-                || full
-                || !worth
-                || size > limit
-                || sources.len() == SOURCE_COUNT_MAX
-            {
-                break;
-            }
-            sources.push(segment.id());
+        let needed = |segment: &Segment| segment.live_size + kept_size(segment, now);
+        let worth = |segment: &Segment| {
+            let small = segment.end < limit / 4;
+            let garbage = garbage_percent(segment, now) >= NEIGHBOUR_PERCENT_MIN;
+            !segment.damaged && !full && (small || garbage)
+        };
+        let (mut first, mut end) = (chosen, chosen + 1);
+        let mut size = needed(&self.segments[chosen]);
+        while end - first < SOURCE_COUNT_MAX {
+            let before = first.checked_sub(1).map(|at| (at, end));
+            let after = (end < count).then_some((first, end + 1));
+            let wider = [(before, first.wrapping_sub(1)), (after, end)];
+            let fits = wider.into_iter().find_map(|(range, at)| {
+                let segment = self.segments.get(at).filter(|segment| worth(segment))?;
+                Some((range?, size + needed(segment))).filter(|(_, size)| *size <= limit)
+            });
+            let Some((range, wider_size)) = fits else { break };
+            ((first, end), size) = (range, wider_size);
         }
-        sources
+        self.segments[first..end].iter().map(Segment::id).collect()
     }
 
     fn slack(&self) -> u64 {
@@ -423,6 +426,11 @@ impl Run {
     /// Makes the new file durable, lets it take the old ones' place, and tells the index. Gives
     /// the bytes freed.
     pub(super) fn finish(mut self, namespace: &mut Namespace) -> Result<u64, Error> {
+        // What superseded the records left out must be durable before they are gone.
+        namespace.flush_amid_batch()?;
+        if !self.again {
+            namespace.sync().map_err(|failed| failed.source)?;
+        }
         self.write_out(namespace, 1)?;
         let old_size = self.old_size(namespace);
         let nothing_left =
@@ -432,13 +440,14 @@ impl Run {
             for id in &self.sources {
                 namespace.remove_files(*id);
             }
-            self.switch(namespace, None);
+            let durable = namespace.folders.storage.sync_folder(&namespace.folders.data).is_ok();
+            self.switch(namespace, false, durable);
             namespace.counters.reclaimed_size += old_size;
             return Ok(old_size);
         }
         let durable = self.publish(namespace)?;
         let new_size = self.out.end;
-        self.switch(namespace, Some(durable));
+        self.switch(namespace, true, durable);
         let freed = old_size.saturating_sub(new_size);
         namespace.counters.reclaimed_size += freed;
         Ok(freed)
@@ -476,9 +485,9 @@ impl Run {
         Ok(durable)
     }
 
-    /// The index and the list of segments. `replaced`: the new file took the old ones' place, and
-    /// whether durably.
-    fn switch(mut self, namespace: &mut Namespace, replaced: Option<bool>) {
+    /// The index and the list of segments. `replaced`: a new file took the old ones' place;
+    /// `durable`: they can't come back.
+    fn switch(mut self, namespace: &mut Namespace, replaced: bool, durable: bool) {
         let id = self.out.id();
         let forgotten = self.out.header.forgotten;
         self.out.dirty = true;
@@ -500,7 +509,7 @@ impl Run {
             namespace.damage.retain(|(segment, _)| segment != source);
             namespace.open_files.retain(|open| open != source);
         }
-        if replaced.is_some() {
+        if replaced {
             namespace.segments.insert(first.min(namespace.segments.len()), self.out);
             namespace.open_files.push_back(id);
         }
@@ -519,7 +528,7 @@ impl Run {
                 namespace.index.remove(at);
             }
         }
-        if replaced != Some(false) {
+        if durable {
             self.dropped.iter().for_each(|hash| namespace.forget_older(*hash));
         }
         namespace.numbers.forgotten = namespace.numbers.forgotten.max(forgotten);

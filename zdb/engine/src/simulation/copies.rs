@@ -196,10 +196,10 @@ fn a_follower_that_is_too_far_behind_is_told() {
     namespace.set(b"b", &[0; 3000], 0).unwrap();
     namespace.delete(b"a", 0).unwrap();
     namespace.rotate().unwrap();
-    for round in 0..100u8 {
-        namespace.set(b"b", &[round; 3000], 0).unwrap();
-    }
-    for _ in 0..3 {
+    for round in 0..3 {
+        for byte in 0..100u8 {
+            namespace.set(b"b", &[byte; 3000], round).unwrap();
+        }
         namespace.rotate().unwrap();
         while namespace.compact_step(1 << 20, 0).unwrap() != Compaction::Idle {}
     }

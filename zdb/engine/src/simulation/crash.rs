@@ -59,8 +59,9 @@ fn crash_run(seed: u64, durability: Durability, encrypted: bool) {
         assert!(last >= promised, "{context}: {last} of {promised} acknowledged writes");
         log.truncate(usize::try_from(last).unwrap());
         assert_eq!(log.len() as u64, last, "{context}: more than was written");
+        let stats = namespace.stats();
+        assert_eq!(stats.damaged_record_count, 0, "{context}: {stats:?}");
         check(&mut namespace, &contents_after(&log, log.len()), &context);
-        assert_eq!(namespace.stats().damaged_record_count, 0, "{context}");
     }
 }
 

@@ -71,7 +71,7 @@ fn fault_run(seed: u64, first: u64, count: u64, error: i32, encrypted: bool) -> 
     let (disk, engine, mut story) = Story::new(seed, encrypted);
     let start = disk.calls();
     disk.fail(start + first, count, error);
-    story.tell(12);
+    story.tell(20);
     let reached = disk.calls() > start + first;
     disk.heal();
     engine.tick();

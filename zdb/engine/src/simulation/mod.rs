@@ -65,6 +65,8 @@ impl Chance {
             let mut value = vec![fill; usize::try_from(size).unwrap()];
             // Values differ even if their sizes agree.
             value.extend_from_slice(&self.below(u64::MAX).to_le_bytes());
+            // No value ends as a file does that was lengthened with zeroes.
+            value.push(0xff);
             value
         });
         Op { key, value, timestamp: u32::try_from(self.below(1000)).unwrap() }
