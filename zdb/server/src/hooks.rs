@@ -273,7 +273,8 @@ mod tests {
         poll_until_quiet(&mut hooks);
         let log = std::fs::read_to_string(folder.path().join("hook.log")).unwrap();
         assert_eq!(log, "ready tcp://[::]:9900 x\nnamespace-created tcp://[::]:9900 ns\n");
-        let shown: Vec<_> = hooks.records().map(|record| (record.event.name, record.status)).collect();
+        let shown: Vec<_> =
+            hooks.records().map(|record| (record.event.name, record.status)).collect();
         assert_eq!(shown, [("ready", 0), ("namespace-created", 0)]);
         hooks.poll(Duration::ZERO, 500);
         assert_eq!(hooks.records().len(), 0);

@@ -66,8 +66,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Commands that were done or refused.
     pub(crate) fn executed_count(&self) -> u64 {
-        self.commands.iter().map(|command| command.latency.count).sum::<u64>()
-            + self.unknown_count
+        self.commands.iter().map(|command| command.latency.count).sum::<u64>() + self.unknown_count
     }
 
     /// Commands that were refused.

@@ -135,13 +135,7 @@ impl Output {
     }
 
     /// Holds back the reply that was written from `begin` on until `seq` is acknowledged.
-    pub fn hold(
-        &mut self,
-        begin: u64,
-        namespace: NamespaceId,
-        seq: SeqNo,
-        failure: &'static str,
-    ) {
+    pub fn hold(&mut self, begin: u64, namespace: NamespaceId, seq: SeqNo, failure: &'static str) {
         self.held.push_back(Held { begin, end: self.end(), namespace, seq, failure });
     }
 

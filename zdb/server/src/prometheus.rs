@@ -21,9 +21,12 @@ const FIGURES: &[Figure] = &[
     ("zdb_namespace_index_file_bytes", "Bytes of index files.", "gauge", |stats| {
         stats.index_file_size
     }),
-    ("zdb_namespace_live_record_bytes", "Bytes of segments that are no garbage.", "gauge", |stats| {
-        stats.live_record_size
-    }),
+    (
+        "zdb_namespace_live_record_bytes",
+        "Bytes of segments that are no garbage.",
+        "gauge",
+        |stats| stats.live_record_size,
+    ),
     ("zdb_namespace_index_memory_bytes", "Memory of the index.", "gauge", |stats| {
         stats.index_memory_size
     }),
@@ -71,10 +74,25 @@ fn write_server(text: &mut String, core: &Core) -> std::fmt::Result {
         ("zdb_buffer_bytes", "Memory of clients' buffers.", "gauge", metrics.buffer_size),
         ("zdb_received_bytes_total", "Bytes from clients.", "counter", metrics.received_size),
         ("zdb_sent_bytes_total", "Bytes to clients.", "counter", metrics.sent_size),
-        ("zdb_unauthorized_total", "Commands without a right.", "counter", metrics.unauthorized_count),
-        ("zdb_commit_failures_total", "Batches lost to the disk.", "counter", metrics.commit_failed_count),
+        (
+            "zdb_unauthorized_total",
+            "Commands without a right.",
+            "counter",
+            metrics.unauthorized_count,
+        ),
+        (
+            "zdb_commit_failures_total",
+            "Batches lost to the disk.",
+            "counter",
+            metrics.commit_failed_count,
+        ),
         ("zdb_scrubs_total", "Namespaces read to their end.", "counter", metrics.scrub_count),
-        ("zdb_hooks_dropped_total", "Events no hook heard of.", "counter", core.hooks.dropped_count),
+        (
+            "zdb_hooks_dropped_total",
+            "Events no hook heard of.",
+            "counter",
+            core.hooks.dropped_count,
+        ),
         ("zdb_disk_full", "Whether writes are refused.", "gauge", core.engine.disk_full().into()),
     ];
     for (name, help, kind, value) in rows {

@@ -1,6 +1,7 @@
 //! Clients that mean no good, or know no better: half requests, huge and negative sizes, readers that
 //! don't read, crowds. The server keeps serving others, in bounded memory.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 
 use std::net::TcpStream;

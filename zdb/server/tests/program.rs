@@ -1,5 +1,6 @@
 //! The program as an operator meets it: flags, sockets, hooks, metrics, copies, a clean end.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 
 use std::io::{Read, Write};

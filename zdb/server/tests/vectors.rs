@@ -1,6 +1,7 @@
 //! Conversations recorded from the existing server (`ci/vectors/zdb.json`): every one of class `spec`
 //! must go the same way here, with the program itself and over real connections.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 
 use std::collections::HashMap;
@@ -255,7 +256,8 @@ impl Pattern {
 
 impl Item {
     fn fits(&self, byte: u8) -> bool {
-        self.ranges.is_empty() || self.ranges.iter().any(|(low, high)| (*low..=*high).contains(&byte))
+        self.ranges.is_empty()
+            || self.ranges.iter().any(|(low, high)| (*low..=*high).contains(&byte))
     }
 }
 

@@ -20,7 +20,12 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
     let server = Peer::zdb(&["--durability", "none"])?;
     let (_, folder) = server.arguments();
     let empty = size_of_folder(&folder)?;
-    push(&mut table, "empty server: disk, KiB (1 MiB of it the reserve)", empty / 1024.0, Goal::AtMost(1100.0));
+    push(
+        &mut table,
+        "empty server: disk, KiB (1 MiB of it the reserve)",
+        empty / 1024.0,
+        Goal::AtMost(1100.0),
+    );
     load(&server, KEY_COUNT, 64)?;
     let keys = figure(KEY_COUNT);
     let memory = server.info("index_memory_bytes")? / keys;

@@ -151,7 +151,8 @@ impl Benchmark {
     pub(super) fn get(size: usize, clients: u32, pipeline: u32, count: u32) -> Self {
         let words = vec!["GET".to_owned(), format!("key:{RANDOM}")];
         // About 400 MB of values at most.
-        let keys = KEY_SPACE.min(400_000_000 / size as u64).min(if size > 65536 { 64 } else { KEY_SPACE });
+        let keys =
+            KEY_SPACE.min(400_000_000 / size as u64).min(if size > 65536 { 64 } else { KEY_SPACE });
         Self { words, size, clients, pipeline, count, keys }
     }
 

@@ -66,7 +66,9 @@ pub(crate) fn backup(arguments: &BackupArguments) -> anyhow::Result<()> {
     std::fs::rename(&partial, path).with_context(|| path.display().to_string())?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or_else(|| Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| folder.display().to_string())?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .with_context(|| folder.display().to_string())?;
     show(&arguments.name.to_string(), &summary);
     Ok(())
 }

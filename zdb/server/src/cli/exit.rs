@@ -32,7 +32,9 @@ fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)>
     if let Some(client) = cause.downcast_ref::<ClientError>() {
         return Some(match client {
             ClientError::Refused { .. } => (4, None),
-            ClientError::Connect { .. } => (75, Some("is a server there? --host, --port, --socket")),
+            ClientError::Connect { .. } => {
+                (75, Some("is a server there? --host, --port, --socket"))
+            }
             _ => (75, None),
         });
     }

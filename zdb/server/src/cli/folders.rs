@@ -42,8 +42,9 @@ impl Folders {
             ..Settings::default()
         };
         let config = settings.check()?;
-        let engine = Engine::open(Arc::new(Disk), config.engine)
-            .with_context(|| format!("folders {} and {}", self.data.display(), self.index.display()))?;
+        let engine = Engine::open(Arc::new(Disk), config.engine).with_context(|| {
+            format!("folders {} and {}", self.data.display(), self.index.display())
+        })?;
         Ok(Opened { engine, key: config.policy.master_key })
     }
 }

@@ -35,7 +35,11 @@ pub(crate) fn run(arguments: &ImportArguments) -> anyhow::Result<()> {
     if names.is_empty() {
         names = import::find(&opened.engine, data, index)
             .with_context(|| data.display().to_string())?;
-        anyhow::ensure!(!names.is_empty(), "no namespace of the existing server in {}", data.display());
+        anyhow::ensure!(
+            !names.is_empty(),
+            "no namespace of the existing server in {}",
+            data.display()
+        );
     }
     for name in names {
         let (namespace, report) = import::import(&opened.engine, data, index, &name)

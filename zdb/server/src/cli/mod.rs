@@ -6,5 +6,5 @@ pub(crate) mod exit;
 pub(crate) mod folders;
 pub(crate) mod follow;
 pub(crate) mod import;
-pub(crate) mod server_address;
 pub(crate) mod serve;
+pub(crate) mod server_address;

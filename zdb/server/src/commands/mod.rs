@@ -184,7 +184,8 @@ impl CommandId {
     }
 }
 
-/// Up to eight bytes as a number, in capitals. Empty names have none.
+/// Up to eight bytes as a number, in capitals. Empty names have none, nor have those with a NUL, which
+/// pads.
 const fn pack(name: &[u8]) -> Option<u64> {
     if name.is_empty() || name.len() > NAME_SIZE_MAX {
         return None;
@@ -192,6 +193,9 @@ const fn pack(name: &[u8]) -> Option<u64> {
     let mut bytes = [0; NAME_SIZE_MAX];
     let mut index = 0;
     while index < name.len() {
+        if name[index] == 0 {
+            return None;
+        }
         bytes[index] = name[index].to_ascii_uppercase();
         index += 1;
     }

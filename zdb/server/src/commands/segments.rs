@@ -121,9 +121,7 @@ fn apply(call: &mut Call<'_, '_>) -> Outcome {
     let entry = call.core.namespaces.get_mut(id).ok_or("Namespace not found")?;
     let applied = entry.loaded()?.apply(&LogRecord { seq, change });
     applied.map_err(|error| match error {
-        Error::OutOfOrder { seq, last } => {
-            format!("Write {} comes after {}", seq.0, last.0).into()
-        }
+        Error::OutOfOrder { seq, last } => format!("Write {} comes after {}", seq.0, last.0).into(),
         other => common(&other, failure),
     })?;
     let begin = call.output.end();

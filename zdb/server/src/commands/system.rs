@@ -112,7 +112,11 @@ fn describe(call: &Call<'_, '_>, text: &mut String) -> std::fmt::Result {
     writeln!(text, "namespaces: {}", core.namespaces.ids().len())?;
     writeln!(text, "namespaces_unavailable: {}", totals.unavailable)?;
     writeln!(text, "segments_quarantined: {}", totals.quarantined)?;
-    writeln!(text, "records_damaged: {}\nscrubs_finished: {}", totals.damaged, metrics.scrub_count)?;
+    writeln!(
+        text,
+        "records_damaged: {}\nscrubs_finished: {}",
+        totals.damaged, metrics.scrub_count
+    )?;
     writeln!(text, "syncs: {}\nreclaimed_bytes: {}", metrics.syncs.count, totals.reclaimed)?;
     writeln!(text, "disk_full: {}", u8::from(core.engine.disk_full()))?;
     for (name, size) in [("rx", metrics.received_size), ("tx", metrics.sent_size)] {

@@ -16,8 +16,7 @@ impl Core {
         let options = self.engine.options();
         let folders = [&options.index, &options.data].map(|path| path.display().to_string());
         let unix = self.clock.unix;
-        let event =
-            Event { name: "namespaces-init", arguments: folders.to_vec(), cleans: None };
+        let event = Event { name: "namespaces-init", arguments: folders.to_vec(), cleans: None };
         // Its answer is nobody's permission.
         if let Err(error) = self.hooks.ask(event, unix) {
             tracing::warn!(%error, "a hook failed");
@@ -91,11 +90,11 @@ impl Core {
         let path = |folder: &std::path::Path, kind: char, number: u32| {
             folder.join(format!("{kind}{number}")).display().to_string()
         };
-        let dirty = entry.dirty();
+        // The one that was just begun is still being written.
+        let dirty: Vec<u32> = entry.dirty().into_iter().filter(|number| *number != new).collect();
         let (index, data) = (namespace.index_folder(), namespace.data_folder());
         let arguments = vec![path(index, 'i', old), path(index, 'i', new), numbers(&dirty)];
-        let index_event =
-            Event { name: "jump-index", arguments, cleans: Some((id, dirty)) };
+        let index_event = Event { name: "jump-index", arguments, cleans: Some((id, dirty)) };
         let arguments = vec![path(data, 'd', old), path(data, 'd', new)];
         let data_event = Event { name: "jump-data", arguments, cleans: None };
         self.hooks.tell(index_event, self.clock.unix);

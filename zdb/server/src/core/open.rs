@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use zdb_engine::{Engine, Error, Mode, Name, Namespace, Settings};
 
 use super::upkeep::Upkeep;
-use crate::commands::unavailable;
 use super::{Clock, Core, Entry, NamespaceId, Namespaces, Policy, Waits};
+use crate::commands::unavailable;
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::refusal::display_chain;

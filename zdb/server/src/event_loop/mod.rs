@@ -26,8 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clients::Clients;
-pub use listen::{Address, BindError, Listener};
 use listen::{Accepted, Spare};
+pub use listen::{Address, BindError, Listener};
 pub use metrics_http::MetricsServer;
 use poll::{Poll, Ready, Token, Waker};
 use rustix::io::Errno;
@@ -119,8 +119,7 @@ impl Server {
         let mut due = Duration::ZERO;
         loop {
             let has_work = !self.ready.is_empty() || !self.unsent.is_empty() || self.must_feed;
-            let wait =
-                if has_work { Duration::ZERO } else { due.saturating_sub(self.core.now()) };
+            let wait = if has_work { Duration::ZERO } else { due.saturating_sub(self.core.now()) };
             let events = self.poll.wait(wait)?;
             self.core.begin_batch();
             let is_idle = events.is_empty() && !has_work;
@@ -222,13 +221,13 @@ impl Server {
     /// Counts a client's buffers, and ends the conversation if there is no room for them.
     fn bound_memory(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(id) else { return };
-        let before = client.memory_size;
-        client.memory_size = client.connection.memory_size();
-        if client.memory_size > 0 && !client.is_resident {
-            client.is_resident = true;
+        let after = client.connection.memory_size();
+        let before = std::mem::replace(&mut client.memory_size, after);
+        let is_new = after > 0 && !std::mem::replace(&mut client.is_resident, true);
+        if is_new {
             self.clients.resident.push(id);
         }
-        self.clients.memory_size += client_delta(&mut self.clients, id, before);
+        self.clients.memory_size = (self.clients.memory_size + after).saturating_sub(before);
         if self.clients.memory_size <= BUFFERS_SIZE_MAX {
             return;
         }
@@ -405,11 +404,6 @@ impl Server {
         self.core.announce_end();
         Ok(())
     }
-}
-
-/// By how much a client's buffers grew; shrinking wraps, and adding it shrinks the sum.
-fn client_delta(clients: &mut Clients, id: ClientId, before: usize) -> usize {
-    clients.get_mut(id).map_or(0, |client| client.memory_size.wrapping_sub(before))
 }
 
 /// How many descriptors we may open; raised as far as we may.

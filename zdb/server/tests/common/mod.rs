@@ -13,11 +13,11 @@ use zdb_resp::{Limits, write};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 /// Takes a free port. Somebody else may take it before the server does; then the start fails.
@@ -27,7 +27,7 @@ fn free_port() -> u16 {
 }
 
 impl Server {
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
         let port = free_port();
@@ -37,15 +37,15 @@ impl Server {
         server
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn connect(&self) -> Client {
+    pub(crate) fn connect(&self) -> Client {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -53,13 +53,13 @@ impl Server {
     }
 
     /// Ends it by SIGTERM (well) or SIGKILL, and starts it again on the same folders.
-    pub fn restart(&mut self, kill: bool) {
+    pub(crate) fn restart(&mut self, kill: bool) {
         self.stop(kill);
         self.child = spawn(self.folder.path(), self.port, &self.arguments);
         self.wait_ready();
     }
 
-    pub fn stop(&mut self, kill: bool) {
+    pub(crate) fn stop(&mut self, kill: bool) {
         let signal =
             if kill { rustix::process::Signal::KILL } else { rustix::process::Signal::TERM };
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -76,12 +76,12 @@ impl Server {
     }
 
     /// Whether it still runs.
-    pub fn is_alive(&mut self) -> bool {
+    pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// Resident memory, in bytes.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
@@ -118,14 +118,14 @@ fn spawn(folder: &Path, port: u16, arguments: &[String]) -> Child {
 }
 
 /// A client.
-pub struct Client {
-    pub stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
     input: Vec<u8>,
 }
 
 /// What a client receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Received {
+pub(crate) enum Received {
     Simple(String),
     Error(String),
     Integer(i64),
@@ -147,32 +147,30 @@ impl From<Reply<'_>> for Received {
             Reply::Integer(number) => Self::Integer(number),
             Reply::Bulk(bytes) => Self::Bulk(bytes.to_vec()),
             Reply::Nil => Self::Nil,
-            Reply::Array(elements) => {
-                Self::Array(elements.into_iter().map(Self::from).collect())
-            }
+            Reply::Array(elements) => Self::Array(elements.into_iter().map(Self::from).collect()),
         }
     }
 }
 
 impl Client {
     /// Sends bytes as they are. A server that hung up is noticed when reading.
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    pub fn tell(&mut self, arguments: &[&[u8]]) {
+    pub(crate) fn tell(&mut self, arguments: &[&[u8]]) {
         let mut bytes = Vec::new();
         write::request(&mut bytes, arguments);
         self.send(&bytes);
     }
 
-    pub fn ask(&mut self, arguments: &[&[u8]]) -> Received {
+    pub(crate) fn ask(&mut self, arguments: &[&[u8]]) -> Received {
         self.tell(arguments);
         self.receive()
     }
 
     /// The next reply.
-    pub fn receive(&mut self) -> Received {
+    pub(crate) fn receive(&mut self) -> Received {
         let limits = Limits::default();
         loop {
             let parsed = reply::parse(&self.input, &limits).expect("the server speaks RESP");
@@ -204,14 +202,14 @@ impl Client {
     }
 }
 
-pub fn error(text: &str) -> Received {
+pub(crate) fn error(text: &str) -> Received {
     Received::Error(text.to_owned())
 }
 
-pub fn simple(text: &str) -> Received {
+pub(crate) fn simple(text: &str) -> Received {
     Received::Simple(text.to_owned())
 }
 
-pub fn bulk(bytes: &[u8]) -> Received {
+pub(crate) fn bulk(bytes: &[u8]) -> Received {
     Received::Bulk(bytes.to_vec())
 }
