@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
         let mut magic = [0; MAGIC.len()];
         stream.read_exact(&mut magic).map_err(cut_short)?;
         if magic != *MAGIC {
-            return Err(format("it begins otherwise"));
+            return Err(malformed("it begins otherwise"));
         }
         let mut reader = Self {
             stream,
@@ -199,11 +199,11 @@ impl<'a> Reader<'a> {
             ended: false,
         };
         if reader.read_frame()? != SETTINGS {
-            return Err(format("properties are missing"));
+            return Err(malformed("properties are missing"));
         }
         let body = reader.frame.get(1..).unwrap_or_default();
         let properties = Descriptor::parse(body, None)?;
-        reader.settings = properties.ok_or(format("properties make no sense"))?.settings;
+        reader.settings = properties.ok_or_else(|| malformed("properties make no sense"))?.settings;
         Ok(reader)
     }
 
@@ -218,9 +218,9 @@ impl<'a> Reader<'a> {
             return Ok(None);
         }
         let record = parse_record(kind, self.frame.get(1..).unwrap_or_default())
-            .ok_or(format("a record makes no sense"))?;
+            .ok_or_else(|| malformed("a record makes no sense"))?;
         if record.seq <= self.summary.last {
-            return Err(format("records are out of order"));
+            return Err(malformed("records are out of order"));
         }
         self.summary.last = record.seq;
         self.summary.record_count += 1;
@@ -231,10 +231,10 @@ impl<'a> Reader<'a> {
         let mut fields = Fields(self.frame.get(1..).unwrap_or_default());
         let numbers = (fields.u64(), fields.u64(), fields.u64());
         let (Some(count), Some(last), Some(next_id)) = numbers else {
-            return Err(format("the end makes no sense"));
+            return Err(malformed("the end makes no sense"));
         };
         if count != self.summary.record_count || last < self.summary.last.0 {
-            return Err(format("records are missing"));
+            return Err(malformed("records are missing"));
         }
         self.summary.last = SeqNo(last);
         self.next_id = next_id;
@@ -249,7 +249,7 @@ impl<'a> Reader<'a> {
         let mut fields = Fields(&head);
         let (size, crc) = (fields.u32().unwrap_or(0) as usize, fields.u32());
         if size == 0 || size > FRAME_SIZE_MAX {
-            return Err(format("a frame's size makes no sense"));
+            return Err(malformed("a frame's size makes no sense"));
         }
         // As much memory as bytes come, not as were promised.
         self.frame.clear();
@@ -258,9 +258,9 @@ impl<'a> Reader<'a> {
             return Err(cut_short(io::ErrorKind::UnexpectedEof.into()));
         }
         if Some(crc32c::crc32c(&self.frame)) != crc {
-            return Err(format("a checksum is wrong"));
+            return Err(malformed("a checksum is wrong"));
         }
-        self.frame.first().copied().ok_or(format("a frame is empty"))
+        self.frame.first().copied().ok_or_else(|| malformed("a frame is empty"))
     }
 }
 
@@ -285,13 +285,13 @@ fn parse_record(kind: u8, body: &[u8]) -> Option<LogRecord<'_>> {
     Some(LogRecord { seq, change })
 }
 
-fn format(reason: &'static str) -> Error {
+fn malformed(reason: &'static str) -> Error {
     Error::Format { what: "backup", reason }
 }
 
 fn cut_short(error: io::Error) -> Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => format("it is cut short"),
+        io::ErrorKind::UnexpectedEof => malformed("it is cut short"),
         _ => Error::Read(error),
     }
 }

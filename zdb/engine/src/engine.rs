@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::cache::Budget;
 use crate::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::log::segment::{Folders, write_error};
 use crate::storage::{Open, Space, Storage};
@@ -41,6 +42,9 @@ pub struct Options {
     pub password_key: Option<MasterKey>,
     /// Most files that a namespace keeps open.
     pub open_files_max: usize,
+    /// Most bytes of segments that all namespaces together keep in memory, so that small reads need
+    /// no call to the system.
+    pub cache_size: u64,
 }
 
 impl Options {
@@ -59,6 +63,7 @@ impl Options {
             reserve_size: 64 * 1024 * 1024,
             password_key: None,
             open_files_max: 256,
+            cache_size: 128 * 1024 * 1024,
         }
     }
 }
@@ -83,6 +88,7 @@ pub struct Engine {
 pub(crate) struct Shared {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) options: Options,
+    pub(crate) cache_budget: Arc<Budget>,
     loaded: Mutex<BTreeSet<Name>>,
     disk_full: AtomicBool,
     /// Serializes changes of the reserve.
@@ -112,6 +118,7 @@ impl Engine {
         options.open_files_max = options.open_files_max.max(1);
         let shared = Shared {
             storage,
+            cache_budget: Arc::new(Budget::new(options.cache_size)),
             options,
             loaded: Mutex::default(),
             disk_full: AtomicBool::new(false),

@@ -50,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+mod cache;
 mod cipher;
 mod descriptor;
 mod engine;

@@ -91,6 +91,13 @@ impl Index {
         }
     }
 
+    /// Makes room for so many more keys at once.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        if let Self::User(table) = self {
+            table.reserve(count);
+        }
+    }
+
     /// Bytes of memory, as well as they can be known.
     pub(crate) fn memory_size(&self) -> u64 {
         match self {

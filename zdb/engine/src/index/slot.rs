@@ -11,7 +11,7 @@ pub(crate) struct Slot {
     sizes: u32,
 }
 
-/// Largest id of a segment.
+/// Largest id of a segment; the next would look like a table's free place.
 pub(crate) const SEGMENT_ID_MAX: u32 = (1 << 24) - 2;
 
 const SEGMENT_MASK: u32 = 0x00ff_ffff;
@@ -23,13 +23,19 @@ const OLDER_SHIFT: u32 = 27;
 const OLDER_MAX: u32 = 31;
 
 impl Slot {
-    /// What marks a free place of a table: no segment has that id.
-    pub(crate) const FREE: Self = Self { segment_and_flags: u32::MAX, offset: 0, sizes: 0 };
-
     pub(crate) fn new(segment: u32, offset: u32, key_size: u8, value_size: u32) -> Self {
         debug_assert!(segment <= SEGMENT_ID_MAX && value_size <= SEGMENT_MASK);
         let sizes = u32::from(key_size) << 24 | value_size;
         Self { segment_and_flags: segment, offset, sizes }
+    }
+
+    /// As a table stores it.
+    pub(crate) fn to_words(self) -> [u32; 3] {
+        [self.segment_and_flags, self.offset, self.sizes]
+    }
+
+    pub(crate) fn from_words([segment_and_flags, offset, sizes]: [u32; 3]) -> Self {
+        Self { segment_and_flags, offset, sizes }
     }
 
     pub(crate) fn with_tombstone(self, set: bool) -> Self {
@@ -115,7 +121,7 @@ mod tests {
             .with_previous(true)
             .with_verified()
             .with_older(100);
-        assert_ne!(slot, Slot::FREE);
+        assert_ne!(slot.to_words()[0], u32::MAX, "that marks a free place of a table");
         assert_eq!((slot.segment(), slot.offset), (SEGMENT_ID_MAX, u32::MAX));
         assert_eq!((slot.key_size(), slot.value_size()), (255, 8 * 1024 * 1024));
         assert!(slot.is_tombstone() && slot.has_previous() && slot.is_verified());
@@ -125,6 +131,6 @@ mod tests {
         let moved = slot.with_older(0).with_tombstone(false).moved(1, 2);
         assert_eq!((moved.segment(), moved.offset, moved.value_size()), (1, 2, 8 * 1024 * 1024));
         assert!(!moved.is_verified() && !moved.is_tombstone() && moved.has_previous());
-        assert_eq!(std::mem::size_of::<(u64, Slot)>(), 24, "hence two arrays, or packing");
+        assert_eq!(Slot::from_words(slot.to_words()), slot);
     }
 }

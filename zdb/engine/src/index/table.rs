@@ -2,13 +2,16 @@
 //! keys with the same hash.
 //!
 //! 256 shards by the hash's first byte, each of which grows alone and by a quarter, so that growth
-//! never stops the world and a place is 4/5 to 16/25 full: 25 to 31 bytes a key. Collisions go to
-//! the next place (linear probing); a removal shifts back what it can, so there are no markers.
+//! never stops the world and a place is 4/5 to 16/25 full: 25 to 31 bytes a key. A shard is made of
+//! small pages and grows by adding some, so that nothing is freed on the way and memory doesn't
+//! fall to pieces. Collisions go to the next place (linear probing); a removal shifts back what it
+//! can, so there are no markers.
 
 use super::slot::Slot;
 
 const SHARD_COUNT: usize = 256;
-const CAPACITY_MIN: usize = 8;
+/// Places of a page.
+const PAGE_PLACE_COUNT: usize = 32;
 
 /// A place in the table, until the table changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +32,45 @@ impl Default for Table {
     }
 }
 
-/// Hashes and slots apart, because together they would be padded to 24 bytes.
 #[derive(Debug, Default)]
 struct Shard {
-    hashes: Vec<u64>,
-    slots: Vec<Slot>,
+    pages: Vec<Box<Page>>,
     used: usize,
+}
+
+#[derive(Debug)]
+struct Page([Entry; PAGE_PLACE_COUNT]);
+
+/// A hash and its slot in 20 bytes, where a pair of them would be padded to 24.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    hash: [u32; 2],
+    slot: [u32; 3],
+}
+
+impl Entry {
+    const FREE: Self = Self { hash: [0; 2], slot: [u32::MAX, 0, 0] };
+
+    fn new(hash: u64, slot: Slot) -> Self {
+        Self { hash: halves(hash), slot: slot.to_words() }
+    }
+
+    fn is_free(&self) -> bool {
+        self.slot[0] == u32::MAX
+    }
+
+    fn hash(&self) -> u64 {
+        u64::from(self.hash[0]) << 32 | u64::from(self.hash[1])
+    }
+}
+
+fn halves(hash: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = hash.to_be_bytes();
+    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
+}
+
+impl Page {
+    const FREE: Self = Self([Entry::FREE; PAGE_PLACE_COUNT]);
 }
 
 impl Table {
@@ -48,19 +84,29 @@ impl Table {
             None => shard.home(hash),
         };
         let index = shard.find(hash, start)?;
-        Some((Place { shard: number, index }, shard.slots[index]))
+        Some((Place { shard: number, index }, Slot::from_words(shard.entry(index).slot)))
     }
 
     pub(crate) fn insert(&mut self, hash: u64, slot: Slot) {
         let shard = &mut self.shards[usize::from(shard_number(hash))];
-        if (shard.used + 1) * 5 > shard.slots.len() * 4 {
-            shard.grow();
+        if (shard.used + 1) * 5 > shard.capacity() * 4 {
+            shard.grow(shard.capacity() / 4);
         }
         shard.put(hash, slot);
     }
 
+    /// Makes room for so many more keys, if their hashes are spread as they should be.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        for shard in &mut self.shards {
+            let wanted = (shard.used + count / SHARD_COUNT) * 5 / 4;
+            if wanted > shard.capacity() {
+                shard.grow(wanted - shard.capacity());
+            }
+        }
+    }
+
     pub(crate) fn replace(&mut self, place: Place, slot: Slot) {
-        self.shards[usize::from(place.shard)].slots[place.index] = slot;
+        self.shards[usize::from(place.shard)].entry_mut(place.index).slot = slot.to_words();
     }
 
     pub(crate) fn remove(&mut self, place: Place) {
@@ -68,60 +114,82 @@ impl Table {
     }
 
     pub(crate) fn memory_size(&self) -> u64 {
-        let places: usize = self.shards.iter().map(|shard| shard.slots.capacity()).sum();
-        let place_size = size_of::<u64>() + size_of::<Slot>();
-        (places * place_size + SHARD_COUNT * size_of::<Shard>()) as u64
+        let pages: usize = self.shards.iter().map(|shard| shard.pages.len()).sum();
+        let lists: usize = self.shards.iter().map(|shard| shard.pages.capacity()).sum();
+        (pages * size_of::<Page>()
+            + lists * size_of::<Box<Page>>()
+            + SHARD_COUNT * size_of::<Shard>()) as u64
     }
 }
 
 impl Shard {
+    fn capacity(&self) -> usize {
+        self.pages.len() * PAGE_PLACE_COUNT
+    }
+
+    fn entry(&self, index: usize) -> &Entry {
+        &self.pages[index / PAGE_PLACE_COUNT].0[index % PAGE_PLACE_COUNT]
+    }
+
+    fn entry_mut(&mut self, index: usize) -> &mut Entry {
+        &mut self.pages[index / PAGE_PLACE_COUNT].0[index % PAGE_PLACE_COUNT]
+    }
+
     fn home(&self, hash: u64) -> usize {
         // The 32 bits after the shard's, scaled to the capacity: no power of two is needed.
         let bits = (hash << 8) >> 32;
-        usize::try_from((bits * self.slots.len() as u64) >> 32).unwrap_or_default()
+        usize::try_from((bits * self.capacity() as u64) >> 32).unwrap_or_default()
     }
 
     fn next(&self, index: usize) -> usize {
-        if index + 1 == self.slots.len() { 0 } else { index + 1 }
+        if index + 1 == self.capacity() { 0 } else { index + 1 }
     }
 
     /// Where the hash is, from a place on. There is always a free place, so this ends.
     fn find(&self, hash: u64, mut index: usize) -> Option<usize> {
-        while self.slots[index] != Slot::FREE {
-            if self.hashes[index] == hash {
+        let wanted = halves(hash);
+        loop {
+            let entry = self.entry(index);
+            if entry.is_free() {
+                return None;
+            }
+            if entry.hash == wanted {
                 return Some(index);
             }
             index = self.next(index);
         }
-        None
     }
 
     fn put(&mut self, hash: u64, slot: Slot) {
         let mut index = self.home(hash);
-        while self.slots[index] != Slot::FREE {
+        while !self.entry(index).is_free() {
             index = self.next(index);
         }
-        self.hashes[index] = hash;
-        self.slots[index] = slot;
+        *self.entry_mut(index) = Entry::new(hash, slot);
         self.used += 1;
     }
 
-    fn grow(&mut self) {
-        let capacity = (self.slots.len() + self.slots.len() / 4).max(CAPACITY_MIN);
-        let grown = Self { hashes: vec![0; capacity], slots: vec![Slot::FREE; capacity], used: 0 };
-        let old = std::mem::replace(self, grown);
-        for (hash, slot) in old.hashes.into_iter().zip(old.slots) {
-            if slot != Slot::FREE {
-                self.put(hash, slot);
-            }
+    /// Adds pages with at least so many places, and puts everything where it belongs now.
+    fn grow(&mut self, by: usize) {
+        let mut all = Vec::with_capacity(self.used);
+        for page in &mut self.pages {
+            let page = std::mem::replace(&mut **page, Page::FREE);
+            all.extend(page.0.into_iter().filter(|entry| !entry.is_free()));
+        }
+        let count = by.div_ceil(PAGE_PLACE_COUNT).max(1);
+        self.pages.reserve_exact(count);
+        self.pages.extend((0..count).map(|_| Box::new(Page::FREE)));
+        self.used = 0;
+        for entry in all {
+            self.put(entry.hash(), Slot::from_words(entry.slot));
         }
     }
 
     /// Frees a place, and shifts back those that collided with it.
     fn remove(&mut self, mut hole: usize) {
         let mut index = self.next(hole);
-        while self.slots[index] != Slot::FREE {
-            let home = self.home(self.hashes[index]);
+        while !self.entry(index).is_free() {
+            let home = self.home(self.entry(index).hash());
             // It may move if its home is not between the hole and itself, in ring order.
             let between = if hole <= index {
                 hole < home && home <= index
@@ -129,13 +197,12 @@ impl Shard {
                 hole < home || home <= index
             };
             if !between {
-                self.hashes[hole] = self.hashes[index];
-                self.slots[hole] = self.slots[index];
+                *self.entry_mut(hole) = *self.entry(index);
                 hole = index;
             }
             index = self.next(index);
         }
-        self.slots[hole] = Slot::FREE;
+        *self.entry_mut(hole) = Entry::FREE;
         self.used -= 1;
     }
 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::block::{self, BLOCK_ENTRY_COUNT_MAX, BLOCK_HEAD_SIZE, BlockHead, Entry};
 use super::header::{HEADER_SIZE, Header, Part};
@@ -68,12 +69,18 @@ pub(crate) enum Rest {
     Block,
 }
 
+/// No place in a cache.
+const NOT_CACHED: u32 = u32::MAX;
+
 /// One block of entries: where its records are, and where it is in the index file, if it is there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
     pub(crate) head: BlockHead,
     at: Option<u64>,
 }
+
+/// Names are given out by the process; four billion files of one are not all in memory at once.
+static NEXT_CACHE_NAME: AtomicU32 = AtomicU32::new(0);
 
 /// A segment.
 #[derive(Debug)]
@@ -104,6 +111,10 @@ pub(crate) struct Segment {
     pub(crate) damaged: bool,
     /// Whether it was written since that was last asked.
     pub(crate) dirty: bool,
+    /// The file's name in the cache: no two files of a process have the same.
+    pub(crate) cache_name: u32,
+    /// Where its blocks are in the cache.
+    cached: Vec<u32>,
 }
 
 impl Segment {
@@ -124,6 +135,8 @@ impl Segment {
             last_seq: header.base,
             damaged: false,
             dirty: false,
+            cached: Vec::new(),
+            cache_name: NEXT_CACHE_NAME.fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -163,6 +176,25 @@ impl Segment {
     /// The file, if it is open.
     pub(crate) fn open_file(&self) -> Option<&Arc<dyn File>> {
         self.file.as_ref()
+    }
+
+    /// Where a block is in the cache, if it is there.
+    pub(crate) fn cached(&self, number: u32) -> Option<u32> {
+        self.cached.get(number as usize).copied().filter(|place| *place != NOT_CACHED)
+    }
+
+    /// Notes where a block is in the cache, or that it is not there.
+    pub(crate) fn set_cached(&mut self, number: u32, place: Option<u32>) {
+        let number = number as usize;
+        if self.cached.len() <= number {
+            self.cached.resize(number + 1, NOT_CACHED);
+        }
+        self.cached[number] = place.unwrap_or(NOT_CACHED);
+    }
+
+    /// Notes that no block is in the cache.
+    pub(crate) fn forget_cached(&mut self) {
+        self.cached = Vec::new();
     }
 
     pub(crate) fn close_file(&mut self) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Namespace, Tail};
+use crate::cache::BLOCK_SIZE;
 use crate::cipher::Keys;
 use crate::index::Index;
 use crate::log::header::{HEADER_SIZE, Header};
@@ -118,12 +119,31 @@ impl Namespace {
         if let Some(tail) = &mut self.tail {
             tail.written = tail.end();
             if tail.buffer.len() > KEEP_SIZE {
-                tail.start = tail.written;
-                tail.buffer.clear();
-                tail.buffer.shrink_to(4 * KEEP_SIZE);
+                let mut bytes = std::mem::take(&mut tail.buffer);
+                let start = std::mem::replace(&mut tail.start, tail.written);
+                self.keep_blocks(start, &bytes);
+                bytes.clear();
+                bytes.shrink_to(4 * KEEP_SIZE);
+                if let Some(tail) = &mut self.tail {
+                    tail.buffer = bytes;
+                }
             }
         }
         self.set_mark();
+    }
+
+    /// Keeps the whole blocks of some bytes of the last segment in the cache.
+    fn keep_blocks(&mut self, start: u64, bytes: &[u8]) {
+        let Some(position) = self.segments.len().checked_sub(1) else { return };
+        let block_size = BLOCK_SIZE as u64;
+        let skipped = start.next_multiple_of(block_size) - start;
+        let first = start.div_ceil(block_size);
+        let bytes = usize::try_from(skipped).ok().and_then(|skipped| bytes.get(skipped..));
+        for (number, block) in (first..).zip(bytes.unwrap_or_default().as_chunks().0) {
+            if let Ok(number) = u32::try_from(number) {
+                self.keep_block(position, number, block);
+            }
+        }
     }
 
     /// Undoes the batch. What a failed write left in the file is cut off; if that fails, too, or if
@@ -164,7 +184,8 @@ impl Namespace {
                 .last()
                 .is_some_and(|segment| segment.pending.len() > UNSYNCED_COUNT_MAX),
         };
-        let waiting = self.numbers.written > self.numbers.durable;
+        // What a failed sync left behind is not made good by another one.
+        let waiting = self.numbers.written > self.numbers.durable && self.sync.suspects.is_empty();
         if due && waiting && !self.sync.in_flight { self.ticket(now) } else { None }
     }
 
@@ -201,9 +222,10 @@ impl Namespace {
         }
         self.counters.sync_count += 1;
         self.sync.last = Some(ticket.now);
-        if self.sync.suspects.is_empty() {
-            self.numbers.durable = self.numbers.durable.max(ticket.seq);
+        if !self.sync.suspects.is_empty() {
+            return Ok(());
         }
+        self.numbers.durable = self.numbers.durable.max(ticket.seq);
         let is_tail = self.segments.last().is_some_and(|last| last.id() == ticket.segment);
         if let Some(tail) = self.tail.as_mut().filter(|_| is_tail) {
             tail.synced = tail.synced.max(ticket.offset);

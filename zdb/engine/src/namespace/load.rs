@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::write::next_id;
 use super::{Counters, Namespace, Numbers, Tail};
 use crate::Error;
+use crate::cache::Cache;
 use crate::descriptor::Descriptor;
 use crate::engine::Claim;
 use crate::index::slot::{SEGMENT_ID_MAX, Slot};
@@ -37,8 +38,10 @@ impl Namespace {
         descriptor: Descriptor,
     ) -> Result<Self, Error> {
         let mode = descriptor.settings.mode;
+        let cache = Cache::new(Arc::clone(&claim.shared.cache_budget));
         let mut namespace = Self {
             claim,
+            cache,
             folders,
             keys: None,
             master: None,
@@ -205,6 +208,7 @@ impl Namespace {
         while self.open_files.len() > self.claim.shared.options.open_files_max {
             self.close_one_file();
         }
+        self.index.reserve(entries.iter().filter(|entry| !entry.supersedes).count());
         for entry in &entries {
             self.admit(header.id, entry)?;
         }

@@ -7,6 +7,7 @@
 
 use super::Namespace;
 use crate::Error;
+use crate::cache::{BLOCK_SIZE, Owner};
 use crate::index::At;
 use crate::index::slot::Slot;
 use crate::log::record::{self, Head, TAG_SIZE, head_size};
@@ -139,16 +140,73 @@ impl Namespace {
             record.extend_from_slice(bytes);
             return Ok(());
         }
-        let file = self.file(segment)?;
-        record.resize(size, 0);
-        let read = read_full(&*file, record, offset.into()).map_err(|e| self.read_error(e))?;
         let Some(position) = self.position(segment) else { return Err(missing(segment)) };
         let seed = self.segments[position].seed;
+        let cached = size <= WHOLE_SIZE_MAX && self.read_cached(position, offset, size, record)?;
+        let mut read = size;
+        if !cached {
+            let file = self.file(segment)?;
+            record.resize(size, 0);
+            read = read_full(&*file, record, offset.into()).map_err(|e| self.read_error(e))?;
+        }
         if read == size && record::verify(record, seed, offset.into()) {
             return Ok(());
         }
         self.note_damage(segment, offset);
         Err(damaged(segment, offset))
+    }
+
+    /// Reads bytes by way of the cache; says whether that was possible. Blocks that are still
+    /// written have no place there.
+    fn read_cached(
+        &mut self,
+        position: usize,
+        offset: u32,
+        size: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<bool, Error> {
+        let is_last = position + 1 == self.segments.len();
+        let written = match &self.tail {
+            Some(tail) if is_last => tail.written,
+            _ => u64::MAX,
+        };
+        let (mut at, end) = (offset as usize, offset as usize + size);
+        if end.next_multiple_of(BLOCK_SIZE) as u64 > written {
+            return Ok(false);
+        }
+        while at < end {
+            let number = at / BLOCK_SIZE;
+            let within = at % BLOCK_SIZE..(end - number * BLOCK_SIZE).min(BLOCK_SIZE);
+            at = (number + 1) * BLOCK_SIZE;
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            let place = self.segments[position].cached(number);
+            if let Some(block) = place.and_then(|place| self.cache.get(place)) {
+                bytes.extend_from_slice(block.get(within).unwrap_or_default());
+                continue;
+            }
+            let file = self.file(self.segments[position].id())?;
+            let mut block = [0; BLOCK_SIZE];
+            let start = u64::from(number) * BLOCK_SIZE as u64;
+            read_full(&*file, &mut block, start).map_err(|error| self.read_error(error))?;
+            bytes.extend_from_slice(block.get(within).unwrap_or_default());
+            self.keep_block(position, number, &block);
+        }
+        Ok(true)
+    }
+
+    /// Keeps a block of a segment in the cache.
+    pub(super) fn keep_block(&mut self, position: usize, number: u32, block: &[u8; BLOCK_SIZE]) {
+        let segment = &self.segments[position];
+        let owner = Owner { segment: segment.id(), file: segment.cache_name, number };
+        let Some((place, evicted)) = self.cache.put(owner, block) else { return };
+        if let Some(evicted) = evicted {
+            let segment = self.segment_mut(evicted.segment);
+            // A file that was replaced asks for nothing any more.
+            if let Some(segment) = segment.filter(|segment| segment.cache_name == evicted.file) {
+                segment.set_cached(evicted.number, None);
+            }
+        }
+        self.segments[position].set_cached(number, Some(place));
     }
 
     /// Reads a record, verifies and opens it. Gives its fixed part and where its key starts in

@@ -39,6 +39,7 @@ pub use types::{
     RawRecord, ScanItem, Scanned, Scrub, Stats, Written,
 };
 
+use crate::cache::Cache;
 use crate::cipher::Keys;
 use crate::descriptor::Descriptor;
 use crate::engine::Claim;
@@ -77,6 +78,7 @@ pub struct Namespace {
     open_files: VecDeque<u32>,
     damage: BTreeSet<(u32, u32)>,
     scratch: Vec<u8>,
+    cache: Cache,
     compaction: Option<compact::Run>,
     scrub: upkeep::ScrubState,
     counters: Counters,

@@ -1,6 +1,6 @@
 //! Values, what is known about them, and what they were before.
 
-use super::locate::{Located, damaged};
+use super::locate::{Located, WHOLE_SIZE_MAX, damaged};
 use super::{Extent, Found, Health, HistoryEntry, Metadata, Namespace, RawRecord};
 use crate::index::At;
 use crate::index::slot::Slot;
@@ -64,8 +64,8 @@ impl Namespace {
         let size = slot.value_size() as usize;
         let key_at = head_size(slot.has_previous());
         let value_at = key_at + key.len();
-        if self.is_encrypted() {
-            return self.get_sealed(slot, key, out, before);
+        if self.is_encrypted() || self.record_size(slot) <= WHOLE_SIZE_MAX && size < extent_from {
+            return self.get_whole(slot, key, out, before);
         }
         if let Some(bytes) = self.in_memory(slot.segment(), slot.offset, value_at + size) {
             if bytes.get(key_at..value_at) != Some(key) {
@@ -98,7 +98,8 @@ impl Namespace {
         Ok(same.then_some(Found::Inline { size }))
     }
 
-    fn get_sealed(
+    /// By way of the scratch buffer: what is small, and what must be opened.
+    fn get_whole(
         &mut self,
         slot: &Slot,
         key: &[u8],

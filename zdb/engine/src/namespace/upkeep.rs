@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Namespace, Scrub};
 use crate::log::record;
 use crate::log::scan::Window;
-use crate::log::segment::Rest;
+use crate::log::segment::{Rest, Segment};
 use crate::{CommitFailed, Error, SeqNo};
 
 /// Bytes of the scratch buffer that an idle namespace keeps.
@@ -35,6 +35,9 @@ impl Namespace {
         self.write_blocks(if idle { Rest::Repeat } else { Rest::Wait });
         self.seal_ended();
         if idle {
+            if self.cache.relax() {
+                self.segments.iter_mut().for_each(Segment::forget_cached);
+            }
             self.scratch = Vec::new();
             if let Some(tail) = self.tail.as_mut().filter(|tail| tail.written == tail.end()) {
                 tail.start = tail.written;
