@@ -1,6 +1,8 @@
 //! Clients that mean no good, or know no better: half requests, huge and negative sizes, readers that
 //! don't read, crowds. The server keeps serving others, in bounded memory.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 

@@ -1,5 +1,7 @@
 //! The program as an operator meets it: flags, sockets, hooks, metrics, copies, a clean end.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 

@@ -1,6 +1,8 @@
 //! Conversations recorded from the existing server (`ci/vectors/zdb.json`): every one of class `spec`
 //! must go the same way here, with the program itself and over real connections.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 

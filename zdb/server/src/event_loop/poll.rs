@@ -138,7 +138,7 @@ impl Waker {
     /// Wakes the loop, now or when it waits next.
     pub(crate) fn wake(&self) {
         // A counter that is full wakes as well.
-        let _ = rustix::io::write(&self.counter, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.counter, &1_u64.to_le_bytes());
     }
 
     /// Takes note that it was woken.
