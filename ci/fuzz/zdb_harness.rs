@@ -82,7 +82,8 @@ fn check_replies(client: &mut Connection) {
                 bytes.len() as u64
             }
             Piece::File { extent, offset, size } => {
-                let mut part = vec![0; size as usize];
+                let size = usize::try_from(size).expect("a value fits memory");
+                let mut part = vec![0; size];
                 let count = extent.file.read_at(&mut part, offset).expect("a readable file");
                 sent.extend_from_slice(&part[..count]);
                 count as u64
