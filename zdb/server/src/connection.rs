@@ -149,6 +149,12 @@ impl Connection {
         self.input = Input::default();
     }
 
+    /// The client sends no more: what it was promised is sent, then the connection ends.
+    pub fn finish(&mut self) {
+        self.session.is_closing = true;
+        self.input = Input::default();
+    }
+
     /// Says something that is no reply: the end of a wait.
     pub fn tell(&mut self, message: &[u8]) {
         self.output.buffer().extend_from_slice(message);

@@ -51,6 +51,17 @@ fn broken_requests_get_an_error_and_the_end() {
 }
 
 #[test]
+fn who_sends_no_more_still_gets_its_replies() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    client.send(&[request(&[b"SET", b"k", b"v"]), request(&[b"GET", b"k"])].concat());
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.receive(), bulk(b"k"));
+    assert_eq!(client.receive(), bulk(b"v"));
+    assert_eq!(client.receive(), Received::Closed);
+}
+
+#[test]
 fn requests_may_come_byte_by_byte_and_in_crowds() {
     let server = Server::start(&[]);
     let mut client = server.connect();

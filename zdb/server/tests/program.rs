@@ -63,6 +63,22 @@ fn what_was_acknowledged_survives_kill_and_term() {
 }
 
 #[test]
+fn at_level_interval_a_sync_comes_in_time_though_nobody_writes_on() {
+    let server = Server::start(&["--durability", "interval:200"]);
+    let mut client = server.connect();
+    assert_eq!(client.ask(&[b"SET", b"a", b"1"]), bulk(b"a"));
+    let begin = Instant::now();
+    loop {
+        let Received::Bulk(text) = client.ask(&[b"INFO"]) else { panic!("no text") };
+        if !String::from_utf8(text).unwrap().contains("\nsyncs: 0\n") {
+            break;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "no sync");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
 fn hooks_hear_of_rotation_and_may_forbid_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let hook = folder.path().join("hook");

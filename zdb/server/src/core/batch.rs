@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use zdb_engine::{CommitFailed, SeqNo, SyncDone, SyncTicket};
+use zdb_engine::{CommitFailed, Durability, SeqNo, SyncDone, SyncTicket};
 
 use super::{Core, NamespaceId};
 use crate::refusal::display_chain;
@@ -54,6 +54,9 @@ impl Core {
             entry.upkeep.written(now);
             let Ok(namespace) = &mut entry.namespace else { continue };
             let flushed = namespace.flush();
+            if let Durability::Interval(interval) = namespace.settings().durability {
+                self.upkeep.tick_by(now + interval);
+            }
             self.note(id, flushed);
             self.plan_sync(id);
             self.announce_rotation(id);

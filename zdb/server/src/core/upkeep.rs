@@ -63,6 +63,13 @@ impl Default for Schedule {
     }
 }
 
+impl Upkeep {
+    /// Small repairs, and with them syncs that are due, are needed by then.
+    pub(crate) fn tick_by(&mut self, at: Duration) {
+        self.tick_at = self.tick_at.min(at);
+    }
+}
+
 impl Schedule {
     /// There may be garbage soon.
     pub(crate) fn written(&mut self, now: Duration) {

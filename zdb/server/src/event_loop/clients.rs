@@ -83,7 +83,10 @@ impl Client {
             Err(error) => return Err(error),
         };
         if count == 0 {
-            return Err(Errno::PIPE);
+            // It sends no more, but may wait for replies.
+            self.is_readable = false;
+            self.connection.finish();
+            return Ok(begin);
         }
         // Less than asked for is all there was, unless the end is behind it.
         self.is_readable = count == room || self.has_ended;

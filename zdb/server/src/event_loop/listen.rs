@@ -165,6 +165,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     }
     // Clients' sockets inherit it: a reply must not wait for the acknowledgement of the one before.
     sockopt::set_tcp_nodelay(&socket, true)?;
+    // And this: a client whose machine vanished is noticed in the end.
+    sockopt::set_socket_keepalive(&socket, true)?;
     net::bind(&socket, &address)?;
     net::listen(&socket, BACKLOG)?;
     Ok(Listener { socket, path: None })

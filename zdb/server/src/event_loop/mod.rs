@@ -10,7 +10,7 @@
 //! Clients are registered once, edge-triggered; what is readable and writable is remembered here, so
 //! that a client who is not served for a while (it reads too slowly) costs nothing. No step walks over
 //! all clients: there are lists of those with something to do. A client gets one turn of at most
-//! [`RECEIVE_SIZE`] bytes a round.
+//! 256 KiB a round.
 
 mod clients;
 mod listen;
@@ -41,7 +41,7 @@ pub(crate) const RECEIVE_SIZE: usize = 256 * 1024;
 pub(crate) const BUFFERS_SIZE_MAX: usize = 512 * 1024 * 1024;
 /// A client with less is never turned away for want of memory, in bytes.
 const BUFFER_SIZE_FREE: usize = 512 * 1024;
-/// Descriptors that are not for clients: segments, folders, hooks.
+/// Descriptors that are not for clients: segments, folders, hooks. A quarter, if there are few.
 const DESCRIPTOR_RESERVE: u64 = 1024;
 /// How often idle buffers are looked for, and how long a client is idle before.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -100,7 +100,7 @@ impl Server {
             _signals: signals,
             listeners,
             spare: Spare::new()?,
-            clients: Clients::new(descriptor_limit().saturating_sub(DESCRIPTOR_RESERVE)),
+            clients: Clients::new(client_limit()),
             metrics: metrics.transpose()?,
             shared: Vec::with_capacity(RECEIVE_SIZE),
             ready: Vec::new(),
@@ -406,8 +406,9 @@ impl Server {
     }
 }
 
-/// How many descriptors we may open; raised as far as we may.
-fn descriptor_limit() -> u64 {
+/// How many clients there may be: what descriptors there may be, raised as far as we may, but for a
+/// reserve.
+fn client_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -415,7 +416,8 @@ fn descriptor_limit() -> u64 {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
     // No limit is a limit of what a table holds.
-    getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    limit - DESCRIPTOR_RESERVE.min(limit / 4)
 }
 
 /// Whether an error says only that now is not the time.
