@@ -38,7 +38,7 @@
 //! | `raw-bulk-bad-crlf` | two bytes after an argument are skipped unseen | they must be a line's end |
 //! | `raw-lf-only` | a lone `\n` ends a header | the same |
 //! | `raw-long-line` | the end of the connection | an error first |
-//! | `data-raw` (class `format`) | offsets of its own layout | offsets of ours: opaque to clients, who take the next from `NSINFO` |
+//! | `data-raw` (class `format`) | offsets of its own layout | offsets of ours; 0 is the first record. Who read the log so reads it with `REPL` |
 //!
 //! What was recorded as a bug is not repeated: `SELECT SECURE` uses its challenge up; `FLUSH` removes
 //! the keys and honours worm, lock, freeze and rights; `RSCAN` crosses empty files; `DATA RAW` shows

@@ -5,7 +5,7 @@
 //! | [`keys`] | `SET SETX GET MGET DEL EXISTS CHECK LENGTH KEYTIME` |
 //! | [`scan`] | `SCAN SCANX RSCAN KEYCUR HISTORY KSCAN DBSIZE` |
 //! | [`access`] | `AUTH SELECT NSKEY` |
-//! | [`spaces`] | `NSNEW NSDEL NSLIST NSSET NSINFO NSJUMP FLUSH RELOAD` |
+//! | [`spaces`] | `NSNEW NSDEL NSLIST NSSET NSINFO NSJUMP NSSNAP FLUSH RELOAD` |
 //! | [`system`] | `PING TIME INFO HOOKS STOP MIRROR MASTER *` |
 //! | [`watch`] | `WAIT` |
 //! | [`segments`] | `INDEX DATA REPL` |
@@ -119,6 +119,7 @@ static TABLE: &[Command] = &[
     admin("NSJUMP", Arguments::Any, spaces::nsjump),
     command("FLUSH", Arguments::Any, spaces::flush),
     admin("RELOAD", Arguments::Filled(2, 2), spaces::reload),
+    admin("NSSNAP", Arguments::Filled(4, 4), spaces::nssnap),
     command("TIME", Arguments::Any, system::time),
     command("INFO", Arguments::Any, system::info),
     command("WAIT", Arguments::Any, watch::wait),
@@ -147,7 +148,7 @@ static KEYS: [u64; COMMAND_COUNT] = {
 };
 
 /// Commands in the table.
-pub(crate) const COMMAND_COUNT: usize = 39;
+pub(crate) const COMMAND_COUNT: usize = 40;
 const _: () = assert!(TABLE.len() == COMMAND_COUNT);
 
 const fn command(name: &'static str, arguments: Arguments, handler: Handler) -> Command {

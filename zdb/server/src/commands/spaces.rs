@@ -1,6 +1,9 @@
 //! Namespaces: their coming, going and properties.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use zdb_engine::{
@@ -285,6 +288,24 @@ pub(super) fn reload(call: &mut Call<'_, '_>) -> Outcome {
     call.ok()
 }
 
+/// `NSSNAP name data-folder index-folder`: an instant copy by hard links, in two new folders on the same
+/// disks; the number of its newest write. On the unix socket only, because it writes where it is told.
+pub(super) fn nssnap(call: &mut Call<'_, '_>) -> Outcome {
+    if !call.session.is_local {
+        return Err(Refusal::unauthorized("Snapshots are made over the unix socket only"));
+    }
+    let id = find(call, call.argument(1))?;
+    let [data, index] = [2, 3].map(|number| Path::new(OsStr::from_bytes(call.argument(number))));
+    if !data.is_absolute() || !index.is_absolute() {
+        return Err("A snapshot's folders are absolute paths".into());
+    }
+    let entry = call.core.namespaces.get_mut(id).ok_or(NOT_FOUND)?;
+    let seq = entry.loaded()?.snapshot(data, index);
+    let seq = seq.map_err(|error| common(&error, "Could not make this snapshot"))?;
+    write::integer(call.output.buffer(), i64::try_from(seq.0).unwrap_or(i64::MAX));
+    Ok(())
+}
+
 fn find(call: &Call<'_, '_>, name: &[u8]) -> Result<NamespaceId, Refusal> {
     if name.len() > NAME_SIZE_MAX {
         return Err(NAME_TOO_LONG.into());
@@ -365,6 +386,36 @@ mod tests {
         assert_eq!(server.ask(&mut client, &[b"SET", b"k", b"v"]), frozen);
         server.ask(&mut client, &[b"SELECT", b"locked"]);
         assert_eq!(server.ask(&mut client, &[b"SET", b"k", b"v"]), bulk(b"k"));
+    }
+
+    #[test]
+    fn a_snapshot_is_what_was_there_then() {
+        let mut server = Server::new();
+        let mut client = server.local_client();
+        server.ask(&mut client, &[b"SET", b"k", b"before"]);
+        let folder = tempfile::tempdir().unwrap();
+        let paths = ["data", "index"].map(|name| {
+            let top = folder.path().join(name);
+            std::fs::create_dir(&top).unwrap();
+            top.join("default")
+        });
+        let [data, index] = paths.each_ref().map(|path| path.as_os_str().as_bytes());
+        let mut far = server.client();
+        let refused = error("Snapshots are made over the unix socket only");
+        assert_eq!(server.ask(&mut far, &[b"NSSNAP", b"default", data, index]), refused);
+        let made = server.ask(&mut client, &[b"NSSNAP", b"default", data, index]);
+        assert_eq!(made, Value::Integer(1));
+        server.ask(&mut client, &[b"SET", b"k", b"after"]);
+        let options = zdb_engine::Options {
+            reserve_size: 0,
+            ..zdb_engine::Options::new(folder.path().join("data"), folder.path().join("index"))
+        };
+        let disk = std::sync::Arc::new(zdb_engine::storage::Disk);
+        let engine = zdb_engine::Engine::open(disk, options).unwrap();
+        let mut copy = engine.load(&Name::new(b"default").unwrap()).unwrap();
+        let mut value = Vec::new();
+        copy.get(b"k", usize::MAX, &mut value, |_, _| {}).unwrap();
+        assert_eq!(value, b"before");
     }
 
     #[test]
