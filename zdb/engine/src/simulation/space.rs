@@ -181,6 +181,6 @@ fn quotas_count_live_values_and_files() {
     namespace.set(b"k7", b"", 0).unwrap();
     let settings = Settings { size_max: 0, file_size_max: 5000, ..namespace.settings().clone() };
     namespace.update(settings).unwrap();
-    let refused = (0..1000).find_map(|byte| namespace.set(b"k", &[byte as u8; 100], 0).err());
+    let refused = (0..=u8::MAX).find_map(|byte| namespace.set(b"k", &[byte; 100], 0).err());
     assert!(matches!(refused, Some(Error::Quota { size_max: 5000, .. })), "{refused:?}");
 }
