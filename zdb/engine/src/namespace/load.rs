@@ -104,17 +104,19 @@ impl Namespace {
         let _ = storage.remove(&self.folders.index.join(NEW_INDEX_NAME));
         let mut ids: Vec<u32> = listed
             .iter()
-            .filter_map(|name| name.to_str()?.strip_prefix('d')?.parse().ok())
-            .filter(|id| *id <= SEGMENT_ID_MAX)
+            .filter_map(|name| {
+                let id = name.to_str()?.strip_prefix('d')?.parse().ok()?;
+                // `d01` and `d+1` are not ours.
+                (id <= SEGMENT_ID_MAX && **name == *format!("d{id}")).then_some(id)
+            })
             .collect();
         ids.sort_unstable();
-        ids.dedup();
         let mut found: Vec<(Segment, bool)> = Vec::with_capacity(ids.len());
         for id in ids {
             let path = self.folders.data_file(id);
             let file = storage.open(&path, Open::Existing).map_err(Error::Read)?;
             let base = found.last().map_or(0, |(segment, _)| segment.header.base);
-            found.push(self.read_header(id, file, base)?);
+            found.push(self.read_header(id, file, base));
             // Open files are opened again when they are needed.
             if let Some((segment, _)) = found.last_mut() {
                 segment.close_file();
@@ -124,15 +126,12 @@ impl Namespace {
     }
 
     /// A segment's header, or the one that its index file repeats.
-    fn read_header(
-        &self,
-        id: u32,
-        file: Arc<dyn File>,
-        base: u64,
-    ) -> Result<(Segment, bool), Error> {
+    fn read_header(&self, id: u32, file: Arc<dyn File>, base: u64) -> (Segment, bool) {
         let mut bytes = [0; HEADER_SIZE];
-        read_full(&*file, &mut bytes, 0).map_err(Error::Read)?;
-        let mut header = Header::parse(&bytes, Part::Data).filter(|header| header.id == id);
+        // What can't be read is as good as damaged.
+        let read = read_full(&*file, &mut bytes, 0);
+        let header = read.ok().and_then(|_| Header::parse(&bytes, Part::Data));
+        let mut header = header.filter(|header| header.id == id);
         let damaged = header.is_none();
         if damaged {
             header = self.index_header(id);
@@ -150,7 +149,7 @@ impl Namespace {
         };
         let mut segment = Segment::new(header.unwrap_or(lost), file, HEADER_SIZE as u64);
         segment.damaged = damaged;
-        Ok((segment, broken))
+        (segment, broken)
     }
 
     fn index_header(&self, id: u32) -> Option<Header> {
