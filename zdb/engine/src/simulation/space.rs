@@ -101,6 +101,22 @@ fn a_full_disk_refuses_writes_and_takes_deletions() {
 }
 
 #[test]
+fn small_segments_are_merged() {
+    let (_, engine, mut namespace) = create(1, Durability::None, true);
+    for number in 0..100u32 {
+        namespace.set(&number.to_le_bytes(), b"value", 0).unwrap();
+        namespace.rotate().unwrap();
+    }
+    assert!(compact_all(&mut namespace, 0) > 0);
+    assert!(namespace.stats().segment_count < 40, "{:?}", namespace.stats());
+    namespace.close().unwrap();
+    let mut namespace = load(&engine).unwrap();
+    for number in 0..100u32 {
+        assert_eq!(get(&mut namespace, &number.to_le_bytes()).unwrap().unwrap(), b"value");
+    }
+}
+
+#[test]
 fn history_is_kept_as_long_as_it_is_young() {
     let (_, engine, mut namespace) = create(1, Durability::None, false);
     let history = History::Younger(Duration::from_secs(100));
