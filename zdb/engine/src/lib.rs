@@ -18,7 +18,8 @@
 //!
 //! Every write has a sequence number, and [`Namespace::acknowledged`] tells up to which number
 //! replies may be sent at the namespace's level. While a sync runs, the next batch is appended.
-//! [`Namespace::commit`] does the three steps in one call for those who may block.
+//! [`Namespace::commit`] does the three steps in one call for those who may block. Who doesn't asks
+//! for the next ticket when a sync has finished: what was written meanwhile waits for it.
 //!
 //! # How a namespace lies on the disk
 //!
@@ -40,6 +41,10 @@
 //! is cut at the last whole record. Damage is kept in place and reported, its keys answer
 //! [`Error::Damaged`], and everything else serves. Without index files the log alone brings
 //! everything back. `FORMAT.md` has the bytes.
+//!
+//! What is damaged after a power loss and was never synced can't be told from a torn tail, nor can
+//! its key be known: it is cut, or passed over and counted, as writes that were never acknowledged
+//! at level *group* may be.
 //!
 //! # What is not here
 //!

@@ -1,7 +1,7 @@
 //! The index of user mode: an open-addressing hash table of 20 bytes a place, for any number of
 //! keys with the same hash.
 //!
-//! 256 shards by the hash's first byte, each of which grows alone and by a quarter, so that growth
+//! 64 shards by the hash's first bits, each of which grows alone and by a quarter, so that growth
 //! never stops the world and a place is 4/5 to 16/25 full: 25 to 31 bytes a key. A shard is made of
 //! small pages and grows by adding some, so that nothing is freed on the way and memory doesn't
 //! fall to pieces. Collisions go to the next place (linear probing); a removal shifts back what it
@@ -9,9 +9,10 @@
 
 use super::slot::Slot;
 
-const SHARD_COUNT: usize = 256;
+const SHARD_BITS: u32 = 6;
+pub(crate) const SHARD_COUNT: usize = 1 << SHARD_BITS;
 /// Places of a page.
-const PAGE_PLACE_COUNT: usize = 32;
+const PAGE_PLACE_COUNT: usize = 128;
 
 /// A place in the table, until the table changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,7 @@ impl Default for Table {
 
 #[derive(Debug, Default)]
 struct Shard {
+    #[expect(clippy::vec_box, reason = "pages stay where they are when there are more of them")]
     pages: Vec<Box<Page>>,
     used: usize,
 }
@@ -137,7 +139,7 @@ impl Shard {
 
     fn home(&self, hash: u64) -> usize {
         // The 32 bits after the shard's, scaled to the capacity: no power of two is needed.
-        let bits = (hash << 8) >> 32;
+        let bits = (hash << SHARD_BITS) >> 32;
         usize::try_from((bits * self.capacity() as u64) >> 32).unwrap_or_default()
     }
 
@@ -149,14 +151,17 @@ impl Shard {
     fn find(&self, hash: u64, mut index: usize) -> Option<usize> {
         let wanted = halves(hash);
         loop {
-            let entry = self.entry(index);
-            if entry.is_free() {
-                return None;
+            let within = index % PAGE_PLACE_COUNT;
+            let page = self.pages.get(index / PAGE_PLACE_COUNT)?;
+            for (step, entry) in page.0[within..].iter().enumerate() {
+                if entry.hash == wanted && !entry.is_free() {
+                    return Some(index + step);
+                }
+                if entry.is_free() {
+                    return None;
+                }
             }
-            if entry.hash == wanted {
-                return Some(index);
-            }
-            index = self.next(index);
+            index = self.next(index - within + PAGE_PLACE_COUNT - 1);
         }
     }
 
@@ -207,8 +212,9 @@ impl Shard {
     }
 }
 
-fn shard_number(hash: u64) -> u8 {
-    hash.to_be_bytes()[0]
+/// Which shard a hash belongs to.
+pub(crate) fn shard_number(hash: u64) -> u8 {
+    hash.to_be_bytes()[0] >> (u8::BITS - SHARD_BITS)
 }
 
 #[cfg(test)]

@@ -299,7 +299,7 @@ mod tests {
         let seal = bytes.len() as u64;
         put_seal(&mut bytes, 164, 5, seed, seal);
         assert!(parse(&bytes, seed, 65).is_none(), "bound to its place");
-        assert!(parse(&bytes[seal as usize..], seed, seal).unwrap().0.seal);
+        assert!(parse(&bytes[BLOCK_HEAD_SIZE + 11..], seed, seal).unwrap().0.seal);
         for bit in 0..(BLOCK_HEAD_SIZE + 11) * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(parse(&bytes, seed, 64).is_none(), "bit {bit}");

@@ -20,7 +20,8 @@
 //! same name has another number, even after a backup was restored and history went another way.
 
 use super::bytes::Fields;
-use super::record::Seed;
+use super::record::{SEQ_MAX, Seed};
+use crate::index::slot::SEGMENT_ID_MAX;
 
 /// Bytes of a header.
 pub(crate) const HEADER_SIZE: usize = 64;
@@ -92,7 +93,11 @@ impl Header {
             key_id: fields.u32()?,
             clears: fields.u32()? & CLEARS != 0,
         };
-        (header.through >= header.id).then_some(header)
+        let sound = header.through >= header.id
+            && header.through <= SEGMENT_ID_MAX
+            && header.base < SEQ_MAX
+            && header.forgotten < SEQ_MAX;
+        sound.then_some(header)
     }
 
     /// What its checksums start from.

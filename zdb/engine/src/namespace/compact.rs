@@ -32,6 +32,11 @@ const SLACK_SIZE: u64 = 1024 * 1024;
 const GARBAGE_PERCENT_MIN: u64 = 5;
 /// A neighbour with so much garbage, in hundredths, is rewritten along.
 const NEIGHBOUR_PERCENT_MIN: u64 = 25;
+/// A segment is small if it has less than this part of what it may have. Restarts leave such, and
+/// rotation on demand.
+const SMALL_PART: u64 = 4;
+/// Small neighbours beyond which they are merged, garbage or not.
+const SMALL_COUNT_MAX: usize = 16;
 /// Segments rewritten at once.
 const SOURCE_COUNT_MAX: usize = 16;
 /// Bytes read and written at once.
@@ -135,19 +140,24 @@ impl Namespace {
         let sealed = &self.segments[..count];
         // The newest stays: it says where ids go on, and its file may still be continued.
         let sealed = sealed.get(..sealed.len().min(self.segments.len().saturating_sub(1)));
-        let candidates = sealed.unwrap_or_default().iter().enumerate();
-        let candidates = candidates.filter(|(_, segment)| !segment.damaged);
+        let sealed = sealed.unwrap_or_default();
+        let small = self.segment_size_limit() / SMALL_PART;
+        let is_pair = |pair: &&[Segment]| pair.iter().all(|s| !s.damaged && s.end < small);
+        let crowded = sealed.windows(2).filter(is_pair).count() >= SMALL_COUNT_MAX;
+        let has_small_neighbour = |at: usize| sealed.get(at..at + 2).is_some_and(|p| is_pair(&p));
+        let candidates = sealed.iter().enumerate().filter(|(_, segment)| !segment.damaged);
         let best = candidates
-            .filter(|(_, segment)| {
+            .filter(|(at, segment)| {
                 let percent = garbage_percent(segment, now);
-                old_key(segment) || (wanted && percent >= GARBAGE_PERCENT_MIN)
+                let garbage = wanted && percent >= GARBAGE_PERCENT_MIN;
+                old_key(segment) || garbage || (crowded && has_small_neighbour(*at))
             })
             .max_by_key(|(_, segment)| match full {
                 true => (0, u64::MAX - segment.live_size),
                 false => (u64::from(old_key(segment)), garbage_percent(segment, now)),
             });
         let Some((first, _)) = best else { return Ok(None) };
-        Ok(Some(self.with_neighbours(first, sealed.map_or(0, <[Segment]>::len), now, full)))
+        Ok(Some(self.with_neighbours(first, sealed.len(), now, full)))
     }
 
     /// When most garbage is in the segment that is written, it ends.
@@ -170,7 +180,7 @@ impl Namespace {
         let limit = self.segment_size_limit();
         let needed = |segment: &Segment| segment.live_size + kept_size(segment, now);
         let worth = |segment: &Segment| {
-            let small = segment.end < limit / 4;
+            let small = segment.end < limit / SMALL_PART;
             let garbage = garbage_percent(segment, now) >= NEIGHBOUR_PERCENT_MIN;
             !segment.damaged && !full && (small || garbage)
         };

@@ -18,6 +18,7 @@ use crate::cache::Cache;
 use crate::descriptor::Descriptor;
 use crate::engine::Claim;
 use crate::index::slot::{SEGMENT_ID_MAX, Slot};
+use crate::index::table::{SHARD_COUNT, shard_number};
 use crate::index::{At, Index};
 use crate::log::block::Entry;
 use crate::log::header::{HEADER_SIZE, Header, Part};
@@ -103,17 +104,19 @@ impl Namespace {
         let _ = storage.remove(&self.folders.index.join(NEW_INDEX_NAME));
         let mut ids: Vec<u32> = listed
             .iter()
-            .filter_map(|name| name.to_str()?.strip_prefix('d')?.parse().ok())
-            .filter(|id| *id <= SEGMENT_ID_MAX)
+            .filter_map(|name| {
+                let id = name.to_str()?.strip_prefix('d')?.parse().ok()?;
+                // `d01` and `d+1` are not ours.
+                (id <= SEGMENT_ID_MAX && **name == *format!("d{id}")).then_some(id)
+            })
             .collect();
         ids.sort_unstable();
-        ids.dedup();
         let mut found: Vec<(Segment, bool)> = Vec::with_capacity(ids.len());
         for id in ids {
             let path = self.folders.data_file(id);
             let file = storage.open(&path, Open::Existing).map_err(Error::Read)?;
             let base = found.last().map_or(0, |(segment, _)| segment.header.base);
-            found.push(self.read_header(id, file, base)?);
+            found.push(self.read_header(id, file, base));
             // Open files are opened again when they are needed.
             if let Some((segment, _)) = found.last_mut() {
                 segment.close_file();
@@ -123,15 +126,12 @@ impl Namespace {
     }
 
     /// A segment's header, or the one that its index file repeats.
-    fn read_header(
-        &self,
-        id: u32,
-        file: Arc<dyn File>,
-        base: u64,
-    ) -> Result<(Segment, bool), Error> {
+    fn read_header(&self, id: u32, file: Arc<dyn File>, base: u64) -> (Segment, bool) {
         let mut bytes = [0; HEADER_SIZE];
-        read_full(&*file, &mut bytes, 0).map_err(Error::Read)?;
-        let mut header = Header::parse(&bytes, Part::Data).filter(|header| header.id == id);
+        // What can't be read is as good as damaged.
+        let read = read_full(&*file, &mut bytes, 0);
+        let header = read.ok().and_then(|_| Header::parse(&bytes, Part::Data));
+        let mut header = header.filter(|header| header.id == id);
         let damaged = header.is_none();
         if damaged {
             header = self.index_header(id);
@@ -149,7 +149,7 @@ impl Namespace {
         };
         let mut segment = Segment::new(header.unwrap_or(lost), file, HEADER_SIZE as u64);
         segment.damaged = damaged;
-        Ok((segment, broken))
+        (segment, broken)
     }
 
     fn index_header(&self, id: u32) -> Option<Header> {
@@ -209,10 +209,11 @@ impl Namespace {
             self.close_one_file();
         }
         self.index.reserve(entries.iter().filter(|entry| !entry.supersedes).count());
-        for entry in &entries {
-            self.admit(header.id, entry)?;
+        if self.descriptor.settings.mode == Mode::Sequential {
+            // Ids are given out in order.
+            return entries.iter().try_for_each(|entry| self.admit(header.id, entry));
         }
-        Ok(())
+        by_shard(&entries).into_iter().try_for_each(|entry| self.admit(header.id, entry))
     }
 
     /// Takes what the log told beyond the index file, and cuts a torn tail.
@@ -290,4 +291,24 @@ impl Namespace {
         self.tail = Some(Tail::new(segment.end));
         Ok(())
     }
+}
+
+/// Entries shard by shard of the index, and in order inside each: a shard fits the processor's cache,
+/// the index doesn't. Records of one key are in one shard, so they stay in order.
+fn by_shard(entries: &[Entry]) -> Vec<&Entry> {
+    let mut starts = [0; SHARD_COUNT + 1];
+    for entry in entries {
+        starts[usize::from(shard_number(entry.hash)) + 1] += 1;
+    }
+    for shard in 0..SHARD_COUNT {
+        starts[shard + 1] += starts[shard];
+    }
+    let Some(first) = entries.first() else { return Vec::new() };
+    let mut sorted = vec![first; entries.len()];
+    for entry in entries {
+        let place = &mut starts[usize::from(shard_number(entry.hash))];
+        sorted[*place] = entry;
+        *place += 1;
+    }
+    sorted
 }

@@ -225,3 +225,11 @@ impl Namespace {
         self.descriptor.encrypted
     }
 }
+
+/// A server hands a namespace to the thread that owns it.
+const _: fn() = || {
+    fn may_move<T: Send>() {}
+    may_move::<Namespace>();
+    may_move::<SyncTicket>();
+    may_move::<SyncDone>();
+};

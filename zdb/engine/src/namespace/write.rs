@@ -202,6 +202,9 @@ impl Namespace {
             old => old,
         };
         let seq = append.seq.unwrap_or(self.numbers.last + 1);
+        if seq > SEQ_MAX {
+            return Err(Error::OutOfOrder { seq: SeqNo(seq), last: SeqNo(self.numbers.last) });
+        }
         // A predecessor that can't be read is none for history.
         let live = old.filter(|located| !located.slot.is_tombstone());
         let previous = live.and_then(|located| located.seq).filter(|previous| *previous < seq);

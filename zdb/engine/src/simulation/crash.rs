@@ -41,7 +41,7 @@ fn work(namespace: &mut Namespace, chance: &mut Chance, log: &mut Vec<Op>, now: 
 fn crash_run(seed: u64, durability: Durability, encrypted: bool) {
     let mut chance = Chance(seed);
     let (disk, mut engine, mut namespace) = create(seed, durability, encrypted);
-    disk.set_short(seed % 2 == 0);
+    disk.set_short(seed.is_multiple_of(2));
     let (mut log, mut now): (Vec<Op>, u64) = (Vec::new(), 0);
     for round in 0..ROUND_COUNT {
         disk.cut_power_at(disk.calls() + chance.below(400));

@@ -133,7 +133,7 @@ fn failures_and_a_crash() {
         assert!(last >= acknowledged, "seed {seed}: {last} of {acknowledged}");
         // Writes that were undone may be in the file if the power goes before it was cut.
         let known = usize::try_from(last).unwrap().min(log.len());
-        if last as usize == known {
+        if last == known as u64 {
             check(&mut namespace, &contents_after(&log, known), &format!("seed {seed}"));
         }
     }

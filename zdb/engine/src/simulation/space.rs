@@ -101,6 +101,22 @@ fn a_full_disk_refuses_writes_and_takes_deletions() {
 }
 
 #[test]
+fn small_segments_are_merged() {
+    let (_, engine, mut namespace) = create(1, Durability::None, true);
+    for number in 0..100u32 {
+        namespace.set(&number.to_le_bytes(), b"value", 0).unwrap();
+        namespace.rotate().unwrap();
+    }
+    assert!(compact_all(&mut namespace, 0) > 0);
+    assert!(namespace.stats().segment_count < 40, "{:?}", namespace.stats());
+    namespace.close().unwrap();
+    let mut namespace = load(&engine).unwrap();
+    for number in 0..100u32 {
+        assert_eq!(get(&mut namespace, &number.to_le_bytes()).unwrap().unwrap(), b"value");
+    }
+}
+
+#[test]
 fn history_is_kept_as_long_as_it_is_young() {
     let (_, engine, mut namespace) = create(1, Durability::None, false);
     let history = History::Younger(Duration::from_secs(100));
@@ -181,6 +197,6 @@ fn quotas_count_live_values_and_files() {
     namespace.set(b"k7", b"", 0).unwrap();
     let settings = Settings { size_max: 0, file_size_max: 5000, ..namespace.settings().clone() };
     namespace.update(settings).unwrap();
-    let refused = (0..1000).find_map(|byte| namespace.set(b"k", &[byte as u8; 100], 0).err());
+    let refused = (0..=u8::MAX).find_map(|byte| namespace.set(b"k", &[byte; 100], 0).err());
     assert!(matches!(refused, Some(Error::Quota { size_max: 5000, .. })), "{refused:?}");
 }
