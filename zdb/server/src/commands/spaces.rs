@@ -288,8 +288,9 @@ pub(super) fn reload(call: &mut Call<'_, '_>) -> Outcome {
     call.ok()
 }
 
-/// `NSSNAP name data-folder index-folder`: an instant copy by hard links, in two new folders on the same
-/// disks; the number of its newest write. On the unix socket only, because it writes where it is told.
+/// `NSSNAP name data-folder index-folder`: an instant copy by hard links, below two folders on the same
+/// disks, which another server or `zdb backup` can open; the number of its newest write. On the unix socket
+/// only, because it writes where it is told.
 pub(super) fn nssnap(call: &mut Call<'_, '_>) -> Outcome {
     if !call.session.is_local {
         return Err(Refusal::unauthorized("Snapshots are made over the unix socket only"));
@@ -302,6 +303,8 @@ pub(super) fn nssnap(call: &mut Call<'_, '_>) -> Outcome {
     let entry = call.core.namespaces.get_mut(id).ok_or(NOT_FOUND)?;
     let seq = entry.loaded()?.snapshot(data, index);
     let seq = seq.map_err(|error| common(&error, "Could not make this snapshot"))?;
+    // It ended the segment that was written.
+    call.core.announce_rotation(id);
     write::integer(call.output.buffer(), i64::try_from(seq.0).unwrap_or(i64::MAX));
     Ok(())
 }
@@ -394,11 +397,7 @@ mod tests {
         let mut client = server.local_client();
         server.ask(&mut client, &[b"SET", b"k", b"before"]);
         let folder = tempfile::tempdir().unwrap();
-        let paths = ["data", "index"].map(|name| {
-            let top = folder.path().join(name);
-            std::fs::create_dir(&top).unwrap();
-            top.join("default")
-        });
+        let paths = ["data", "index"].map(|name| folder.path().join(name));
         let [data, index] = paths.each_ref().map(|path| path.as_os_str().as_bytes());
         let mut far = server.client();
         let refused = error("Snapshots are made over the unix socket only");
