@@ -22,7 +22,6 @@ pub(super) struct Peer {
     daemon: Option<Daemon>,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
-    is_zdb: bool,
     port: u16,
     metrics_port: u16,
 }
@@ -38,8 +37,9 @@ impl Peer {
         arguments.extend(["--index".into(), path("index"), "--port".into(), port.to_string()]);
         arguments.extend(["--listen".into(), "127.0.0.1".into()]);
         arguments.extend(["--metrics-listen".into(), metrics, "--reserve".into(), "1M".into()]);
+        arguments.extend(["--logfile".into(), path("log")]);
         arguments.extend(extra.iter().map(|word| (*word).to_owned()));
-        Self { daemon: None, folder, arguments, is_zdb: true, port, metrics_port }.start()
+        Self { daemon: None, folder, arguments, port, metrics_port }.start()
     }
 
     /// Debian's Redis.
@@ -51,7 +51,7 @@ impl Peer {
         arguments.extend(["--port".into(), port.to_string(), "--bind".into(), "127.0.0.1".into()]);
         arguments.extend(["--dir".into(), path, "--daemonize".into(), "no".into()]);
         arguments.extend(extra.iter().map(|word| (*word).to_owned()));
-        Self { daemon: None, folder, arguments, is_zdb: false, port, metrics_port: 0 }.start()
+        Self { daemon: None, folder, arguments, port, metrics_port: 0 }.start()
     }
 
     fn start(mut self) -> anyhow::Result<Self> {
