@@ -78,6 +78,14 @@ struct Moved {
     to: u32,
 }
 
+/// How a rewrite ended: the new file is in use.
+pub(super) struct Finished {
+    /// Bytes freed.
+    size: u64,
+    /// Whether a crash can't bring the old files back.
+    pub(super) durable: bool,
+}
+
 /// What becomes of a record.
 enum Fate {
     Live,
@@ -116,7 +124,7 @@ impl Namespace {
 
     fn step_run(&mut self, mut run: Run, budget: u64) -> Result<Compaction, Error> {
         if run.step(self, budget)? {
-            return Ok(Compaction::Reclaimed { size: run.finish(self)? });
+            return Ok(Compaction::Reclaimed { size: run.finish(self)?.size });
         }
         self.compaction = Some(run);
         Ok(Compaction::Working)
@@ -433,9 +441,8 @@ impl Run {
         Ok(())
     }
 
-    /// Makes the new file durable, lets it take the old ones' place, and tells the index. Gives
-    /// the bytes freed.
-    pub(super) fn finish(mut self, namespace: &mut Namespace) -> Result<u64, Error> {
+    /// Makes the new file durable, lets it take the old ones' place, and tells the index.
+    pub(super) fn finish(mut self, namespace: &mut Namespace) -> Result<Finished, Error> {
         // What superseded the records left out must be durable before they are gone.
         namespace.flush_amid_batch()?;
         if !self.again {
@@ -453,14 +460,14 @@ impl Run {
             let durable = namespace.folders.storage.sync_folder(&namespace.folders.data).is_ok();
             self.switch(namespace, false, durable);
             namespace.counters.reclaimed_size += old_size;
-            return Ok(old_size);
+            return Ok(Finished { size: old_size, durable });
         }
         let durable = self.publish(namespace)?;
         let new_size = self.out.end;
         self.switch(namespace, true, durable);
-        let freed = old_size.saturating_sub(new_size);
-        namespace.counters.reclaimed_size += freed;
-        Ok(freed)
+        let size = old_size.saturating_sub(new_size);
+        namespace.counters.reclaimed_size += size;
+        Ok(Finished { size, durable })
     }
 
     fn old_size(&self, namespace: &Namespace) -> u64 {
