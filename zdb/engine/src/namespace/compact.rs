@@ -13,6 +13,7 @@
 //! A deletion stays while an older record of its key is in the log, for it would come back at the
 //! next start: the index counts them. It also stays while followers need it.
 
+use std::io;
 use std::sync::Arc;
 
 use super::{Compaction, Namespace};
@@ -446,6 +447,10 @@ impl Run {
         // What superseded the records left out must be durable before they are gone.
         namespace.flush_amid_batch()?;
         if !self.again {
+            // Mending would use the files that this run is writing, so it comes later.
+            if !namespace.sync.suspects.is_empty() {
+                return Err(Error::Sync(io::Error::other("a segment must be written again first")));
+            }
             namespace.sync().map_err(|failed| failed.source)?;
         }
         self.write_out(namespace, 1)?;
