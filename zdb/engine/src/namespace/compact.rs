@@ -13,6 +13,7 @@
 //! A deletion stays while an older record of its key is in the log, for it would come back at the
 //! next start: the index counts them. It also stays while followers need it.
 
+use std::io;
 use std::sync::Arc;
 
 use super::{Compaction, Namespace};
@@ -78,6 +79,14 @@ struct Moved {
     to: u32,
 }
 
+/// How a rewrite ended: the new file is in use.
+pub(super) struct Finished {
+    /// Bytes freed.
+    size: u64,
+    /// Whether a crash can't bring the old files back.
+    pub(super) durable: bool,
+}
+
 /// What becomes of a record.
 enum Fate {
     Live,
@@ -116,7 +125,7 @@ impl Namespace {
 
     fn step_run(&mut self, mut run: Run, budget: u64) -> Result<Compaction, Error> {
         if run.step(self, budget)? {
-            return Ok(Compaction::Reclaimed { size: run.finish(self)? });
+            return Ok(Compaction::Reclaimed { size: run.finish(self)?.size });
         }
         self.compaction = Some(run);
         Ok(Compaction::Working)
@@ -433,12 +442,15 @@ impl Run {
         Ok(())
     }
 
-    /// Makes the new file durable, lets it take the old ones' place, and tells the index. Gives
-    /// the bytes freed.
-    pub(super) fn finish(mut self, namespace: &mut Namespace) -> Result<u64, Error> {
+    /// Makes the new file durable, lets it take the old ones' place, and tells the index.
+    pub(super) fn finish(mut self, namespace: &mut Namespace) -> Result<Finished, Error> {
         // What superseded the records left out must be durable before they are gone.
         namespace.flush_amid_batch()?;
         if !self.again {
+            // Mending would use the files that this run is writing, so it comes later.
+            if !namespace.sync.suspects.is_empty() {
+                return Err(Error::Sync(io::Error::other("a segment must be written again first")));
+            }
             namespace.sync().map_err(|failed| failed.source)?;
         }
         self.write_out(namespace, 1)?;
@@ -453,14 +465,14 @@ impl Run {
             let durable = namespace.folders.storage.sync_folder(&namespace.folders.data).is_ok();
             self.switch(namespace, false, durable);
             namespace.counters.reclaimed_size += old_size;
-            return Ok(old_size);
+            return Ok(Finished { size: old_size, durable });
         }
         let durable = self.publish(namespace)?;
         let new_size = self.out.end;
         self.switch(namespace, true, durable);
-        let freed = old_size.saturating_sub(new_size);
-        namespace.counters.reclaimed_size += freed;
-        Ok(freed)
+        let size = old_size.saturating_sub(new_size);
+        namespace.counters.reclaimed_size += size;
+        Ok(Finished { size, durable })
     }
 
     fn old_size(&self, namespace: &Namespace) -> u64 {

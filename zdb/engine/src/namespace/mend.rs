@@ -3,6 +3,8 @@
 //! more, to a new file, from what can still be read, verified record by record. Until that
 //! succeeded, writes are refused and reads go on.
 
+use std::io;
+
 use super::{Namespace, compact};
 use crate::Error;
 
@@ -29,13 +31,15 @@ impl Namespace {
         self.compaction = None;
         let mut run = compact::Run::again(self, id)?;
         while !run.step(self, u64::MAX)? {}
-        run.finish(self)?;
-        let was_tail =
-            self.tail.is_some() && self.segments.last().is_some_and(|last| last.id() == id);
-        if was_tail {
+        let finished = run.finish(self)?;
+        if self.segments.last().is_some_and(|last| last.id() == id) {
             self.tail = None;
             self.set_mark();
         }
-        Ok(())
+        if finished.durable {
+            return Ok(());
+        }
+        // A crash would bring the old file back, so the new one is as suspect as that.
+        Err(Error::Sync(io::Error::other("the folder can't be synced")))
     }
 }
