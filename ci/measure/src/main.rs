@@ -10,6 +10,7 @@ mod flist;
 mod process;
 mod table;
 mod vmm;
+mod zdb;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,15 @@ enum Part {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
         rounds: u32,
     },
+    /// Serving keys and values, against Redis
+    Zdb {
+        /// Only counted limits; exit 1 when one is missed
+        #[arg(long)]
+        check: bool,
+        /// Rounds of every timed row
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+        rounds: u32,
+    },
     /// Booting a VM, against QEMU's microvm, in instructions
     Vmm {
         /// Only counted limits of ours; exit 1 when one is missed
@@ -45,6 +55,8 @@ fn main() -> anyhow::Result<ExitCode> {
     let (check, table) = match Arguments::parse().part {
         Part::Flist { check: true, .. } => (true, flist::counted()?),
         Part::Flist { check: false, rounds } => (false, flist::timed(rounds)?),
+        Part::Zdb { check: true, .. } => (true, zdb::counted()?),
+        Part::Zdb { check: false, rounds } => (false, zdb::timed(rounds)?),
         Part::Vmm { check: true } => (true, vmm::counted()?),
         Part::Vmm { check: false } => (false, vmm::compared()?),
     };

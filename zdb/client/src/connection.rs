@@ -226,6 +226,49 @@ impl Client {
         self.one("command", arguments, |reply| Some(Value::from(reply)))
     }
 
+    /// Any commands, with few round trips; the answers are in their order.
+    ///
+    /// # Errors
+    /// The first error; commands before and after it may have been done.
+    pub fn call_batch(&mut self, requests: &[Vec<Vec<u8>>]) -> Result<Vec<Value>, ClientError> {
+        self.batch("command", requests.iter(), |reply| Some(Value::from(reply)))
+    }
+
+    /// Sends a command that has no reply.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn tell(&mut self, arguments: &[&[u8]]) -> Result<(), ClientError> {
+        self.output.clear();
+        write::request(&mut self.output, arguments);
+        self.send(Instant::now() + self.request_timeout)
+    }
+
+    /// Waits for something that the server sends unasked; `None` if nothing came in time.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] if it is an error.
+    pub fn next_push(&mut self, timeout: Duration) -> Result<Option<Value>, ClientError> {
+        if self.is_broken {
+            return Err(ClientError::Broken { endpoint: self.endpoint.clone() });
+        }
+        let deadline = Instant::now() + timeout;
+        match self.receive("push", |reply| Some(Value::from(reply)), deadline) {
+            Err(ClientError::Timeout { .. }) => {
+                // What has come of it stays in the buffer.
+                self.is_broken = false;
+                Ok(None)
+            }
+            other => other?.map(Some),
+        }
+    }
+
+    /// Whether something that the server sent unasked is here already.
+    #[must_use]
+    pub fn has_push(&self) -> bool {
+        matches!(reply::parse(self.input.unread(), &self.limits), Ok(Parsed::Complete(..)))
+    }
+
     /// `sha1(challenge ":" password)` in hex (`reference: zdb 2.3`).
     fn challenge_answer(&mut self, password: &Password) -> Result<String, ClientError> {
         let challenge =
@@ -253,10 +296,10 @@ impl Client {
         self.receive(command, &take, deadline)?
     }
 
-    fn batch<const N: usize, A: AsRef<[u8]>, T>(
+    fn batch<A: AsRef<[u8]>, T>(
         &mut self,
         command: &'static str,
-        requests: impl Iterator<Item = [A; N]>,
+        requests: impl Iterator<Item = impl AsRef<[A]>>,
         take: impl Fn(Reply<'_>) -> Option<T>,
     ) -> Result<Vec<T>, ClientError> {
         let mut answers = Vec::with_capacity(requests.size_hint().0);
@@ -266,7 +309,7 @@ impl Client {
             let mut count = 0;
             while count < BATCH_COUNT_MAX && self.output.len() < BATCH_SIZE_MAX {
                 let Some(request) = requests.next() else { break };
-                write::request(&mut self.output, &request);
+                write::request(&mut self.output, request.as_ref());
                 count += 1;
             }
             let deadline = Instant::now() + self.request_timeout;

@@ -37,6 +37,11 @@ const RULES: &[Rule] = &[
         forbidden: &["rustix", "tokio", "mio", "zdb-client"],
         why: "the protocol does no I/O",
     },
+    Rule {
+        folder: "zdb/engine",
+        forbidden: &["zdb-resp", "zdb-client", "mio"],
+        why: "storage knows no protocol and no network",
+    },
     Rule { folder: "zdb", forbidden: &["tokio"], why: "its data path is synchronous" },
 ];
 

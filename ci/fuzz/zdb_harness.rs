@@ -1,0 +1,102 @@
+//! What a fuzzer does with the bytes of ZDB's clients: two of them, an administrator and a guest, on a
+//! server without sockets.
+//!
+//! Shared by the fuzz target and by `zdb/server/tests/fuzz_corpus.rs`, which feeds the committed corpus
+//! through it in every test run.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use zdb_engine::storage::Disk;
+use zdb_engine::{Engine, Options};
+use zdb_resp::reply::{self, Parsed};
+use zdb_resp::{Limits, UNREAD_SIZE_MAX};
+use zdb_server::connection::Connection;
+use zdb_server::core::{ClientId, Core, Policy};
+use zdb_server::output::Piece;
+
+/// Bytes that one client sends before the other has its turn.
+const TURN_SIZE: usize = 200;
+
+/// Whatever clients send, replies are whole, the server lives, and its data can be loaded again.
+pub(crate) fn zdb(bytes: &[u8]) {
+    // Memory is faster, where there is such a folder.
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let folder = folder.expect("a temporary folder");
+    let mut core = open(folder.path());
+    let mut clients = [0, 1].map(|place| {
+        let client = ClientId { place, generation: 0 };
+        Connection::new(core.session(client, place == 0))
+    });
+    for (turn, part) in bytes.chunks(TURN_SIZE).enumerate() {
+        let client = &mut clients[turn % 2];
+        core.begin_batch();
+        if client.may_receive() {
+            client.receive(&mut core, part, Instant::now());
+        }
+        core.commit();
+        let syncs: Vec<_> = core.take_syncs().collect();
+        for sync in syncs {
+            core.synced(sync.run());
+        }
+        assert!(core.take_failures().is_empty(), "the disk failed");
+        core.upkeep(false);
+        for (client, message) in core.take_messages() {
+            clients[client.place as usize].tell(&message);
+        }
+        for client in &mut clients {
+            client.feed(&mut core);
+            client.output_mut().release(|namespace| core.acknowledged(namespace));
+            check_replies(client);
+            assert!(client.memory_size() <= 2 * UNREAD_SIZE_MAX, "a client's memory");
+        }
+    }
+    for client in &clients {
+        core.forget(client.session());
+    }
+    core.close();
+    drop(core);
+    open(folder.path()).close();
+}
+
+fn open(folder: &Path) -> Core {
+    let options = Options {
+        reserve_size: 0,
+        segment_size: Options::SEGMENT_SIZE_MIN,
+        ..Options::new(folder.join("data"), folder.join("index"))
+    };
+    let engine = Engine::open(Arc::new(Disk), options).expect("folders of our own");
+    let policy = Policy { has_test_commands: true, ..Policy::default() };
+    Core::open(engine, policy).expect("what we wrote is readable")
+}
+
+/// What may be sent is whole replies and nothing else.
+fn check_replies(client: &mut Connection) {
+    let mut sent = Vec::new();
+    while let Some(piece) = client.output_mut().next() {
+        let count = match piece {
+            Piece::Bytes { bytes, .. } => {
+                sent.extend_from_slice(bytes);
+                bytes.len() as u64
+            }
+            Piece::File { extent, offset, size } => {
+                let size = usize::try_from(size).expect("a value fits memory");
+                let mut part = vec![0; size];
+                let count = extent.file.read_at(&mut part, offset).expect("a readable file");
+                sent.extend_from_slice(&part[..count]);
+                count as u64
+            }
+        };
+        client.output_mut().advance(count);
+    }
+    let mut rest = sent.as_slice();
+    while !rest.is_empty() {
+        match reply::parse(rest, &Limits::default()) {
+            Ok(Parsed::Complete(_, size)) => rest = &rest[size..],
+            other => panic!("{other:?} in {}", rest.escape_ascii()),
+        }
+    }
+    assert_eq!(client.output().unsent_size(), 0, "a durable reply is held back");
+}

@@ -1,0 +1,445 @@
+//! Batches, syncs, and segments that begin and end.
+//!
+//! The order of things is what makes a crash harmless: a segment's header and name are durable
+//! before its first record; a segment is synced whole before the next one begins, so that only the
+//! last can have a torn tail; index blocks are written after the records they tell of were synced.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Namespace, Tail};
+use crate::cache::BLOCK_SIZE;
+use crate::cipher::Keys;
+use crate::index::Index;
+use crate::log::header::{HEADER_SIZE, Header};
+use crate::log::segment::{Rest, Segment};
+use crate::storage::{File, is_full, write_full};
+use crate::{CommitFailed, Durability, Error, SeqNo};
+
+/// Bytes of the tail that stay in memory after they were written.
+const KEEP_SIZE: usize = 256 * 1024;
+/// A segment ends when it is this part of all that lives, so that garbage is never all in one.
+const SEGMENT_PART: u64 = 8;
+/// Smallest segment that ends for its size alone.
+const SEGMENT_SIZE_USUAL_MIN: u64 = 4 * 1024 * 1024;
+/// Entries that wait for a sync beyond which level none syncs, too.
+const UNSYNCED_COUNT_MAX: usize = 64 * 1024;
+
+/// Where syncs stand.
+#[derive(Debug, Default)]
+pub(super) struct SyncState {
+    in_flight: bool,
+    last: Option<Duration>,
+    /// Segments whose sync failed: what they hold may not be on the disk.
+    pub(super) suspects: std::collections::BTreeSet<u32>,
+    /// A write amid the batch failed, and the server doesn't know yet.
+    failed: Option<CommitFailed>,
+}
+
+/// A sync to be done.
+#[derive(Debug)]
+pub struct SyncTicket {
+    file: Arc<dyn File>,
+    segment: u32,
+    offset: u64,
+    seq: u64,
+    now: Duration,
+}
+
+impl SyncTicket {
+    /// Syncs. Blocks; may run on any thread.
+    #[must_use]
+    pub fn run(self) -> SyncDone {
+        let result = self.file.sync();
+        SyncDone { ticket: self, result }
+    }
+}
+
+/// A sync that was done, or failed; to be given to [`Namespace::finish_sync`].
+#[derive(Debug)]
+pub struct SyncDone {
+    ticket: SyncTicket,
+    result: io::Result<()>,
+}
+
+/// Making writes durable.
+impl Namespace {
+    /// Writes all that was appended, in one call to the system. To be called once for each batch of
+    /// requests, before their replies.
+    ///
+    /// # Errors
+    ///
+    /// Says from which number on writes of this batch failed. They were undone, and their clients
+    /// must hear of it.
+    pub fn flush(&mut self) -> Result<(), CommitFailed> {
+        if let Some(failed) = self.sync.failed.take() {
+            return Err(failed);
+        }
+        let Some(tail) = &self.tail else { return Ok(()) };
+        if tail.written == tail.end() {
+            return Ok(());
+        }
+        let mut written = self.write_pending();
+        if written.as_ref().is_err_and(is_full) && self.claim.shared.give_reserve_up() {
+            written = self.write_pending();
+        }
+        match written {
+            Ok(()) => {
+                self.note_written();
+                Ok(())
+            }
+            Err(error) => Err(self.give_batch_up(error)),
+        }
+    }
+
+    /// Writes amid a batch. A failure is told to the caller now, and to the server with the batch.
+    pub(super) fn flush_amid_batch(&mut self) -> Result<(), Error> {
+        let Err(failed) = self.flush() else { return Ok(()) };
+        self.sync.failed = Some(CommitFailed { from: failed.from, source: again(&failed.source) });
+        Err(failed.source)
+    }
+
+    /// Refuses writes of a batch that has failed already.
+    pub(super) fn check_batch(&self) -> Result<(), Error> {
+        match &self.sync.failed {
+            Some(failed) => Err(again(&failed.source)),
+            None => Ok(()),
+        }
+    }
+
+    fn write_pending(&self) -> io::Result<()> {
+        let (Some(tail), Some(segment)) = (&self.tail, self.segments.last()) else { return Ok(()) };
+        let file = segment.open_file().ok_or(io::ErrorKind::NotFound)?;
+        let from = usize::try_from(tail.written - tail.start).unwrap_or(usize::MAX);
+        write_full(&**file, tail.buffer.get(from..).unwrap_or_default(), tail.written)
+    }
+
+    fn note_written(&mut self) {
+        if let Some(tail) = &mut self.tail {
+            tail.written = tail.end();
+            if tail.buffer.len() > KEEP_SIZE {
+                let mut bytes = std::mem::take(&mut tail.buffer);
+                let start = std::mem::replace(&mut tail.start, tail.written);
+                self.keep_blocks(start, &bytes);
+                bytes.clear();
+                bytes.shrink_to(4 * KEEP_SIZE);
+                if let Some(tail) = &mut self.tail {
+                    tail.buffer = bytes;
+                }
+            }
+        }
+        self.set_mark();
+    }
+
+    /// Keeps the whole blocks of some bytes of the last segment in the cache.
+    fn keep_blocks(&mut self, start: u64, bytes: &[u8]) {
+        let Some(position) = self.segments.len().checked_sub(1) else { return };
+        let block_size = BLOCK_SIZE as u64;
+        let skipped = start.next_multiple_of(block_size) - start;
+        let first = start.div_ceil(block_size);
+        let bytes = usize::try_from(skipped).ok().and_then(|skipped| bytes.get(skipped..));
+        for (number, block) in (first..).zip(bytes.unwrap_or_default().as_chunks().0) {
+            if let Ok(number) = u32::try_from(number) {
+                self.keep_block(position, number, block);
+            }
+        }
+    }
+
+    /// Undoes the batch. What a failed write left in the file is cut off; if that fails, too, or if
+    /// a nonce would be used twice, the segment is not written any more.
+    fn give_batch_up(&mut self, error: io::Error) -> CommitFailed {
+        self.counters.data_error_count += 1;
+        let from = SeqNo(self.numbers.written + 1);
+        self.roll_back();
+        let encrypted = self.is_encrypted();
+        if let (Some(tail), Some(segment)) = (&mut self.tail, self.segments.last()) {
+            let cut = segment.open_file().is_some_and(|file| file.set_size(tail.written).is_ok());
+            tail.spoilt = !cut || encrypted;
+        }
+        let source = if is_full(&error) { Error::DiskFull } else { Error::Write(error) };
+        CommitFailed { from, source }
+    }
+
+    /// The newest write whose reply may be sent, at the namespace's level of durability.
+    #[must_use]
+    pub fn acknowledged(&self) -> SeqNo {
+        SeqNo(match self.descriptor.settings.durability {
+            Durability::Group => self.numbers.durable,
+            Durability::None | Durability::Interval(_) => self.numbers.written,
+        })
+    }
+
+    /// What must be synced now: written bytes at level group, at level interval when it is
+    /// time, at level none when very many wait. `None` if nothing must, or a sync is under way.
+    /// `now` is any monotonic clock.
+    pub fn begin_sync(&mut self, now: Duration) -> Option<SyncTicket> {
+        let due = match self.descriptor.settings.durability {
+            Durability::Group => true,
+            Durability::Interval(interval) => {
+                self.sync.last.is_none_or(|last| now.saturating_sub(last) >= interval)
+            }
+            Durability::None => self
+                .segments
+                .last()
+                .is_some_and(|segment| segment.pending.len() > UNSYNCED_COUNT_MAX),
+        };
+        // What a failed sync left behind is not made good by another one.
+        let waiting = self.numbers.written > self.numbers.durable && self.sync.suspects.is_empty();
+        if due && waiting && !self.sync.in_flight { self.ticket(now) } else { None }
+    }
+
+    fn ticket(&mut self, now: Duration) -> Option<SyncTicket> {
+        let (tail, segment) = (self.tail.as_ref()?, self.segments.last()?);
+        let ticket = SyncTicket {
+            file: Arc::clone(segment.open_file()?),
+            segment: segment.id(),
+            offset: tail.written,
+            seq: self.numbers.written,
+            now,
+        };
+        self.sync.in_flight = true;
+        Some(ticket)
+    }
+
+    /// Takes a sync's result, after which [`acknowledged`](Self::acknowledged) may have risen.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Sync`]: writes that wait for a reply must hear of it. What was written stays
+    /// visible; the engine writes it again to a new file, and refuses new writes until that
+    /// succeeded.
+    pub fn finish_sync(&mut self, done: SyncDone) -> Result<(), CommitFailed> {
+        let SyncDone { ticket, result } = done;
+        self.sync.in_flight = false;
+        if let Err(error) = result {
+            if self.position(ticket.segment).is_some() {
+                self.counters.data_error_count += 1;
+                self.sync.suspects.insert(ticket.segment);
+            }
+            let from = SeqNo(self.numbers.durable + 1);
+            return Err(CommitFailed { from, source: Error::Sync(error) });
+        }
+        self.counters.sync_count += 1;
+        self.sync.last = Some(ticket.now);
+        if !self.sync.suspects.is_empty() {
+            return Ok(());
+        }
+        self.numbers.durable = self.numbers.durable.max(ticket.seq);
+        let is_tail = self.segments.last().is_some_and(|last| last.id() == ticket.segment);
+        if let Some(tail) = self.tail.as_mut().filter(|_| is_tail) {
+            tail.synced = tail.synced.max(ticket.offset);
+            self.write_blocks(Rest::Repeat);
+        }
+        Ok(())
+    }
+
+    /// Tells the index file about synced records. If it can't be written, later or never.
+    pub(super) fn write_blocks(&mut self, rest: Rest) {
+        let (Some(tail), Some(segment)) = (&self.tail, self.segments.last_mut()) else { return };
+        let before = segment.pending.len();
+        let written = segment.write_blocks(&self.folders, tail.synced.min(tail.written), rest);
+        let after = segment.pending.len();
+        self.counters.index_error_count += u64::from(written.is_err());
+        self.note_blocks(before, after);
+    }
+
+    /// [`flush`](Self::flush), and a sync if the level asks for one, in one blocking call.
+    ///
+    /// # Errors
+    ///
+    /// As [`flush`](Self::flush) and [`finish_sync`](Self::finish_sync).
+    pub fn commit(&mut self, now: Duration) -> Result<(), CommitFailed> {
+        self.flush()?;
+        match self.begin_sync(now) {
+            Some(ticket) => self.finish_sync(ticket.run()),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes and syncs everything, whatever the level.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub fn sync(&mut self) -> Result<(), CommitFailed> {
+        self.flush()?;
+        let from = SeqNo(self.numbers.durable + 1);
+        self.mend().map_err(|source| CommitFailed { from, source })?;
+        if self.numbers.written == self.numbers.durable {
+            return Ok(());
+        }
+        let now = self.sync.last.unwrap_or_default();
+        match self.ticket(now) {
+            Some(ticket) => self.finish_sync(ticket.run()),
+            None => Ok(()),
+        }
+    }
+
+    /// Seals the segment that is written, so that the next write starts another. Blocks on syncs.
+    /// Gives the numbers of the old and the new segment.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DiskFull`], [`Error::Write`], [`Error::Sync`], [`Error::File`].
+    pub fn rotate(&mut self) -> Result<(u32, u32), Error> {
+        self.keys()?;
+        self.flush_amid_batch()?;
+        self.mend()?;
+        if self.segments.is_empty() {
+            self.begin_segment(false)?;
+        }
+        self.end_segment()?;
+        let old = self.segments.last().map_or(0, Segment::id);
+        self.begin_segment(false)?;
+        Ok((old, self.segments.last().map_or(0, Segment::id)))
+    }
+
+    /// Removes all keys, and makes that durable. Ids start again, numbers of writes go on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Frozen`], [`Error::Locked`], [`Error::Worm`]; [`Error::DiskFull`],
+    /// [`Error::Write`], [`Error::Sync`], [`Error::File`].
+    pub fn clear(&mut self) -> Result<SeqNo, Error> {
+        self.may_write()?;
+        if self.descriptor.settings.worm && !self.is_empty() {
+            return Err(Error::Worm);
+        }
+        self.clear_at(self.numbers.last + 1)
+    }
+
+    /// Begins a segment that voids all before it, then removes them. What was appended and not
+    /// written is void as well, so it need not be written.
+    pub(super) fn clear_at(&mut self, seq: u64) -> Result<SeqNo, Error> {
+        self.check_batch()?;
+        let before = (self.numbers.last, self.numbers.next_id, self.numbers.forgotten);
+        (self.numbers.last, self.numbers.next_id, self.numbers.forgotten) = (seq, 0, 0);
+        let header = self.new_header(true).and_then(|header| self.create_segment(header));
+        let segment = match header {
+            Ok(segment) => segment,
+            Err(error) => {
+                (self.numbers.last, self.numbers.next_id, self.numbers.forgotten) = before;
+                return Err(error);
+            }
+        };
+        let void = std::mem::take(&mut self.segments);
+        self.index = Index::new(self.descriptor.settings.mode);
+        self.numbers.entry_count = 0;
+        self.numbers.value_size = 0;
+        self.numbers.live_size = 0;
+        self.numbers.durable = seq;
+        self.sync.suspects.clear();
+        self.compaction = None;
+        self.damage.clear();
+        self.open_files.clear();
+        self.adopt(segment);
+        for segment in &void {
+            self.remove_files(segment.id());
+        }
+        Ok(SeqNo(seq))
+    }
+
+    /// Ends the segment that is written: everything in it is durable, and its index file complete
+    /// unless that failed.
+    pub(super) fn end_segment(&mut self) -> Result<(), Error> {
+        let (Some(tail), Some(segment)) = (&self.tail, self.segments.last_mut()) else {
+            return Ok(());
+        };
+        let spoilt = tail.spoilt;
+        let file = Arc::clone(segment.file(&self.folders)?);
+        if spoilt {
+            // What a failed write left behind; the index file's seal says where the end is, too.
+            let _ = file.set_size(tail.written);
+        }
+        if let Err(error) = file.sync() {
+            self.counters.data_error_count += 1;
+            self.sync.suspects.insert(segment.id());
+            return Err(Error::Sync(error));
+        }
+        self.counters.sync_count += 1;
+        if self.sync.suspects.is_empty() {
+            self.numbers.durable = self.numbers.written;
+        }
+        let sealed = segment.seal(&self.folders);
+        self.counters.index_error_count += u64::from(sealed.is_err());
+        self.tail = None;
+        if !self.open_files.contains(&segment.id()) {
+            self.open_files.push_back(segment.id());
+        }
+        self.set_mark();
+        Ok(())
+    }
+
+    /// Begins a segment for the next writes. Everything before is in its file.
+    pub(super) fn begin_segment(&mut self, clears: bool) -> Result<(), Error> {
+        let header = self.new_header(clears)?;
+        let segment = self.create_segment(header)?;
+        self.adopt(segment);
+        Ok(())
+    }
+
+    fn new_header(&self, clears: bool) -> Result<Header, Error> {
+        let id = self.next_segment_id()?;
+        Ok(Header {
+            id,
+            through: id,
+            number: self.random_number()?,
+            base: self.numbers.last,
+            next_id: self.numbers.next_id,
+            forgotten: self.numbers.forgotten,
+            key_id: self.keys.as_ref().map_or(0, |keys: &Keys| keys.current),
+            clears,
+        })
+    }
+
+    pub(super) fn random_number(&self) -> Result<u64, Error> {
+        let mut number = [0; 8];
+        self.folders.storage.random(&mut number).map_err(Error::Read)?;
+        Ok(u64::from_le_bytes(number))
+    }
+
+    /// On a full disk the reserve makes room for it.
+    fn create_segment(&mut self, header: Header) -> Result<Segment, Error> {
+        let created = Segment::create(&self.folders, header);
+        match created {
+            Err(Error::DiskFull) if self.claim.shared.give_reserve_up() => {
+                Segment::create(&self.folders, header)
+            }
+            created => created,
+        }
+    }
+
+    fn adopt(&mut self, mut segment: Segment) {
+        segment.dirty = true;
+        self.segments.push(segment);
+        self.tail = Some(Tail::new(HEADER_SIZE as u64));
+        self.set_mark();
+    }
+
+    /// Removes a segment's files; what can't be removed now is when the namespace is loaded.
+    pub(super) fn remove_files(&self, id: u32) {
+        let _ = self.folders.storage.remove(&self.folders.data_file(id));
+        let _ = self.folders.storage.remove(&self.folders.index_file(id));
+    }
+
+    /// Where a segment ends.
+    pub(super) fn segment_size_limit(&self) -> u64 {
+        let configured = u64::from(self.claim.shared.options.segment_size);
+        (self.numbers.live_size / SEGMENT_PART).max(SEGMENT_SIZE_USUAL_MIN).min(configured)
+    }
+}
+
+/// The same error for a second reader.
+pub(super) fn again(error: &Error) -> Error {
+    let same = |error: &io::Error| match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error.kind().into(),
+    };
+    match error {
+        Error::Write(error) | Error::Read(error) => Error::Write(same(error)),
+        Error::Sync(error) => Error::Sync(same(error)),
+        Error::File { path, source } => Error::File { path: path.clone(), source: same(source) },
+        _ => Error::DiskFull,
+    }
+}

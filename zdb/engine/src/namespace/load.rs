@@ -1,0 +1,314 @@
+//! From files to an index.
+//!
+//! ```text
+//!  d0 i0  d1 i1  d2 i2(no seal)  d3 i3(short)
+//!  index  index  index, then     index, then the log: the tail, which is
+//!  file   file   the log         cut where it is torn, and continued
+//! ```
+//!
+//! What is left of an interrupted step is recognized by headers alone: segments that a later one
+//! voids, segments that were merged into an earlier one, files that were never renamed.
+
+use std::sync::Arc;
+
+use super::write::next_id;
+use super::{Counters, Namespace, Numbers, Tail};
+use crate::Error;
+use crate::cache::Cache;
+use crate::descriptor::Descriptor;
+use crate::engine::Claim;
+use crate::index::slot::{SEGMENT_ID_MAX, Slot};
+use crate::index::table::{SHARD_COUNT, shard_number};
+use crate::index::{At, Index};
+use crate::log::block::Entry;
+use crate::log::header::{HEADER_SIZE, Header, Part};
+use crate::log::record::Kind;
+use crate::log::scan;
+use crate::log::segment::{COMPACTED_DATA_NAME, Folders, NEW_DATA_NAME, NEW_INDEX_NAME, Segment};
+use crate::storage::{File, Open, read_full};
+use crate::{Mode, SeqNo};
+
+/// Numbers left out after a segment whose header is lost: it may hold that many.
+const LOST_SEQ_COUNT: u64 = 1 << 32;
+
+impl Namespace {
+    /// Loads a namespace; an encrypted one waits for its key.
+    pub(crate) fn load(
+        claim: Claim,
+        folders: Folders,
+        descriptor: Descriptor,
+    ) -> Result<Self, Error> {
+        let mode = descriptor.settings.mode;
+        let cache = Cache::new(Arc::clone(&claim.shared.cache_budget));
+        let mut namespace = Self {
+            claim,
+            cache,
+            folders,
+            keys: None,
+            master: None,
+            index: Index::new(mode),
+            segments: Vec::new(),
+            tail: None,
+            numbers: Numbers::default(),
+            undo: Vec::new(),
+            mark: super::write::Mark::default(),
+            sync: super::commit::SyncState::default(),
+            hold: None,
+            open_files: Default::default(),
+            damage: Default::default(),
+            scratch: Vec::new(),
+            compaction: None,
+            scrub: Default::default(),
+            counters: Counters::default(),
+            idle_since: SeqNo::default(),
+            descriptor,
+        };
+        if !namespace.descriptor.encrypted {
+            namespace.keys = Some(namespace.descriptor.keys(None)?);
+            namespace.load_log()?;
+        }
+        Ok(namespace)
+    }
+
+    /// Loads all segments.
+    pub(super) fn load_log(&mut self) -> Result<(), Error> {
+        let mut found = self.find_segments()?;
+        self.drop_void(&mut found);
+        let bounds: Vec<Option<u64>> = found
+            .iter()
+            .skip(1)
+            .map(|(segment, _)| Some(segment.header.base))
+            .chain([None])
+            .collect();
+        for ((segment, broken), bound) in found.into_iter().zip(bounds) {
+            if broken {
+                self.numbers.last = self.numbers.last.saturating_add(LOST_SEQ_COUNT);
+                self.segments.push(segment);
+            } else {
+                self.load_segment(segment, bound)?;
+            }
+        }
+        self.continue_tail()?;
+        self.numbers.durable = self.numbers.last;
+        self.set_mark();
+        Ok(())
+    }
+
+    /// All segments by id, without entries, and whether their headers are lost.
+    fn find_segments(&mut self) -> Result<Vec<(Segment, bool)>, Error> {
+        let storage = &self.folders.storage;
+        let listed = storage.list(&self.folders.data).map_err(Error::Read)?;
+        for half_made in [NEW_DATA_NAME, COMPACTED_DATA_NAME] {
+            let _ = storage.remove(&self.folders.data.join(half_made));
+        }
+        let _ = storage.remove(&self.folders.index.join(NEW_INDEX_NAME));
+        let mut ids: Vec<u32> = listed
+            .iter()
+            .filter_map(|name| {
+                let id = name.to_str()?.strip_prefix('d')?.parse().ok()?;
+                // `d01` and `d+1` are not ours.
+                (id <= SEGMENT_ID_MAX && **name == *format!("d{id}")).then_some(id)
+            })
+            .collect();
+        ids.sort_unstable();
+        let mut found: Vec<(Segment, bool)> = Vec::with_capacity(ids.len());
+        for id in ids {
+            let path = self.folders.data_file(id);
+            let file = storage.open(&path, Open::Existing).map_err(Error::Read)?;
+            let base = found.last().map_or(0, |(segment, _)| segment.header.base);
+            found.push(self.read_header(id, file, base));
+            // Open files are opened again when they are needed.
+            if let Some((segment, _)) = found.last_mut() {
+                segment.close_file();
+            }
+        }
+        Ok(found)
+    }
+
+    /// A segment's header, or the one that its index file repeats.
+    fn read_header(&self, id: u32, file: Arc<dyn File>, base: u64) -> (Segment, bool) {
+        let mut bytes = [0; HEADER_SIZE];
+        // What can't be read is as good as damaged.
+        let read = read_full(&*file, &mut bytes, 0);
+        let header = read.ok().and_then(|_| Header::parse(&bytes, Part::Data));
+        let mut header = header.filter(|header| header.id == id);
+        let damaged = header.is_none();
+        if damaged {
+            header = self.index_header(id);
+        }
+        let broken = header.is_none();
+        let lost = Header {
+            id,
+            through: id,
+            number: 0,
+            base,
+            next_id: 0,
+            forgotten: 0,
+            key_id: 0,
+            clears: false,
+        };
+        let mut segment = Segment::new(header.unwrap_or(lost), file, HEADER_SIZE as u64);
+        segment.damaged = damaged;
+        (segment, broken)
+    }
+
+    fn index_header(&self, id: u32) -> Option<Header> {
+        let path = self.folders.index_file(id);
+        let file = self.folders.storage.open(&path, Open::Existing).ok()?;
+        let mut bytes = [0; HEADER_SIZE];
+        read_full(&*file, &mut bytes, 0).ok()?;
+        Header::parse(&bytes, Part::Index).filter(|header| header.id == id)
+    }
+
+    /// Removes what a later segment voids, and what was merged into an earlier one.
+    fn drop_void(&self, found: &mut Vec<(Segment, bool)>) {
+        let clears = found.iter().rposition(|(segment, _)| segment.header.clears).unwrap_or(0);
+        let mut through = None;
+        let mut kept = Vec::with_capacity(found.len());
+        for (position, (segment, broken)) in std::mem::take(found).into_iter().enumerate() {
+            let merged = through.is_some_and(|through| segment.id() <= through);
+            if position < clears || merged {
+                self.remove_files(segment.id());
+                continue;
+            }
+            through = Some(segment.header.through);
+            kept.push((segment, broken));
+        }
+        *found = kept;
+    }
+
+    fn load_segment(&mut self, mut segment: Segment, bound: Option<u64>) -> Result<(), Error> {
+        let mut entries = Vec::new();
+        segment.load_index(&self.folders, &mut |entry| entries.push(entry));
+        let file = Arc::clone(segment.file(&self.folders)?);
+        let size = file.size().map_err(Error::Read)?;
+        if size < segment.end {
+            segment.damaged = true;
+        }
+        if !segment.index_sealed {
+            let found = scan::scan(&scan::Task {
+                file: &*file,
+                header: &segment.header,
+                keys: self.keys.as_ref().ok_or(Error::KeyNeeded)?,
+                from: segment.block_end(),
+                size,
+                before: segment.last_seq,
+                bound,
+                proven: bound.is_some(),
+            })?;
+            self.take_scan(&mut segment, &*file, size, found, bound.is_none())?;
+            entries.extend_from_slice(&segment.pending);
+        }
+        let header = segment.header;
+        self.numbers.last = self.numbers.last.max(header.base).max(segment.last_seq);
+        self.numbers.next_id = self.numbers.next_id.max(header.next_id);
+        self.numbers.forgotten = self.numbers.forgotten.max(header.forgotten);
+        self.segments.push(segment);
+        self.open_files.push_back(header.id);
+        while self.open_files.len() > self.claim.shared.options.open_files_max {
+            self.close_one_file();
+        }
+        self.index.reserve(entries.iter().filter(|entry| !entry.supersedes).count());
+        if self.descriptor.settings.mode == Mode::Sequential {
+            // Ids are given out in order.
+            return entries.iter().try_for_each(|entry| self.admit(header.id, entry));
+        }
+        by_shard(&entries).into_iter().try_for_each(|entry| self.admit(header.id, entry))
+    }
+
+    /// Takes what the log told beyond the index file, and cuts a torn tail.
+    fn take_scan(
+        &mut self,
+        segment: &mut Segment,
+        file: &dyn File,
+        size: u64,
+        found: scan::Found,
+        is_last: bool,
+    ) -> Result<(), Error> {
+        if found.hole_count > 0 {
+            segment.damaged = true;
+            self.counters.hole_count += found.hole_count;
+        }
+        segment.count += u32::try_from(found.entries.len()).unwrap_or(u32::MAX);
+        segment.last_seq = found.entries.last().map_or(segment.last_seq, |entry| entry.seq);
+        segment.pending = found.entries;
+        segment.end = found.end;
+        if is_last && segment.end < size {
+            self.counters.torn_size += size - segment.end;
+            file.set_size(segment.end).map_err(Error::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the index know a record of the log; they come in order.
+    fn admit(&mut self, segment: u32, entry: &Entry) -> Result<(), Error> {
+        let first = self.index.find(entry.hash, None);
+        let second = first.and_then(|(at, _)| self.index.find(entry.hash, Some(at)));
+        let sequential = self.descriptor.settings.mode == Mode::Sequential;
+        let old = match (first, second) {
+            (None, _) => None,
+            // The writer knew the key, and there is one that it can have been.
+            (Some((_, slot)), None)
+                if sequential || (entry.supersedes && slot.key_size() == entry.key_size) =>
+            {
+                first
+            }
+            _ => self.predecessor(segment, entry)?,
+        };
+        self.install(segment, entry, old);
+        if sequential && entry.kind == Kind::Value {
+            self.numbers.next_id = next_id(self.numbers.next_id, entry);
+        }
+        Ok(())
+    }
+
+    /// Which of several slots with a record's hash is its key's: only the keys can tell.
+    fn predecessor(&mut self, segment: u32, entry: &Entry) -> Result<Option<(At, Slot)>, Error> {
+        let size = entry.record_size(self.is_encrypted()) as usize;
+        let mut record = Vec::new();
+        let Ok((_, key_at)) = self.read_opened(segment, entry.offset, size, &mut record) else {
+            return Ok(None);
+        };
+        let key = record.get(key_at..key_at + usize::from(entry.key_size)).unwrap_or_default();
+        Ok(self.locate(key, entry.hash, false)?.map(|located| (located.at, located.slot)))
+    }
+
+    /// Goes on writing the last segment if that is sound.
+    fn continue_tail(&mut self) -> Result<(), Error> {
+        let limit = self.segment_size_limit();
+        let encrypted = self.is_encrypted();
+        let Some(segment) = self.segments.last_mut() else { return Ok(()) };
+        if segment.index_sealed {
+            return Ok(());
+        }
+        // Who wrote it may have died before a sync; what was found shall stay found.
+        let file = segment.file(&self.folders)?;
+        file.sync().map_err(Error::Sync)?;
+        // A nonce must not come twice, so an encrypted segment is never continued.
+        if segment.damaged || encrypted || segment.end >= limit {
+            return Ok(());
+        }
+        self.tail = Some(Tail::new(segment.end));
+        Ok(())
+    }
+}
+
+/// Entries shard by shard of the index, and in order inside each: a shard fits the processor's cache,
+/// the index doesn't. Records of one key are in one shard, so they stay in order.
+fn by_shard(entries: &[Entry]) -> Vec<&Entry> {
+    let mut starts = [0; SHARD_COUNT + 1];
+    for entry in entries {
+        starts[usize::from(shard_number(entry.hash)) + 1] += 1;
+    }
+    for shard in 0..SHARD_COUNT {
+        starts[shard + 1] += starts[shard];
+    }
+    let Some(first) = entries.first() else { return Vec::new() };
+    let mut sorted = vec![first; entries.len()];
+    for entry in entries {
+        let place = &mut starts[usize::from(shard_number(entry.hash))];
+        sorted[*place] = entry;
+        *place += 1;
+    }
+    sorted
+}

@@ -1,0 +1,298 @@
+//! From a key to its record, verified.
+//!
+//! The index knows hashes. A key is compared with the one in the record, which is where damage is
+//! met: a record whose key differs is believed only if its checksum is right; if not, hash and size
+//! of the key are proof enough that it is the key's own record that is damaged. So damage is an
+//! error for its key, not a missing key, and a write over it heals it.
+
+use super::Namespace;
+use crate::Error;
+use crate::cache::{BLOCK_SIZE, Owner};
+use crate::index::At;
+use crate::index::slot::Slot;
+use crate::log::record::{self, Head, TAG_SIZE, head_size};
+use crate::storage::{File, read_full};
+
+/// Bytes read at once when only a checksum is wanted.
+const VERIFY_CHUNK_SIZE: usize = 256 * 1024;
+/// Records up to this size are read whole where a part would do: it costs the same.
+pub(super) const WHOLE_SIZE_MAX: usize = 4096;
+
+/// A key's slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Located {
+    pub(super) at: At,
+    pub(super) slot: Slot,
+    /// The number of its record, if that could be read.
+    pub(super) seq: Option<u64>,
+    /// If its record was read whole and verified: it is in the scratch buffer, the value here.
+    pub(super) value_at: Option<usize>,
+}
+
+enum Match {
+    Own { seq: Option<u64>, value_at: Option<usize> },
+    Foreign,
+}
+
+impl Namespace {
+    /// Bytes of the record that a slot stands for.
+    pub(super) fn record_size(&self, slot: &Slot) -> usize {
+        let tag = if self.is_encrypted() { TAG_SIZE } else { 0 };
+        head_size(slot.has_previous())
+            + usize::from(slot.key_size())
+            + slot.value_size() as usize
+            + tag
+    }
+
+    /// Bytes of a record that are in memory.
+    pub(super) fn in_memory(&self, segment: u32, offset: u32, size: usize) -> Option<&[u8]> {
+        let tail = self.tail.as_ref()?;
+        let is_tail = self.segments.last().is_some_and(|last| last.id() == segment);
+        is_tail.then(|| tail.bytes(offset.into(), size)).flatten()
+    }
+
+    /// The slot of a key, live or a tombstone; `None` if the index doesn't know it.
+    ///
+    /// `lenient`: a record that can't be read is taken for the key's own, so that it can be
+    /// overwritten and deleted.
+    pub(super) fn locate(
+        &mut self,
+        key: &[u8],
+        hash: u64,
+        lenient: bool,
+    ) -> Result<Option<Located>, Error> {
+        let mut found = self.index.find(hash, None);
+        while let Some((at, slot)) = found {
+            if usize::from(slot.key_size()) == key.len() {
+                let mut record = std::mem::take(&mut self.scratch);
+                let matched = self.match_record(&slot, key, &mut record);
+                self.scratch = record;
+                match matched {
+                    Ok(Match::Own { seq, value_at }) => {
+                        return Ok(Some(Located { at, slot, seq, value_at }));
+                    }
+                    Ok(Match::Foreign) => {}
+                    Err(error) if !lenient && !matches!(error, Error::Damaged { .. }) => {
+                        return Err(error);
+                    }
+                    Err(_) => return Ok(Some(Located { at, slot, seq: None, value_at: None })),
+                }
+            }
+            found = self.index.find(hash, Some(at));
+        }
+        Ok(None)
+    }
+
+    /// Whether a slot's record has this key. Small ones are read and verified whole.
+    fn match_record(
+        &mut self,
+        slot: &Slot,
+        key: &[u8],
+        record: &mut Vec<u8>,
+    ) -> Result<Match, Error> {
+        let size = self.record_size(slot);
+        if size > WHOLE_SIZE_MAX && !self.is_encrypted() {
+            return self.match_head(slot, key, record);
+        }
+        let (head, key_at) = self.read_opened(slot.segment(), slot.offset, size, record)?;
+        let value_at = key_at + key.len();
+        if record.get(key_at..value_at) == Some(key) {
+            return Ok(Match::Own { seq: Some(head.seq), value_at: Some(value_at) });
+        }
+        Ok(Match::Foreign)
+    }
+
+    fn match_head(
+        &mut self,
+        slot: &Slot,
+        key: &[u8],
+        record: &mut Vec<u8>,
+    ) -> Result<Match, Error> {
+        let key_at = head_size(slot.has_previous());
+        let size = key_at + key.len();
+        record.clear();
+        record.resize(size, 0);
+        if let Some(bytes) = self.in_memory(slot.segment(), slot.offset, size) {
+            record.copy_from_slice(bytes);
+        } else {
+            let file = self.file(slot.segment())?;
+            read_full(&*file, record, slot.offset.into()).map_err(|e| self.read_error(e))?;
+        }
+        if record.get(key_at..) == Some(key) {
+            let seq = Head::parse(record).map(|head| head.seq);
+            return Ok(Match::Own { seq, value_at: None });
+        }
+        // Another key with the same hash, or damage.
+        self.verify(slot)?;
+        Ok(Match::Foreign)
+    }
+
+    /// Reads a record and verifies its checksum.
+    pub(super) fn read_record(
+        &mut self,
+        segment: u32,
+        offset: u32,
+        size: usize,
+        record: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        record.clear();
+        if let Some(bytes) = self.in_memory(segment, offset, size) {
+            record.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let Some(position) = self.position(segment) else { return Err(missing(segment)) };
+        let seed = self.segments[position].seed;
+        let cached = size <= WHOLE_SIZE_MAX && self.read_cached(position, offset, size, record)?;
+        let mut read = size;
+        if !cached {
+            let file = self.file(segment)?;
+            record.resize(size, 0);
+            read = read_full(&*file, record, offset.into()).map_err(|e| self.read_error(e))?;
+        }
+        if read == size && record::verify(record, seed, offset.into()) {
+            return Ok(());
+        }
+        self.note_damage(segment, offset);
+        Err(damaged(segment, offset))
+    }
+
+    /// Reads bytes by way of the cache; says whether that was possible. Blocks that are still
+    /// written have no place there.
+    fn read_cached(
+        &mut self,
+        position: usize,
+        offset: u32,
+        size: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<bool, Error> {
+        let is_last = position + 1 == self.segments.len();
+        let written = match &self.tail {
+            Some(tail) if is_last => tail.written,
+            _ => u64::MAX,
+        };
+        let (mut at, end) = (offset as usize, offset as usize + size);
+        if end.next_multiple_of(BLOCK_SIZE) as u64 > written {
+            return Ok(false);
+        }
+        while at < end {
+            let number = at / BLOCK_SIZE;
+            let within = at % BLOCK_SIZE..(end - number * BLOCK_SIZE).min(BLOCK_SIZE);
+            at = (number + 1) * BLOCK_SIZE;
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            let place = self.segments[position].cached(number);
+            if let Some(block) = place.and_then(|place| self.cache.get(place)) {
+                bytes.extend_from_slice(block.get(within).unwrap_or_default());
+                continue;
+            }
+            let file = self.file(self.segments[position].id())?;
+            let mut block = [0; BLOCK_SIZE];
+            let start = u64::from(number) * BLOCK_SIZE as u64;
+            read_full(&*file, &mut block, start).map_err(|error| self.read_error(error))?;
+            bytes.extend_from_slice(block.get(within).unwrap_or_default());
+            self.keep_block(position, number, &block);
+        }
+        Ok(true)
+    }
+
+    /// Keeps a block of a segment in the cache.
+    pub(super) fn keep_block(&mut self, position: usize, number: u32, block: &[u8; BLOCK_SIZE]) {
+        let segment = &self.segments[position];
+        let owner = Owner { segment: segment.id(), file: segment.cache_name, number };
+        let Some((place, evicted)) = self.cache.put(owner, block) else { return };
+        if let Some(evicted) = evicted {
+            let segment = self.segment_mut(evicted.segment);
+            // A file that was replaced asks for nothing any more.
+            if let Some(segment) = segment.filter(|segment| segment.cache_name == evicted.file) {
+                segment.set_cached(evicted.number, None);
+            }
+        }
+        self.segments[position].set_cached(number, Some(place));
+    }
+
+    /// Reads a record, verifies and opens it. Gives its fixed part and where its key starts in
+    /// `record`; the value follows the key.
+    pub(super) fn read_opened(
+        &mut self,
+        segment: u32,
+        offset: u32,
+        size: usize,
+        record: &mut Vec<u8>,
+    ) -> Result<(Head, usize), Error> {
+        self.read_record(segment, offset, size, record)?;
+        let opened = (|| {
+            let head = Head::parse(record)?;
+            let header = self.segments.get(self.position(segment)?)?.header;
+            if head.record_size() != size {
+                return None;
+            }
+            self.keys.as_ref()?.open(&header, &head, record, offset.into())?;
+            Some((head, head.head_size()))
+        })();
+        if opened.is_none() {
+            self.note_damage(segment, offset);
+        }
+        opened.ok_or_else(|| damaged(segment, offset))
+    }
+
+    /// Verifies a slot's record where it lies, in little memory.
+    pub(super) fn verify(&mut self, slot: &Slot) -> Result<(), Error> {
+        let size = self.record_size(slot);
+        let (segment, offset) = (slot.segment(), slot.offset);
+        if self.in_memory(segment, offset, size).is_some() {
+            return Ok(());
+        }
+        let file = self.file(segment)?;
+        let Some(position) = self.position(segment) else { return Err(missing(segment)) };
+        let seed = self.segments[position].seed;
+        let mut chunk = std::mem::take(&mut self.scratch);
+        chunk.resize(size.min(VERIFY_CHUNK_SIZE), 0);
+        let whole = verify_chunks(&*file, seed, offset.into(), size, &mut chunk);
+        self.scratch = chunk;
+        if whole.map_err(|error| self.read_error(error))? {
+            return Ok(());
+        }
+        self.note_damage(segment, offset);
+        Err(damaged(segment, offset))
+    }
+
+    /// Counts an error of a read.
+    pub(super) fn read_error(&mut self, error: std::io::Error) -> Error {
+        self.counters.data_error_count += 1;
+        Error::Read(error)
+    }
+}
+
+fn verify_chunks(
+    file: &dyn File,
+    seed: record::Seed,
+    offset: u64,
+    size: usize,
+    chunk: &mut [u8],
+) -> std::io::Result<bool> {
+    let (mut done, mut stored, mut crc) = (0, None, 0);
+    while done < size {
+        let part = chunk.len().min(size - done);
+        let part = &mut chunk[..part];
+        if read_full(file, part, offset + done as u64)? < part.len() {
+            return Ok(false);
+        }
+        done += part.len();
+        crc = match stored {
+            Some(_) => crc32c::crc32c_append(crc, part),
+            None => {
+                let Some((first, rest)) = part.split_first_chunk() else { return Ok(false) };
+                stored = Some(u32::from_le_bytes(*first));
+                seed.crc(offset, rest)
+            }
+        };
+    }
+    Ok(stored == Some(crc))
+}
+
+pub(super) fn damaged(segment: u32, offset: u32) -> Error {
+    Error::Damaged { segment, offset: offset.into(), reason: "the checksum is wrong" }
+}
+
+pub(super) fn missing(segment: u32) -> Error {
+    Error::Damaged { segment, offset: 0, reason: "the segment is missing" }
+}

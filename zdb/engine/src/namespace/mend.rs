@@ -1,0 +1,45 @@
+//! After a failed sync nothing is known about what was written since the last good one: the kernel
+//! may have forgotten it, and a second sync would say "all good". So the segment is written once
+//! more, to a new file, from what can still be read, verified record by record. Until that
+//! succeeded, writes are refused and reads go on.
+
+use std::io;
+
+use super::{Namespace, compact};
+use crate::Error;
+
+impl Namespace {
+    /// Writes suspect segments again. Says whether there were any.
+    pub(super) fn mend(&mut self) -> Result<bool, Error> {
+        let mut mended = false;
+        while let Some(id) = self.sync.suspects.first().copied() {
+            if self.position(id).is_some() {
+                self.rewrite(id)?;
+            }
+            self.sync.suspects.remove(&id);
+            mended = true;
+        }
+        if mended {
+            self.numbers.durable = self.numbers.written;
+        }
+        Ok(mended)
+    }
+
+    fn rewrite(&mut self, id: u32) -> Result<(), Error> {
+        self.flush_amid_batch()?;
+        // A compaction that is under way may be of the same segment.
+        self.compaction = None;
+        let mut run = compact::Run::again(self, id)?;
+        while !run.step(self, u64::MAX)? {}
+        let finished = run.finish(self)?;
+        if self.segments.last().is_some_and(|last| last.id() == id) {
+            self.tail = None;
+            self.set_mark();
+        }
+        if finished.durable {
+            return Ok(());
+        }
+        // A crash would bring the old file back, so the new one is as suspect as that.
+        Err(Error::Sync(io::Error::other("the folder can't be synced")))
+    }
+}

@@ -1,0 +1,425 @@
+//! Sets and deletions: appended to memory, in the index at once, undone if the file refuses them.
+
+use super::locate::Located;
+use super::{Namespace, Written};
+use crate::index::At;
+use crate::index::slot::{SEGMENT_ID_MAX, Slot};
+use crate::log::block::Entry;
+use crate::log::record::{self, HEAD_SIZE_MAX, Head, Kind, SEQ_MAX, TAG_SIZE};
+use crate::{Change, Error, KEY_SIZE_MAX, LogRecord, Mode, SeqNo, VALUE_SIZE_MAX};
+
+/// Bytes appended but not written beyond which a batch is written before its end.
+const PENDING_SIZE_MAX: u64 = 4 * 1024 * 1024;
+/// Most records of a segment: what compaction keeps in memory of one is bounded by it.
+const SEGMENT_RECORD_COUNT_MAX: u32 = 1024 * 1024;
+
+/// How to undo one write.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Undo {
+    hash: u64,
+    segment: u32,
+    offset: u32,
+    old: Option<Slot>,
+}
+
+/// Where things stood when the file was written last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    last: u64,
+    next_id: u64,
+    pending_count: usize,
+    segment_last: u64,
+}
+
+/// A write that is to be appended.
+#[derive(Clone, Copy)]
+struct Append<'a> {
+    kind: Kind,
+    key: &'a [u8],
+    value: &'a [u8],
+    timestamp: u32,
+    hash: u64,
+    old: Option<Located>,
+    /// Its number; the next one if there is none.
+    seq: Option<u64>,
+}
+
+/// Writing.
+impl Namespace {
+    /// Sets a key; in sequential mode an empty key gives the next id. `None` if the stored value
+    /// is the same already, and nothing was written.
+    ///
+    /// # Errors
+    ///
+    /// In this order [`Error::KeyNeeded`], [`Error::Frozen`], [`Error::Locked`],
+    /// [`Error::KeySize`], [`Error::ValueSize`], [`Error::UnknownId`], [`Error::Worm`],
+    /// [`Error::Quota`]; [`Error::DiskFull`], [`Error::Write`], [`Error::Sync`].
+    pub fn set(
+        &mut self,
+        key: &[u8],
+        value: &[u8],
+        timestamp: u32,
+    ) -> Result<Option<Written>, Error> {
+        self.may_write()?;
+        let sequential = self.descriptor.settings.mode == Mode::Sequential;
+        if key.len() > KEY_SIZE_MAX || (key.is_empty() && !sequential) {
+            return Err(Error::KeySize { size: key.len() });
+        }
+        if value.len() > VALUE_SIZE_MAX {
+            return Err(Error::ValueSize { size: value.len() });
+        }
+        let id = self.numbers.next_id.to_le_bytes();
+        let is_new_id = sequential && key.is_empty();
+        let key = if is_new_id { &id[..] } else { key };
+        let hash = self.keys()?.hash(key).ok_or(Error::UnknownId)?;
+        let old = if is_new_id { None } else { self.locate(key, hash, true)? };
+        let live = old.filter(|located| !located.slot.is_tombstone());
+        if sequential && !is_new_id && live.is_none() {
+            return Err(Error::UnknownId);
+        }
+        if live.is_some() && self.descriptor.settings.worm {
+            return Err(Error::Worm);
+        }
+        self.check_quota(value.len() as u64, live.map(|located| located.slot))?;
+        if let Some(located) = &live
+            && located.slot.value_size() as usize == value.len()
+            && self.is_value(located, key, value)
+        {
+            return Ok(None);
+        }
+        if self.claim.shared.disk_full() {
+            return Err(Error::DiskFull);
+        }
+        let seq = self.append(&Append {
+            kind: Kind::Value,
+            key,
+            value,
+            timestamp,
+            hash,
+            old,
+            seq: None,
+        })?;
+        let id = key.first_chunk().map(|id| u64::from_le_bytes(*id)).filter(|_| sequential);
+        Ok(Some(Written { seq: SeqNo(seq), id }))
+    }
+
+    /// Deletes a key; `None` if there is no such key. Works on a full disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Worm`] if it exists, and as [`set`](Self::set).
+    pub fn delete(&mut self, key: &[u8], timestamp: u32) -> Result<Option<SeqNo>, Error> {
+        self.may_write()?;
+        let Some(hash) = self.keys()?.hash(key) else { return Ok(None) };
+        let old = self.locate(key, hash, true)?;
+        if old.is_none_or(|located| located.slot.is_tombstone()) {
+            return Ok(None);
+        }
+        if self.descriptor.settings.worm {
+            return Err(Error::Worm);
+        }
+        let kind = Kind::Tombstone;
+        let seq =
+            self.append(&Append { kind, key, value: &[], timestamp, hash, old, seq: None })?;
+        Ok(Some(SeqNo(seq)))
+    }
+
+    /// Takes a write of another namespace, with its number. Quota, worm, lock and freeze were
+    /// the other's matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfOrder`], and as [`set`](Self::set).
+    pub fn apply(&mut self, record: &LogRecord<'_>) -> Result<(), Error> {
+        self.keys()?;
+        let (seq, last) = (record.seq.0, self.numbers.last);
+        if seq <= last || seq > SEQ_MAX {
+            return Err(Error::OutOfOrder { seq: record.seq, last: SeqNo(last) });
+        }
+        let (kind, key, value, timestamp) = match record.change {
+            Change::Set { key, value, timestamp } => (Kind::Value, key, value, timestamp),
+            Change::Delete { key, timestamp } => (Kind::Tombstone, key, &[][..], timestamp),
+            Change::Clear => return self.clear_at(seq).map(drop),
+        };
+        if key.is_empty() || key.len() > KEY_SIZE_MAX {
+            return Err(Error::KeySize { size: key.len() });
+        }
+        if value.len() > VALUE_SIZE_MAX {
+            return Err(Error::ValueSize { size: value.len() });
+        }
+        let hash = self.keys()?.hash(key).ok_or(Error::UnknownId)?;
+        let old = self.locate(key, hash, true)?;
+        if kind == Kind::Value && self.claim.shared.disk_full() {
+            return Err(Error::DiskFull);
+        }
+        self.append(&Append { kind, key, value, timestamp, hash, old, seq: Some(seq) }).map(drop)
+    }
+
+    pub(super) fn may_write(&self) -> Result<(), Error> {
+        self.may_read()?;
+        if self.descriptor.settings.locked { Err(Error::Locked) } else { Ok(()) }
+    }
+
+    /// `reference: zdb 2.3`, quota: only payloads of live keys count.
+    fn check_quota(&self, size: u64, replaced: Option<Slot>) -> Result<(), Error> {
+        let settings = &self.descriptor.settings;
+        let live_size = self.numbers.value_size;
+        let refused = |size_max| Error::Quota { live_size, value_size: size, size_max };
+        let freed = replaced.map_or(0, |slot| u64::from(slot.value_size()));
+        if settings.size_max > 0 && live_size + size > settings.size_max.saturating_add(freed) {
+            return Err(refused(settings.size_max));
+        }
+        if settings.file_size_max > 0 && self.file_size() + size > settings.file_size_max {
+            return Err(refused(settings.file_size_max));
+        }
+        Ok(())
+    }
+
+    /// Whether a key's record has this value. A damaged or unreadable one has not.
+    fn is_value(&mut self, located: &Located, key: &[u8], value: &[u8]) -> bool {
+        if let Some(at) = located.value_at {
+            return self.scratch.get(at..at + value.len()) == Some(value);
+        }
+        let slot = &located.slot;
+        let mut record = std::mem::take(&mut self.scratch);
+        let opened =
+            self.read_opened(slot.segment(), slot.offset, self.record_size(slot), &mut record);
+        let equal = opened.is_ok_and(|(_, key_at)| {
+            let value_at = key_at + key.len();
+            record.get(value_at..value_at + value.len()) == Some(value)
+        });
+        self.scratch = record;
+        equal
+    }
+
+    /// Appends a record, and lets the index point to it.
+    fn append(&mut self, append: &Append<'_>) -> Result<u64, Error> {
+        let size_max = HEAD_SIZE_MAX + append.key.len() + append.value.len() + TAG_SIZE;
+        let moved = self.make_room(size_max as u64)?;
+        let old = match append.old {
+            // Earlier writes of the batch may have been undone, or written again elsewhere.
+            Some(_) if moved => self.locate(append.key, append.hash, true)?,
+            old => old,
+        };
+        let seq = append.seq.unwrap_or(self.numbers.last + 1);
+        if seq > SEQ_MAX {
+            return Err(Error::OutOfOrder { seq: SeqNo(seq), last: SeqNo(self.numbers.last) });
+        }
+        // A predecessor that can't be read is none for history.
+        let live = old.filter(|located| !located.slot.is_tombstone());
+        let previous = live.and_then(|located| located.seq).filter(|previous| *previous < seq);
+        let head = Head {
+            kind: append.kind,
+            seq,
+            previous,
+            supersedes: old.is_some(),
+            sealed: self.is_encrypted(),
+            after_sync: false,
+            key_size: u8::try_from(append.key.len()).unwrap_or_default(),
+            value_size: u32::try_from(append.value.len()).unwrap_or_default(),
+            timestamp: append.timestamp,
+        };
+        let (segment, offset) = self.put_record(head, append.key, append.value)?;
+        let entry = Entry {
+            hash: append.hash,
+            seq,
+            previous: previous.unwrap_or(0),
+            offset,
+            value_size: head.value_size,
+            key_size: head.key_size,
+            kind: append.kind,
+            supersedes: head.supersedes,
+        };
+        let undo =
+            Undo { hash: append.hash, segment, offset, old: old.map(|located| located.slot) };
+        self.undo.push(undo);
+        self.install(segment, &entry, old.map(|located| (located.at, located.slot)));
+        self.note_append(&entry);
+        Ok(seq)
+    }
+
+    /// Puts a record at the end of the tail, in memory.
+    fn put_record(&mut self, head: Head, key: &[u8], value: &[u8]) -> Result<(u32, u32), Error> {
+        let (Some(tail), Some(segment), Some(keys)) =
+            (&mut self.tail, self.segments.last(), &self.keys)
+        else {
+            return Err(Error::KeyNeeded);
+        };
+        let offset = tail.end();
+        let head = Head { after_sync: tail.synced == offset, ..head };
+        let from = tail.buffer.len();
+        tail.buffer.reserve(head.record_size());
+        head.put(&mut tail.buffer);
+        tail.buffer.extend_from_slice(key);
+        tail.buffer.extend_from_slice(value);
+        if head.sealed {
+            let sealed = keys.sealers.get(&segment.header.key_id).and_then(|sealer| {
+                let number = segment.header.number;
+                sealer.seal(&mut tail.buffer, from, head.head_size(), number, offset)
+            });
+            if sealed.is_none() {
+                tail.buffer.truncate(from);
+                return Err(Error::WrongKey);
+            }
+        }
+        record::finish(&mut tail.buffer[from..], segment.seed, offset);
+        let place = u32::try_from(offset).map_err(|_| segment.damage(offset, "too large"))?;
+        Ok((segment.id(), place))
+    }
+
+    /// Numbers that follow from an appended record.
+    fn note_append(&mut self, entry: &Entry) {
+        self.numbers.last = entry.seq;
+        if self.descriptor.settings.mode == Mode::Sequential {
+            self.numbers.next_id = next_id(self.numbers.next_id, entry);
+        }
+        if let (Some(segment), Some(tail)) = (self.segments.last_mut(), &self.tail) {
+            segment.pending.push(*entry);
+            segment.last_seq = entry.seq;
+            segment.count += 1;
+            segment.end = tail.end();
+            segment.dirty = true;
+        }
+    }
+
+    /// Lets the index point to a record, and counts what that changes. `old` is what it pointed to.
+    pub(super) fn install(&mut self, segment: u32, entry: &Entry, old: Option<(At, Slot)>) {
+        let slot = Slot::new(segment, entry.offset, entry.key_size, entry.value_size)
+            .with_tombstone(entry.kind == Kind::Tombstone)
+            .with_previous(entry.previous != 0);
+        match old {
+            Some((at, replaced)) => {
+                self.uncount(&replaced);
+                let slot = slot.with_older(replaced.older() + 1);
+                self.index.replace(at, slot);
+                self.count(&slot);
+            }
+            None => {
+                self.index.insert(entry.hash, slot);
+                self.count(&slot);
+            }
+        }
+    }
+
+    fn count(&mut self, slot: &Slot) {
+        if slot.is_needed() {
+            let size = self.record_size(slot) as u64;
+            self.add_live(slot.segment(), size);
+        }
+        if !slot.is_tombstone() {
+            self.numbers.entry_count += 1;
+            self.numbers.value_size += u64::from(slot.value_size());
+        }
+    }
+
+    pub(super) fn uncount(&mut self, slot: &Slot) {
+        if slot.is_needed() {
+            let size = self.record_size(slot) as u64;
+            self.take_live(slot.segment(), size);
+        }
+        if !slot.is_tombstone() {
+            self.numbers.entry_count = self.numbers.entry_count.saturating_sub(1);
+            let size = u64::from(slot.value_size());
+            self.numbers.value_size = self.numbers.value_size.saturating_sub(size);
+        }
+    }
+
+    pub(super) fn add_live(&mut self, segment: u32, size: u64) {
+        self.numbers.live_size += size;
+        if let Some(segment) = self.segment_mut(segment) {
+            segment.live_size += size;
+        }
+    }
+
+    pub(super) fn take_live(&mut self, segment: u32, size: u64) {
+        self.numbers.live_size = self.numbers.live_size.saturating_sub(size);
+        if let Some(segment) = self.segment_mut(segment) {
+            segment.live_size = segment.live_size.saturating_sub(size);
+        }
+    }
+
+    /// A tail with room for a record of this size. Says whether records may have moved.
+    fn make_room(&mut self, size: u64) -> Result<bool, Error> {
+        self.check_batch()?;
+        let mut moved = self.mend()?;
+        let limit = self.segment_size_limit();
+        if let (Some(tail), Some(segment)) = (&self.tail, self.segments.last()) {
+            let end = tail.end();
+            let full = segment.count > 0
+                && (end + size > limit || segment.count >= SEGMENT_RECORD_COUNT_MAX);
+            let spoilt = tail.spoilt;
+            if end - tail.written > PENDING_SIZE_MAX || full || spoilt {
+                self.flush_amid_batch()?;
+            }
+            if full || spoilt {
+                self.end_segment()?;
+                moved = true;
+            }
+        }
+        if self.tail.is_none() {
+            self.begin_segment(false)?;
+        }
+        Ok(moved)
+    }
+
+    /// The next segment's id.
+    pub(super) fn next_segment_id(&self) -> Result<u32, Error> {
+        let id = self.segments.last().map_or(0, |last| last.header.through + 1);
+        if id > SEGMENT_ID_MAX { Err(Error::DiskFull) } else { Ok(id) }
+    }
+
+    /// Notes that everything appended is in the file.
+    pub(super) fn set_mark(&mut self) {
+        self.undo.clear();
+        self.numbers.written = self.numbers.last;
+        self.mark = Mark {
+            last: self.numbers.last,
+            next_id: self.numbers.next_id,
+            pending_count: self.segments.last().map_or(0, |segment| segment.pending.len()),
+            segment_last: self.segments.last().map_or(0, |segment| segment.last_seq),
+        };
+    }
+
+    /// Entries left `pending` for a block: the mark counts what is left.
+    pub(super) fn note_blocks(&mut self, before: usize, after: usize) {
+        let gone = before.saturating_sub(after);
+        self.mark.pending_count = self.mark.pending_count.saturating_sub(gone);
+    }
+
+    /// Undoes what was appended since the mark.
+    pub(super) fn roll_back(&mut self) {
+        while let Some(undo) = self.undo.pop() {
+            let Some((at, slot)) = self.index.find_record(undo.hash, undo.segment, undo.offset)
+            else {
+                continue;
+            };
+            self.uncount(&slot);
+            match undo.old {
+                Some(old) => {
+                    self.index.replace(at, old);
+                    self.count(&old);
+                }
+                None => self.index.remove(at),
+            }
+        }
+        self.numbers.last = self.mark.last;
+        self.numbers.next_id = self.mark.next_id;
+        if let (Some(segment), Some(tail)) = (self.segments.last_mut(), &mut self.tail) {
+            let undone = segment.pending.len().saturating_sub(self.mark.pending_count);
+            segment.count = segment.count.saturating_sub(u32::try_from(undone).unwrap_or(u32::MAX));
+            segment.pending.truncate(self.mark.pending_count);
+            segment.last_seq = self.mark.segment_last;
+            segment.end = tail.written;
+            let keep = usize::try_from(tail.written - tail.start).unwrap_or_default();
+            tail.buffer.truncate(keep);
+        }
+    }
+}
+
+/// The id after this record's: each value takes one, updates too (`reference: zdb 2.4`).
+pub(super) fn next_id(next_id: u64, entry: &Entry) -> u64 {
+    match entry.kind {
+        Kind::Value => next_id.max(entry.hash).saturating_add(1),
+        Kind::Tombstone => next_id,
+    }
+}

@@ -1,0 +1,141 @@
+//! What hooks are told, and when (`reference: zdb 2.6`).
+//!
+//! Names of events, the order of arguments and the file names in them are an interface: the hook of
+//! quantum storage reads them.
+
+use super::{Core, Entry, NamespaceId};
+use crate::hooks::{Event, HookError};
+use crate::refusal::{Refusal, common};
+
+impl Core {
+    /// Asks the hook whether to serve.
+    ///
+    /// # Errors
+    /// [`HookError`] if it says no.
+    pub fn announce_start(&mut self) -> Result<(), HookError> {
+        let options = self.engine.options();
+        let folders = [&options.index, &options.data].map(|path| path.display().to_string());
+        let unix = self.clock.unix;
+        let event = Event { name: "namespaces-init", arguments: folders.to_vec(), cleans: None };
+        // Its answer is nobody's permission.
+        if let Err(error) = self.hooks.ask(event, unix) {
+            tracing::warn!(%error, "a hook failed");
+        }
+        self.hooks.ask(Event { name: "ready", arguments: Vec::new(), cleans: None }, unix)
+    }
+
+    /// Tells the hook that serving has ended.
+    pub fn announce_end(&mut self) {
+        let event = Event { name: "close", arguments: Vec::new(), cleans: None };
+        if let Err(error) = self.hooks.ask(event, self.clock.unix) {
+            tracing::warn!(%error, "a hook failed");
+        }
+    }
+
+    /// Tells of something that happened to a namespace.
+    pub(crate) fn announce(&mut self, name: &'static str, namespace: &[u8]) {
+        if self.hooks.is_enabled() {
+            let arguments = vec![String::from_utf8_lossy(namespace).into_owned()];
+            self.hooks.tell(Event { name, arguments, cleans: None }, self.clock.unix);
+        }
+    }
+
+    /// Tells that a namespace is closed, with its last files.
+    pub(crate) fn announce_closing(&mut self, entry: &Entry) {
+        let Ok(namespace) = &entry.namespace else { return };
+        if !self.hooks.is_enabled() {
+            return;
+        }
+        let active = namespace.stats().active_segment;
+        let arguments = vec![
+            entry.name.to_string(),
+            namespace.index_folder().join(format!("i{active}")).display().to_string(),
+            namespace.data_folder().join(format!("d{active}")).display().to_string(),
+            numbers(&entry.dirty()),
+        ];
+        let event = Event { name: "namespace-closing", arguments, cleans: None };
+        self.hooks.tell(event, self.clock.unix);
+    }
+
+    /// Closes the segment that is written.
+    pub(crate) fn rotate(&mut self, id: NamespaceId) -> Result<(), Refusal> {
+        let entry = self.namespaces.get_mut(id).ok_or(crate::commands::DETACHED)?;
+        let rotated = entry.loaded()?.rotate();
+        rotated.map_err(|error| common(&error, "Cannot start a new file"))?;
+        self.announce_rotation(id);
+        Ok(())
+    }
+
+    /// Remembers which segment is written.
+    pub(crate) fn watch_segments(&mut self, id: NamespaceId) {
+        if let Some(entry) = self.namespaces.get_mut(id)
+            && let Ok(namespace) = &entry.namespace
+        {
+            entry.active_segment = namespace.stats().active_segment;
+        }
+    }
+
+    /// Tells hooks if another segment is written now.
+    pub(crate) fn announce_rotation(&mut self, id: NamespaceId) {
+        if !self.hooks.is_enabled() {
+            return;
+        }
+        let Some(entry) = self.namespaces.get_mut(id) else { return };
+        let Ok(namespace) = &entry.namespace else { return };
+        let (old, new) = (entry.active_segment, namespace.stats().active_segment);
+        if old == new {
+            return;
+        }
+        entry.active_segment = new;
+        let path = |folder: &std::path::Path, kind: char, number: u32| {
+            folder.join(format!("{kind}{number}")).display().to_string()
+        };
+        // The one that was just begun is still being written.
+        let dirty: Vec<u32> = entry.dirty().into_iter().filter(|number| *number != new).collect();
+        let (index, data) = (namespace.index_folder(), namespace.data_folder());
+        let arguments = vec![path(index, 'i', old), path(index, 'i', new), numbers(&dirty)];
+        let index_event = Event { name: "jump-index", arguments, cleans: Some((id, dirty)) };
+        let arguments = vec![path(data, 'd', old), path(data, 'd', new)];
+        let data_event = Event { name: "jump-data", arguments, cleans: None };
+        self.hooks.tell(index_event, self.clock.unix);
+        self.hooks.tell(data_event, self.clock.unix);
+    }
+
+    /// Takes what hooks answered.
+    pub fn finish_hooks(&mut self) {
+        for (id, cleaned) in self.hooks.poll(self.clock.now, self.clock.unix) {
+            if let Some(entry) = self.namespaces.get_mut(id) {
+                let left: Vec<u32> =
+                    entry.dirty().into_iter().filter(|number| !cleaned.contains(number)).collect();
+                entry.reset_dirty();
+                entry.dirty_kept = left;
+            }
+        }
+    }
+}
+
+impl Entry {
+    /// Segments that were written and that nobody has dealt with, in order.
+    pub(crate) fn dirty(&self) -> Vec<u32> {
+        let mut dirty = self.dirty_kept.clone();
+        if let Ok(namespace) = &self.namespace {
+            dirty.extend(namespace.dirty_segments());
+        }
+        dirty.sort_unstable();
+        dirty.dedup();
+        dirty
+    }
+
+    /// Forgets which segments were written.
+    pub(crate) fn reset_dirty(&mut self) {
+        self.dirty_kept.clear();
+        if let Ok(namespace) = &mut self.namespace {
+            namespace.reset_dirty();
+        }
+    }
+}
+
+/// Numbers with spaces between them: one argument of a hook.
+fn numbers(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")
+}

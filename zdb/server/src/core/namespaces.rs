@@ -1,0 +1,211 @@
+//! The namespaces of a server, by name and by the short id that sessions keep.
+//!
+//! An id names a place and a generation of it, so that a session whose namespace was removed notices,
+//! even if another one took the place.
+
+use std::collections::HashMap;
+
+use zdb_engine::{Name, Namespace, SeqNo};
+
+use super::ClientId;
+use crate::commands::CommandId;
+use crate::refusal::Refusal;
+
+/// A namespace, as sessions and held replies name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NamespaceId {
+    place: u32,
+    generation: u32,
+}
+
+impl NamespaceId {
+    /// An id for tests that need no namespace.
+    #[cfg(test)]
+    pub(crate) const fn testing(place: u32) -> Self {
+        Self { place, generation: 0 }
+    }
+}
+
+/// Most namespaces of a server.
+pub(crate) const NAMESPACE_COUNT_MAX: usize = 64 * 1024;
+
+/// A namespace and what the server keeps about it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: Name,
+    /// Why there is nothing to serve, if there is nothing.
+    pub(crate) namespace: Result<Namespace, String>,
+    /// Tells syncs of this namespace from those of an earlier load.
+    pub(crate) epoch: u32,
+    /// Whether it was written to in the running batch.
+    pub(crate) is_touched: bool,
+    /// Clients that wait for a command.
+    pub(crate) watchers: Vec<Watcher>,
+    /// Clients that follow its writes.
+    pub(crate) followers: Vec<Follower>,
+    /// Segments that were written while a hook dealt with those before.
+    pub(crate) dirty_kept: Vec<u32>,
+    /// The segment that was written when somebody last looked.
+    pub(crate) active_segment: u32,
+    /// Errors of the disk that were counted when somebody last looked, and when they rose.
+    pub(crate) errors: ErrorTimes,
+    /// When its upkeep is due.
+    pub(crate) upkeep: super::upkeep::Schedule,
+}
+
+/// A client behind a `WAIT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watcher {
+    pub(crate) client: ClientId,
+    /// `None` is any.
+    pub(crate) command: Option<CommandId>,
+}
+
+/// A client behind a `REPL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Follower {
+    pub(crate) client: ClientId,
+    /// The newest write that was sent to it.
+    pub(crate) sent: SeqNo,
+    /// The newest write that it says it has.
+    pub(crate) has: SeqNo,
+}
+
+/// When reading and writing last failed, in seconds of the epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ErrorTimes {
+    pub(crate) data_count: u64,
+    pub(crate) data_last: u32,
+    pub(crate) index_count: u64,
+    pub(crate) index_last: u32,
+}
+
+impl Entry {
+    pub(crate) fn new(name: Name, namespace: Result<Namespace, String>) -> Self {
+        Self {
+            name,
+            namespace,
+            epoch: 0,
+            is_touched: false,
+            watchers: Vec::new(),
+            followers: Vec::new(),
+            dirty_kept: Vec::new(),
+            active_segment: 0,
+            errors: ErrorTimes::default(),
+            upkeep: super::upkeep::Schedule::default(),
+        }
+    }
+
+    /// The namespace, or why it can't be served.
+    pub(crate) fn loaded(&mut self) -> Result<&mut Namespace, Refusal> {
+        self.namespace.as_mut().map_err(|reason| Refusal::from(reason.clone()))
+    }
+}
+
+/// All namespaces.
+#[derive(Debug, Default)]
+pub(crate) struct Namespaces {
+    places: Vec<(u32, Option<Entry>)>,
+    free: Vec<u32>,
+    by_name: HashMap<Vec<u8>, NamespaceId>,
+    /// In the order in which they came.
+    order: Vec<NamespaceId>,
+}
+
+impl Namespaces {
+    /// Adds one, whose name is new.
+    pub(crate) fn insert(&mut self, entry: Entry) -> NamespaceId {
+        let name = entry.name.as_bytes().to_vec();
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push((0, None));
+            u32::try_from(self.places.len() - 1).expect("there are fewer namespaces")
+        });
+        let (generation, slot) = &mut self.places[place as usize];
+        *slot = Some(entry);
+        let id = NamespaceId { place, generation: *generation };
+        self.by_name.insert(name, id);
+        self.order.push(id);
+        id
+    }
+
+    /// Takes one out.
+    pub(crate) fn remove(&mut self, id: NamespaceId) -> Option<Entry> {
+        self.get(id)?;
+        let (generation, slot) = self.places.get_mut(id.place as usize)?;
+        let entry = slot.take()?;
+        *generation = generation.wrapping_add(1);
+        self.free.push(id.place);
+        self.by_name.remove(entry.name.as_bytes());
+        self.order.retain(|other| *other != id);
+        Some(entry)
+    }
+
+    /// `None` if it was removed.
+    pub(crate) fn get(&self, id: NamespaceId) -> Option<&Entry> {
+        let (generation, entry) = self.places.get(id.place as usize)?;
+        entry.as_ref().filter(|_| *generation == id.generation)
+    }
+
+    /// `None` if it was removed.
+    pub(crate) fn get_mut(&mut self, id: NamespaceId) -> Option<&mut Entry> {
+        let (generation, entry) = self.places.get_mut(id.place as usize)?;
+        entry.as_mut().filter(|_| *generation == id.generation)
+    }
+
+    /// The namespace of that name.
+    pub(crate) fn find(&self, name: &[u8]) -> Option<NamespaceId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn ids(&self) -> &[NamespaceId] {
+        &self.order
+    }
+
+    /// The next one after `id`, or the first.
+    pub(crate) fn after(&self, id: Option<NamespaceId>) -> Option<NamespaceId> {
+        let place = id.and_then(|id| self.order.iter().position(|other| *other == id));
+        let next = place.and_then(|place| self.order.get(place + 1));
+        next.or_else(|| self.order.first()).copied()
+    }
+
+    /// All entries, oldest first.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.order.iter().filter_map(|id| self.get(*id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &[u8]) -> Entry {
+        Entry::new(Name::new(name).unwrap(), Err("not loaded".to_owned()))
+    }
+
+    #[test]
+    fn an_id_does_not_outlive_its_namespace() {
+        let mut all = Namespaces::default();
+        let one = all.insert(entry(b"one"));
+        let two = all.insert(entry(b"two"));
+        assert_eq!(all.find(b"one"), Some(one));
+        assert!(all.remove(one).is_some());
+        assert!(all.remove(one).is_none());
+        let three = all.insert(entry(b"three"));
+        assert!(all.get(one).is_none() && all.get_mut(one).is_none());
+        assert_eq!(all.get(three).unwrap().name.as_bytes(), b"three");
+        assert_eq!(all.ids(), [two, three]);
+        assert_eq!(all.find(b"one"), None);
+    }
+
+    #[test]
+    fn going_round_reaches_all() {
+        let mut all = Namespaces::default();
+        assert_eq!(all.after(None), None);
+        let one = all.insert(entry(b"one"));
+        let two = all.insert(entry(b"two"));
+        assert_eq!(all.after(None), Some(one));
+        assert_eq!(all.after(Some(one)), Some(two));
+        assert_eq!(all.after(Some(two)), Some(one));
+    }
+}

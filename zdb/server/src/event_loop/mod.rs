@@ -1,0 +1,429 @@
+//! The loop: waits for sockets, serves what came, and sends what may be sent.
+//!
+//! ```text
+//!   ┌─> wait (epoll) ─> receive and serve each ready client ─> commit ─> send ─> upkeep ─┐
+//!   └────────────────────────────────────────────────────────────────────────────────────┘
+//!                ▲ eventfd                                        │ syncs
+//!                └────────── threads that sync ◄──────────────────┘
+//! ```
+//!
+//! Clients are registered once, edge-triggered; what is readable and writable is remembered here, so
+//! that a client who is not served for a while (it reads too slowly) costs nothing. No step walks over
+//! all clients: there are lists of those with something to do. A client gets one turn of at most
+//! 256 KiB a round.
+
+mod clients;
+mod listen;
+mod metrics_http;
+mod poll;
+mod send;
+mod syncer;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clients::Clients;
+use listen::{Accepted, Spare};
+pub use listen::{Address, BindError, Listener};
+pub use metrics_http::MetricsServer;
+use poll::{Poll, Ready, Token, Waker};
+use rustix::io::Errno;
+use syncer::Syncer;
+
+use crate::core::{ClientId, Core};
+
+/// Bytes received from a client in one turn.
+pub(crate) const RECEIVE_SIZE: usize = 256 * 1024;
+/// Most bytes of all clients' buffers. Beyond it, the client that wants more is turned away.
+pub(crate) const BUFFERS_SIZE_MAX: usize = 512 * 1024 * 1024;
+/// A client with less is never turned away for want of memory, in bytes.
+const BUFFER_SIZE_FREE: usize = 512 * 1024;
+/// Descriptors that are not for clients: segments, folders, hooks. A quarter, if there are few.
+const DESCRIPTOR_RESERVE: u64 = 1024;
+/// How often idle buffers are looked for, and how long a client is idle before.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The running server.
+#[derive(Debug)]
+pub struct Server {
+    core: Core,
+    poll: Poll,
+    waker: Arc<Waker>,
+    /// Open as long as the loop waits for it.
+    _signals: UnixStream,
+    listeners: Vec<Listener>,
+    spare: Spare,
+    clients: Clients,
+    syncer: Syncer,
+    metrics: Option<MetricsServer>,
+    /// What is received, before it belongs to a client.
+    shared: Vec<u8>,
+    /// Clients to be served in the next round.
+    ready: Vec<ClientId>,
+    /// Clients with something to send.
+    unsent: Vec<ClientId>,
+    /// Clients whose replies wait for a write to be durable.
+    waiting: Vec<ClientId>,
+    /// Whether a follower may take more at once.
+    must_feed: bool,
+    swept_at: Duration,
+}
+
+impl Server {
+    /// A server for these listeners. Ends when `signals` becomes readable.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(
+        core: Core,
+        listeners: Vec<Listener>,
+        metrics: Option<std::net::TcpListener>,
+        signals: UnixStream,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new()?);
+        poll.add_level(waker.descriptor(), Token::WAKER)?;
+        signals.set_nonblocking(true)?;
+        poll.add_level(&signals, Token::SIGNALS)?;
+        for (index, listener) in (0..).zip(&listeners) {
+            poll.add_level(listener, Token::listener(index))?;
+        }
+        let metrics = metrics.map(|listener| MetricsServer::start(listener, Arc::clone(&waker)));
+        Ok(Self {
+            core,
+            poll,
+            syncer: Syncer::start(&waker)?,
+            waker,
+            _signals: signals,
+            listeners,
+            spare: Spare::new()?,
+            clients: Clients::new(client_limit()),
+            metrics: metrics.transpose()?,
+            shared: Vec::with_capacity(RECEIVE_SIZE),
+            ready: Vec::new(),
+            unsent: Vec::new(),
+            waiting: Vec::new(),
+            must_feed: false,
+            swept_at: Duration::ZERO,
+        })
+    }
+
+    /// Serves until a signal or `STOP`, then ends well.
+    ///
+    /// # Errors
+    /// Only if the system no longer tells what happens.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut due = Duration::ZERO;
+        loop {
+            let has_work = !self.ready.is_empty() || !self.unsent.is_empty() || self.must_feed;
+            let wait = if has_work { Duration::ZERO } else { due.saturating_sub(self.core.now()) };
+            let events = self.poll.wait(wait)?;
+            self.core.begin_batch();
+            let is_idle = events.is_empty() && !has_work;
+            let mut must_stop = false;
+            for Ready { token, is_readable, is_writable, has_ended } in events {
+                match token {
+                    Token::Waker => self.waker.clear(),
+                    Token::Signals => must_stop = true,
+                    Token::Listener(index) => self.accept(index),
+                    Token::Client(client) => {
+                        self.note(client, is_readable, is_writable, has_ended);
+                    }
+                }
+            }
+            self.serve();
+            self.settle();
+            due = self.core.upkeep(is_idle);
+            self.settle();
+            self.sweep();
+            if must_stop || self.core.is_stopping() {
+                return self.end();
+            }
+        }
+    }
+
+    /// Remembers what a client's socket is ready for.
+    fn note(&mut self, id: ClientId, is_readable: bool, is_writable: bool, has_ended: bool) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.is_readable |= is_readable || has_ended;
+        client.has_ended |= has_ended;
+        if is_writable && !client.is_writable {
+            client.is_writable = true;
+            if client.connection.output().unsent_size() > 0 {
+                Self::queue_unsent(&mut self.unsent, id, client);
+            }
+        }
+        if client.is_readable {
+            Self::queue_ready(&mut self.ready, id, client);
+        }
+    }
+
+    fn queue_ready(ready: &mut Vec<ClientId>, id: ClientId, client: &mut clients::Client) {
+        if !client.is_ready {
+            client.is_ready = true;
+            ready.push(id);
+        }
+    }
+
+    fn queue_unsent(unsent: &mut Vec<ClientId>, id: ClientId, client: &mut clients::Client) {
+        if !client.is_unsent {
+            client.is_unsent = true;
+            unsent.push(id);
+        }
+    }
+
+    /// A turn for each client that is ready.
+    fn serve(&mut self) {
+        let mut now = Instant::now();
+        for id in std::mem::take(&mut self.ready) {
+            let Some(client) = self.clients.get_mut(id) else { continue };
+            client.is_ready = false;
+            if client.draining.is_some() {
+                self.drain(id);
+                continue;
+            }
+            if client.connection.may_resume() {
+                now = client.connection.resume(&mut self.core, now);
+            } else if client.is_readable && client.connection.may_receive() {
+                match client.receive(&mut self.core, &mut self.shared, now) {
+                    Ok(end) => now = end,
+                    Err(_) => {
+                        self.close(id);
+                        continue;
+                    }
+                }
+            }
+            self.after_turn(id);
+        }
+    }
+
+    /// Queues a client for what its turn left to do.
+    fn after_turn(&mut self, id: ClientId) {
+        self.bound_memory(id);
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.active_at = self.core.now();
+        if client.connection.output().unsent_size() > 0 || client.connection.is_closing() {
+            Self::queue_unsent(&mut self.unsent, id, client);
+        }
+        if client.connection.output().held_count() > 0 && !client.is_waiting {
+            client.is_waiting = true;
+            self.waiting.push(id);
+        }
+        let may_go_on = client.is_readable && client.connection.may_receive();
+        if may_go_on || client.connection.may_resume() {
+            Self::queue_ready(&mut self.ready, id, client);
+        }
+    }
+
+    /// Counts a client's buffers, and ends the conversation if there is no room for them.
+    fn bound_memory(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        let after = client.connection.memory_size();
+        let before = std::mem::replace(&mut client.memory_size, after);
+        let is_new = after > 0 && !std::mem::replace(&mut client.is_resident, true);
+        if is_new {
+            self.clients.resident.push(id);
+        }
+        self.clients.memory_size = (self.clients.memory_size + after).saturating_sub(before);
+        if self.clients.memory_size <= BUFFERS_SIZE_MAX {
+            return;
+        }
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if client.memory_size > BUFFER_SIZE_FREE && !client.connection.is_closing() {
+            client.connection.refuse(&mut self.core, "Too many bytes in flight, try again later");
+        }
+    }
+
+    /// Ends the batch: writes, plans syncs, takes those that were done, and sends what may be sent.
+    fn settle(&mut self) {
+        self.core.commit();
+        for synced in self.syncer.take_done() {
+            self.core.synced(synced);
+        }
+        for sync in self.core.take_syncs() {
+            self.syncer.push(sync);
+        }
+        self.release();
+        self.deliver();
+        for id in std::mem::take(&mut self.unsent) {
+            self.send(id);
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.answer(&self.core);
+        }
+    }
+
+    /// Lets go of replies whose writes are durable, or failed.
+    fn release(&mut self) {
+        let failures = self.core.take_failures();
+        let mut index = 0;
+        while let Some(id) = self.waiting.get(index).copied() {
+            let Some(client) = self.clients.get_mut(id) else {
+                self.waiting.swap_remove(index);
+                continue;
+            };
+            let output = client.connection.output_mut();
+            for failure in &failures {
+                output.fail(failure.namespace, failure.from);
+            }
+            let before = output.held_count();
+            output.release(|namespace| self.core.acknowledged(namespace));
+            let left = output.held_count();
+            if left < before || !failures.is_empty() {
+                Self::queue_unsent(&mut self.unsent, id, client);
+            }
+            if left == 0 {
+                client.is_waiting = false;
+                self.waiting.swap_remove(index);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Tells clients what is no reply: ends of waits, and writes to followers.
+    fn deliver(&mut self) {
+        for (id, message) in self.core.take_messages() {
+            if let Some(client) = self.clients.get_mut(id) {
+                client.connection.tell(&message);
+                Self::queue_unsent(&mut self.unsent, id, client);
+            }
+        }
+        self.must_feed = false;
+        if !self.core.has_followers() {
+            return;
+        }
+        for id in self.core.lagging_followers() {
+            if let Some(client) = self.clients.get_mut(id) {
+                client.connection.feed(&mut self.core);
+                Self::queue_unsent(&mut self.unsent, id, client);
+            }
+        }
+    }
+
+    /// Takes new clients.
+    fn accept(&mut self, index: usize) {
+        let Some(listener) = self.listeners.get(index) else { return };
+        for _ in 0..listen::ACCEPT_COUNT {
+            let socket = match listener.accept(&mut self.spare) {
+                Accepted::Client(socket) => socket,
+                Accepted::TurnedAway => {
+                    self.core.metrics.refused_count += 1;
+                    continue;
+                }
+                Accepted::Nobody => return,
+            };
+            let is_local = listener.is_local();
+            if let Err(socket) = self.clients.insert(&mut self.core, &self.poll, socket, is_local) {
+                self.core.metrics.refused_count += 1;
+                listen::turn_away(&socket);
+            }
+        }
+    }
+
+    /// Sends what may be sent, and ends a conversation that is over.
+    fn send(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        client.is_unsent = false;
+        match client.send() {
+            Ok(sent) => self.core.metrics.sent_size += sent,
+            Err(_) => return self.close(id),
+        }
+        let is_sent = client.connection.output().unsent_size() == 0;
+        self.must_feed |= is_sent && client.connection.session().follows.is_some();
+        if client.is_writable && client.connection.output().next().is_some() {
+            // Others have their turn first.
+            Self::queue_unsent(&mut self.unsent, id, client);
+        }
+        if client.connection.may_resume() {
+            Self::queue_ready(&mut self.ready, id, client);
+        }
+        if is_sent && client.connection.is_closing() && client.draining.is_none() {
+            client.begin_draining(self.core.now());
+            self.clients.draining.push(id);
+            self.drain(id);
+        }
+    }
+
+    /// Throws away what comes after the end of a conversation, so that the last reply arrives.
+    fn drain(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(id) else { return };
+        if !client.drain(&mut self.shared) {
+            self.close(id);
+        }
+    }
+
+    fn close(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.remove(id) {
+            self.core.forget(client.connection.session());
+        }
+        self.core.metrics.connected_count = self.clients.count() as u64;
+    }
+
+    /// Gives idle buffers back, once a second.
+    fn sweep(&mut self) {
+        let now = self.core.now();
+        if now < self.swept_at + SWEEP_INTERVAL {
+            return;
+        }
+        self.swept_at = now;
+        self.clients.shrink_idle(now);
+        for id in self.clients.take_overdue(now) {
+            self.close(id);
+        }
+        self.core.metrics.buffer_size = self.clients.memory_size as u64;
+        self.core.metrics.connected_count = self.clients.count() as u64;
+        if self.shared.capacity() == 0 {
+            self.shared.reserve_exact(RECEIVE_SIZE);
+        }
+    }
+
+    /// Ends well: what was promised becomes durable, and clients hear of it.
+    fn end(mut self) -> io::Result<()> {
+        self.listeners.clear();
+        self.syncer.finish();
+        // Twice: what was written while the last sync ran has a sync of its own.
+        for _ in 0..2 {
+            self.core.commit();
+            for synced in self.syncer.take_done() {
+                self.core.synced(synced);
+            }
+            let syncs: Vec<_> = self.core.take_syncs().collect();
+            for sync in syncs {
+                self.core.synced(sync.run());
+            }
+        }
+        self.release();
+        for id in std::mem::take(&mut self.unsent) {
+            self.send(id);
+        }
+        self.core.close();
+        self.core.announce_end();
+        Ok(())
+    }
+}
+
+/// How many clients there may be: what descriptors there may be, raised as far as we may, but for a
+/// reserve.
+fn client_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+    // No limit is a limit of what a table holds.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    limit - DESCRIPTOR_RESERVE.min(limit / 4)
+}
+
+/// Whether an error says only that now is not the time.
+fn is_transient(error: Errno) -> bool {
+    matches!(error, Errno::AGAIN | Errno::INTR)
+}
+
+/// A socket that a listener accepted.
+pub(crate) type Socket = OwnedFd;

@@ -1,0 +1,356 @@
+//! Replies of one client on their way out, and the writes that some of them wait for.
+//!
+//! Replies are a stream. Small ones are appended to one buffer, so that a batch becomes one system
+//! call; large values stay in their file and go from there to the socket. A reply to a write waits,
+//! and with it all that comes after it, until the engine has acknowledged the write:
+//!
+//! ```text
+//!    sent │ may be sent        │ held back
+//!  ───────┼────────────────────┼────────────────────────────
+//!         │ $5..value.. <file> │ $1..k..  :1  $1..j..
+//!         begin()              first of `held`            end()
+//! ```
+//!
+//! When a write fails after all, its reply is replaced by an error. All positions count bytes from the
+//! connection's start.
+
+use std::collections::VecDeque;
+use std::mem;
+
+use zdb_engine::{Extent, SeqNo};
+use zdb_resp::write;
+
+use crate::core::NamespaceId;
+
+/// Memory of an empty buffer that is kept for the next replies, in bytes.
+const KEPT_SIZE_MAX: usize = 64 * 1024;
+/// Bytes already sent are dropped from the front of a buffer once they are this many.
+const SENT_SIZE_MAX: usize = 64 * 1024;
+
+/// Unsent replies of one client.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// What comes before `tail`; buffers and files take turns.
+    chunks: VecDeque<Chunk>,
+    /// Where replies are appended.
+    tail: Vec<u8>,
+    /// Bytes of the first chunk (or of `tail` if there is none) that were sent.
+    sent: u64,
+    /// Where the first chunk, or `tail`, begins.
+    front_at: u64,
+    /// Where `tail` begins.
+    tail_at: u64,
+    /// Replies that wait for their write, in order.
+    held: VecDeque<Held>,
+}
+
+#[derive(Debug)]
+enum Chunk {
+    Bytes(Vec<u8>),
+    File(Extent),
+}
+
+/// A reply that must not be sent before its write is acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    begin: u64,
+    end: u64,
+    namespace: NamespaceId,
+    seq: SeqNo,
+    /// What to say instead if the write fails.
+    failure: &'static str,
+}
+
+/// What can be sent next.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// These bytes; `more` says that others follow at once.
+    Bytes {
+        /// What to send.
+        bytes: &'a [u8],
+        /// Whether something may be sent right after it.
+        more: bool,
+    },
+    /// A part of a file.
+    File {
+        /// The value.
+        extent: &'a Extent,
+        /// Where in the file to go on.
+        offset: u64,
+        /// Bytes left of it.
+        size: u64,
+    },
+}
+
+impl Output {
+    /// Where replies are appended.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.tail
+    }
+
+    /// Appends a value that stays in its file.
+    pub fn push_file(&mut self, extent: Extent) {
+        let size = extent.size;
+        if !self.tail.is_empty() {
+            let bytes = mem::take(&mut self.tail);
+            self.tail_at += bytes.len() as u64;
+            self.chunks.push_back(Chunk::Bytes(bytes));
+        }
+        self.tail_at += size;
+        self.chunks.push_back(Chunk::File(extent));
+    }
+
+    /// Where the next reply begins.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.tail_at + self.tail.len() as u64
+    }
+
+    /// Where the first unsent byte stands.
+    #[must_use]
+    pub fn begin(&self) -> u64 {
+        self.front_at + self.sent
+    }
+
+    /// Bytes that were not sent yet, files included.
+    #[must_use]
+    pub fn unsent_size(&self) -> u64 {
+        self.end() - self.begin()
+    }
+
+    /// Files that wait to be sent; each keeps a descriptor open.
+    #[must_use]
+    pub fn file_count(&self) -> usize {
+        self.chunks.len().div_ceil(2)
+    }
+
+    /// Bytes of memory held.
+    #[must_use]
+    pub fn memory_size(&self) -> usize {
+        let chunks = self.chunks.iter().map(|chunk| match chunk {
+            Chunk::Bytes(bytes) => bytes.capacity(),
+            Chunk::File(_) => size_of::<Chunk>(),
+        });
+        chunks.sum::<usize>() + self.tail.capacity() + self.held.capacity() * size_of::<Held>()
+    }
+
+    /// Holds back the reply that was written from `begin` on until `seq` is acknowledged.
+    pub fn hold(&mut self, begin: u64, namespace: NamespaceId, seq: SeqNo, failure: &'static str) {
+        self.held.push_back(Held { begin, end: self.end(), namespace, seq, failure });
+    }
+
+    /// Replies that wait for their write.
+    #[must_use]
+    pub fn held_count(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Lets go of replies whose writes are acknowledged; `None` from `acknowledged` says that
+    /// the namespace is gone, and with it what the reply promises.
+    pub fn release(&mut self, mut acknowledged: impl FnMut(NamespaceId) -> Option<SeqNo>) {
+        while let Some(held) = self.held.front() {
+            match acknowledged(held.namespace) {
+                Some(seq) if seq < held.seq => break,
+                _ => self.held.pop_front(),
+            };
+        }
+    }
+
+    /// Replaces the replies to writes of `namespace` from `from` on by errors. Writes that were
+    /// `undone` will never be acknowledged; others are told so at once as well.
+    pub fn fail(&mut self, namespace: NamespaceId, from: SeqNo) {
+        let mut index = 0;
+        while let Some(held) = self.held.get(index).copied() {
+            if held.namespace == namespace && held.seq >= from {
+                self.held.remove(index);
+                let mut error = Vec::new();
+                write::error(&mut error, held.failure.as_bytes());
+                self.replace(held.begin, held.end, &error, index);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// What can be sent now.
+    #[must_use]
+    pub fn next(&self) -> Option<Piece<'_>> {
+        let limit = self.held.front().map_or_else(|| self.end(), |held| held.begin);
+        let begin = self.begin();
+        let left = limit.checked_sub(begin).filter(|left| *left > 0)?;
+        let bytes = match self.chunks.front() {
+            Some(Chunk::File(extent)) => {
+                let size = extent.size - self.sent;
+                return Some(Piece::File { extent, offset: extent.offset + self.sent, size });
+            }
+            Some(Chunk::Bytes(bytes)) => bytes,
+            None => &self.tail,
+        };
+        let rest = bytes.get(usize::try_from(self.sent).ok()?..)?;
+        let size = usize::try_from(left).map_or(rest.len(), |left| left.min(rest.len()));
+        Some(Piece::Bytes { bytes: rest.get(..size)?, more: (size as u64) < left })
+    }
+
+    /// `count` bytes of what [`next`](Self::next) gave were sent.
+    pub fn advance(&mut self, count: u64) {
+        self.sent += count;
+        match self.chunks.front() {
+            Some(chunk) => {
+                let size = chunk.size();
+                if self.sent >= size {
+                    self.chunks.pop_front();
+                    self.front_at += size;
+                    self.sent = 0;
+                }
+            }
+            None => self.drop_sent(),
+        }
+    }
+
+    /// Gives memory back when nothing waits. For idle clients.
+    pub fn shrink(&mut self) {
+        if self.unsent_size() == 0 {
+            self.tail = Vec::new();
+            self.held = VecDeque::new();
+            self.chunks = VecDeque::new();
+        }
+    }
+
+    /// Forgets the sent part of `tail`, when that is all of it or a lot.
+    fn drop_sent(&mut self) {
+        let sent = usize::try_from(self.sent).map_or(self.tail.len(), |sent| sent);
+        if sent >= self.tail.len() {
+            if self.tail.capacity() > KEPT_SIZE_MAX {
+                self.tail = Vec::new();
+            } else {
+                self.tail.clear();
+            }
+        } else if sent > SENT_SIZE_MAX && sent > self.tail.len() / 2 {
+            self.tail.drain(..sent);
+        } else {
+            return;
+        }
+        self.front_at += self.sent;
+        self.tail_at += self.sent;
+        self.sent = 0;
+    }
+
+    /// Replaces a reply, which stands in one buffer, and moves all that come after it. `next_held` is
+    /// the first held reply that stands behind it.
+    fn replace(&mut self, begin: u64, end: u64, reply: &[u8], next_held: usize) {
+        let mut at = self.front_at;
+        let mut moved = 0;
+        for chunk in &mut self.chunks {
+            let size = chunk.size();
+            if begin >= at
+                && end <= at + size
+                && let Chunk::Bytes(bytes) = chunk
+            {
+                moved = splice(bytes, begin - at, end - at, reply);
+                self.tail_at = self.tail_at.wrapping_add_signed(moved);
+                break;
+            }
+            at += size;
+        }
+        if begin >= self.tail_at && moved == 0 {
+            moved = splice(&mut self.tail, begin - self.tail_at, end - self.tail_at, reply);
+        }
+        for held in self.held.iter_mut().skip(next_held) {
+            held.begin = held.begin.wrapping_add_signed(moved);
+            held.end = held.end.wrapping_add_signed(moved);
+        }
+    }
+}
+
+impl Chunk {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File(extent) => extent.size,
+        }
+    }
+}
+
+/// Replaces a part of a buffer; by how much the rest moved.
+fn splice(bytes: &mut Vec<u8>, begin: u64, end: u64, with: &[u8]) -> i64 {
+    let (Ok(begin), Ok(end)) = (usize::try_from(begin), usize::try_from(end)) else { return 0 };
+    if begin > end || end > bytes.len() {
+        return 0;
+    }
+    bytes.splice(begin..end, with.iter().copied());
+    // Both are sizes of replies that are in memory.
+    i64::try_from(with.len()).unwrap_or(0) - i64::try_from(end - begin).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: NamespaceId = NamespaceId::testing(1);
+    const TWO: NamespaceId = NamespaceId::testing(2);
+
+    fn reply(output: &mut Output, text: &[u8]) {
+        write::simple(output.buffer(), text);
+    }
+
+    fn held(output: &mut Output, text: &[u8], namespace: NamespaceId, seq: u64) {
+        let begin = output.end();
+        reply(output, text);
+        output.hold(begin, namespace, SeqNo(seq), "failed");
+    }
+
+    fn send_all(output: &mut Output, step: usize) -> String {
+        let mut sent = Vec::new();
+        while let Some(piece) = output.next() {
+            let Piece::Bytes { bytes, .. } = piece else { panic!("a file") };
+            let count = bytes.len().min(step);
+            sent.extend_from_slice(&bytes[..count]);
+            output.advance(count as u64);
+        }
+        String::from_utf8(sent).unwrap().replace("\r\n", "|")
+    }
+
+    #[test]
+    fn a_write_holds_back_all_that_follows() {
+        let mut output = Output::default();
+        reply(&mut output, b"a");
+        held(&mut output, b"b", ONE, 5);
+        reply(&mut output, b"c");
+        held(&mut output, b"d", ONE, 6);
+        assert_eq!(send_all(&mut output, 2), "+a|");
+        output.release(|_| Some(SeqNo(4)));
+        assert_eq!(send_all(&mut output, 2), "");
+        output.release(|_| Some(SeqNo(5)));
+        assert_eq!(send_all(&mut output, 2), "+b|+c|");
+        output.release(|_| None);
+        assert_eq!(send_all(&mut output, 100), "+d|");
+        assert_eq!(output.unsent_size(), 0);
+    }
+
+    #[test]
+    fn failed_writes_become_errors_and_nothing_else_changes() {
+        let mut output = Output::default();
+        reply(&mut output, b"a");
+        held(&mut output, b"one", ONE, 1);
+        held(&mut output, b"two", ONE, 2);
+        reply(&mut output, b"b");
+        held(&mut output, b"other", TWO, 2);
+        held(&mut output, b"three", ONE, 3);
+        reply(&mut output, b"c");
+        output.fail(ONE, SeqNo(2));
+        output.release(|_| Some(SeqNo(9)));
+        assert_eq!(send_all(&mut output, 3), "+a|+one|-failed|+b|+other|-failed|+c|");
+    }
+
+    #[test]
+    fn a_reader_who_lags_for_ever_costs_no_more_than_what_is_unsent() {
+        let mut output = Output::default();
+        for _ in 0..1000 {
+            output.buffer().extend_from_slice(&[b'x'; 4096]);
+            let step = output.unsent_size().saturating_sub(100);
+            output.advance(step);
+        }
+        assert_eq!(output.unsent_size(), 100);
+        assert!(output.memory_size() < 4 * SENT_SIZE_MAX, "{}", output.memory_size());
+    }
+}
