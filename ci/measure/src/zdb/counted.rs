@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::peers::{Peer, load};
+use super::peers::{Peer, load, raise_descriptor_limit};
 use super::{MIB, figure, push};
 use crate::process::Traced;
 use crate::table::{Goal, Table};
@@ -17,6 +17,7 @@ const IDLE_COUNT: usize = 4000;
 /// All counted rows.
 pub(crate) fn counted() -> anyhow::Result<Table> {
     let mut table = Table::default();
+    let idle_count = IDLE_COUNT.min(raise_descriptor_limit());
     let server = Peer::zdb(&["--durability", "none"])?;
     let (_, folder) = server.arguments();
     let empty = size_of_folder(&folder)?;
@@ -33,9 +34,9 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
     let disk = server.info("data_size_bytes")? + server.info("index_size_bytes")?;
     push(&mut table, "disk, bytes per 64 B entry", disk / keys, Goal::AtMost(112.0));
     let before = server.memory_mib()?;
-    let crowd = server.crowd(IDLE_COUNT)?;
+    let crowd = server.crowd(idle_count)?;
     server.client()?.ping()?;
-    let grown = (server.memory_mib()? - before) * MIB / figure(IDLE_COUNT as u64);
+    let grown = (server.memory_mib()? - before) * MIB / figure(idle_count as u64);
     push(&mut table, "idle connection: bytes of memory", grown, Goal::AtMost(1536.0));
     drop(crowd);
     syncs(&mut table)?;

@@ -9,7 +9,7 @@ mod peers;
 
 use anyhow::Context;
 pub(crate) use counted::counted;
-use peers::{Benchmark, Peer, load};
+use peers::{Benchmark, Peer, load, raise_descriptor_limit};
 
 use crate::table::{Goal, Row, Table};
 
@@ -147,6 +147,7 @@ fn compare(
 
 /// What idle connections cost a request.
 fn idle(table: &mut Table, rounds: u32) -> anyhow::Result<()> {
+    let count = IDLE_COUNT.min(raise_descriptor_limit());
     let server = Peer::zdb(&["--durability", "none"])?;
     let benchmark = Benchmark::get(64, 50, 1, 60_000);
     benchmark.prepare(&server)?;
@@ -154,12 +155,12 @@ fn idle(table: &mut Table, rounds: u32) -> anyhow::Result<()> {
     let mut crowded = f64::INFINITY;
     for _ in 0..rounds {
         alone = alone.min(benchmark.run(&server)?.1);
-        let crowd = server.crowd(IDLE_COUNT)?;
+        let crowd = server.crowd(count)?;
         crowded = crowded.min(benchmark.run(&server)?.1);
         drop(crowd);
     }
     table.push(Row {
-        what: "GET among 20,000 idle connections: us of processor".to_owned(),
+        what: format!("GET among {count} idle connections: us of processor"),
         ours: crowded,
         peer: Some(("alone", alone)),
         goal: Goal::RatioAtMost(1.05),

@@ -20,7 +20,7 @@ use crate::{CommitFailed, Durability, Error, SeqNo};
 /// Bytes of the tail that stay in memory after they were written.
 const KEEP_SIZE: usize = 256 * 1024;
 /// A segment ends when it is this part of all that lives, so that garbage is never all in one.
-const SEGMENT_PART: u64 = 8;
+const SEGMENT_PART: u64 = 10;
 /// Smallest segment that ends for its size alone.
 const SEGMENT_SIZE_USUAL_MIN: u64 = 4 * 1024 * 1024;
 /// Entries that wait for a sync beyond which level none syncs, too.

@@ -26,7 +26,7 @@ use crate::storage::{File, Open, is_full, read_full, write_full};
 use crate::{Error, History};
 
 /// Files may be larger than what lives by this many hundredths, and by [`SLACK_SIZE`].
-const TARGET_PERCENT: u64 = 130;
+const TARGET_PERCENT: u64 = 140;
 /// Garbage below which nothing is done, in bytes; a segment's limit if that is smaller.
 const SLACK_SIZE: u64 = 1024 * 1024;
 /// Garbage of a segment below which it is not worth a rewrite, in hundredths.
@@ -535,6 +535,9 @@ impl Run {
             namespace.segments.insert(first.min(namespace.segments.len()), self.out);
             namespace.open_files.push_back(id);
         }
+        // By hash, which is how the index lies in memory.
+        self.moved.sort_unstable_by_key(|moved| moved.hash);
+        self.dropped.sort_unstable();
         for moved in &self.moved {
             let found = namespace.index.find_record(moved.hash, moved.segment, moved.from);
             let Some((at, slot)) = found else { continue };

@@ -30,6 +30,8 @@ use crate::{Mode, SeqNo};
 
 /// Numbers left out after a segment whose header is lost: it may hold that many.
 const LOST_SEQ_COUNT: u64 = 1 << 32;
+/// Records that the index learns of at once.
+const ADMIT_COUNT: usize = 512 * 1024;
 
 impl Namespace {
     /// Loads a namespace; an encrypted one waits for its key.
@@ -80,14 +82,21 @@ impl Namespace {
             .map(|(segment, _)| Some(segment.header.base))
             .chain([None])
             .collect();
+        let mut entries = Vec::new();
         for ((segment, broken), bound) in found.into_iter().zip(bounds) {
             if broken {
                 self.numbers.last = self.numbers.last.saturating_add(LOST_SEQ_COUNT);
                 self.segments.push(segment);
             } else {
-                self.load_segment(segment, bound)?;
+                self.load_segment(segment, bound, &mut entries)?;
+            }
+            if entries.len() >= ADMIT_COUNT {
+                self.admit_all(&entries)?;
+                entries.clear();
             }
         }
+        self.admit_all(&entries)?;
+        drop(entries);
         self.continue_tail()?;
         self.numbers.durable = self.numbers.last;
         self.set_mark();
@@ -177,9 +186,15 @@ impl Namespace {
         *found = kept;
     }
 
-    fn load_segment(&mut self, mut segment: Segment, bound: Option<u64>) -> Result<(), Error> {
-        let mut entries = Vec::new();
-        segment.load_index(&self.folders, &mut |entry| entries.push(entry));
+    /// Loads a segment, and adds what is in it to `entries`.
+    fn load_segment(
+        &mut self,
+        mut segment: Segment,
+        bound: Option<u64>,
+        entries: &mut Vec<(u32, Entry)>,
+    ) -> Result<(), Error> {
+        let id = segment.id();
+        segment.load_index(&self.folders, &mut |entry| entries.push((id, entry)));
         let file = Arc::clone(segment.file(&self.folders)?);
         let size = file.size().map_err(Error::Read)?;
         if size < segment.end {
@@ -197,7 +212,7 @@ impl Namespace {
                 proven: bound.is_some(),
             })?;
             self.take_scan(&mut segment, &*file, size, found, bound.is_none())?;
-            entries.extend_from_slice(&segment.pending);
+            entries.extend(segment.pending.iter().map(|entry| (id, *entry)));
         }
         let header = segment.header;
         self.numbers.last = self.numbers.last.max(header.base).max(segment.last_seq);
@@ -208,12 +223,21 @@ impl Namespace {
         while self.open_files.len() > self.claim.shared.options.open_files_max {
             self.close_one_file();
         }
-        self.index.reserve(entries.iter().filter(|entry| !entry.supersedes).count());
         if self.descriptor.settings.mode == Mode::Sequential {
-            // Ids are given out in order.
-            return entries.iter().try_for_each(|entry| self.admit(header.id, entry));
+            let ids = entries
+                .iter()
+                .filter(|(segment, entry)| *segment == id && entry.kind == Kind::Value);
+            self.numbers.next_id =
+                ids.fold(self.numbers.next_id, |id, (_, entry)| next_id(id, entry));
         }
-        by_shard(&entries).into_iter().try_for_each(|entry| self.admit(header.id, entry))
+        Ok(())
+    }
+
+    /// Lets the index know many records at once, some segments' in order.
+    fn admit_all(&mut self, entries: &[(u32, Entry)]) -> Result<(), Error> {
+        self.index.reserve(entries.iter().filter(|(_, entry)| !entry.supersedes).count());
+        let sorted = by_shard(entries);
+        sorted.into_iter().try_for_each(|(segment, entry)| self.admit(*segment, entry))
     }
 
     /// Takes what the log told beyond the index file, and cuts a torn tail.
@@ -256,9 +280,6 @@ impl Namespace {
             _ => self.predecessor(segment, entry)?,
         };
         self.install(segment, entry, old);
-        if sequential && entry.kind == Kind::Value {
-            self.numbers.next_id = next_id(self.numbers.next_id, entry);
-        }
         Ok(())
     }
 
@@ -295,9 +316,9 @@ impl Namespace {
 
 /// Entries shard by shard of the index, and in order inside each: a shard fits the processor's cache,
 /// the index doesn't. Records of one key are in one shard, so they stay in order.
-fn by_shard(entries: &[Entry]) -> Vec<&Entry> {
+fn by_shard(entries: &[(u32, Entry)]) -> Vec<&(u32, Entry)> {
     let mut starts = [0; SHARD_COUNT + 1];
-    for entry in entries {
+    for (_, entry) in entries {
         starts[usize::from(shard_number(entry.hash)) + 1] += 1;
     }
     for shard in 0..SHARD_COUNT {
@@ -306,7 +327,7 @@ fn by_shard(entries: &[Entry]) -> Vec<&Entry> {
     let Some(first) = entries.first() else { return Vec::new() };
     let mut sorted = vec![first; entries.len()];
     for entry in entries {
-        let place = &mut starts[usize::from(shard_number(entry.hash))];
+        let place = &mut starts[usize::from(shard_number(entry.1.hash))];
         sorted[*place] = entry;
         *place += 1;
     }
