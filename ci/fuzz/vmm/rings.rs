@@ -50,7 +50,7 @@ impl Rings {
         let interrupt: Arc<dyn Interrupt> = Arc::new(Interrupts::default());
         let (mut drivers, mut queues) = (Vec::new(), Vec::new());
         for (index, size_max) in (0_u16..).zip(sizes) {
-            let size = size_max >> (script.byte() % 5).min(size_max.ilog2() as u8);
+            let size = size_max >> u32::from(script.byte() % 5).min(size_max.ilog2());
             let has_event_idx = features & EVENT_IDX != 0;
             let interrupt = Arc::clone(&interrupt);
             let base = DRIVER_SIZE * u64::from(index);
