@@ -12,7 +12,7 @@ mod guest_files;
 
 use std::time::Duration;
 
-use guest_files::{Console, built, flist, probe, vmm, write_cidata};
+use guest_files::{Console, agent, built, flist, probe, vmm, write_cidata};
 use lab::{Lab, Machine, MachineBuilder, Outcome, Output, Running};
 
 /// How long a guest may take from the start of its VMM to its end.
@@ -118,6 +118,46 @@ fn a_running_vm_is_asked_paused_and_given_a_disk_which_it_gives_back() {
     workload.end();
 }
 
+/// The lab's agent as a guest's init: it fills a disk and finds it so, sends and receives, and writes to
+/// its root, which an overlay in the VMM keeps.
+#[test]
+fn disk_network_and_the_writable_overlay_carry_data() {
+    let workload = Workload::new("vmm-data", "init='agent'\n");
+    let node = &workload.node;
+    let shell = |script: &str| node.run(&["/bin/sh", "-ec", script]).unwrap().success().unwrap();
+    shell(
+        "/init mount tmpfs none /upper; ip tuntap add tap0 mode tap vnet_hdr multi_queue\n\
+         ip address add 10.20.2.1/24 dev tap0; ip link set tap0 up",
+    );
+    let serve = node.command(&["/init", "serve-streams", "10.20.2.1:7"]).timeout(GUEST_LIMIT);
+    let serve = serve.spawn().unwrap();
+    let words = format!(
+        "console=hvc0 root=vroot rootfstype=virtiofs rootdelay=5 rw guest.upper=none {WORDS} \
+         lab.run=check-disk,/dev/vda;write-file,/etc/new,3000000;send,10.20.2.1:7,8388608,checked;\
+         receive,10.20.2.1:7,8388608,checked;round-trips,10.20.2.1:8,20,1400"
+    );
+    let echo = node.command(&["/init", "listen", "udp", "10.20.2.1:8"]).timeout(GUEST_LIMIT);
+    let echo = echo.spawn().unwrap();
+    let fs = ["--fs", "tag=vroot,flist=/image.fl,cache=/run/cache.sock,upper=/upper"];
+    node.push("/run/disk.img", 0o600, &vec![0; 8 << 20]).unwrap();
+    let disks = ["--disk", "/run/disk.img,queues=2", "--disk", "/cidata.img,readonly"];
+    let others = ["--net", "tap=tap0,mac=02:01:a0:00:00:09,queues=2", "--console", "stdio"];
+    let run = [&RUN[..], &["--cpus", "2"], &fs, &disks, &others, &["--cmdline", &words]].concat();
+    let output = node.command(&run).timeout(GUEST_LIMIT).run().unwrap();
+    let Console { text } = console(&output, &Outcome::Exited(0));
+    for line in ["check-disk: 8388608", "write-file: /etc/new", "send: 8388608", "receive: 8388608"]
+    {
+        assert!(text.contains(line), "no {line}:\n{text}");
+    }
+    assert!(text.contains("round-trips: 20"), "{text}");
+    assert_eq!(node.pull("/upper/rw/etc/new").unwrap().len(), 3_000_000);
+    for running in [serve, echo] {
+        running.signal(9).unwrap();
+        running.wait().unwrap();
+    }
+    workload.end();
+}
+
 /// A node with an image whose init is the probe, served by the node's cache, and a volume.
 struct Workload {
     node: Machine,
@@ -136,6 +176,8 @@ impl Workload {
         let builder = node(&lab).program(flist()).host_file("/flist", 0o755, flist());
         let builder = builder.disk(&volume).host_file("/cidata.img", 0o644, &cidata);
         let builder = builder.host_file("/tree/sbin/probe", 0o755, probe());
+        let builder = builder.host_file("/tree/sbin/agent", 0o755, agent());
+        let builder = builder.program("/bin/sh").program("/sbin/ip");
         let builder = builder.file("/tree/etc/motd", 0o644, "from the image");
         let builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
         let node = builder.boot().unwrap();
