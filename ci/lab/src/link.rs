@@ -23,7 +23,7 @@ use thiserror::Error;
 /// How often the lab asks whether the agent is there.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the agent may leave its port unread.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// The hello's id; commands count from 1.
 const HELLO_ID: u32 = 0;
 

@@ -12,6 +12,8 @@ use crate::guest_files::{agent, built, flist, vmm, workspace};
 
 /// How long a node may live: longer than any test here.
 const LIFE: Duration = Duration::from_secs(1800);
+/// What its boot may take, on a host with other things to do.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// What a node has to run scripts with, and to look after file systems.
 const PROGRAMS: [&str; 5] = ["/bin/sh", "/bin/cat", "/bin/dd", "/sbin/ip", "/sbin/e2fsck"];
 
@@ -39,6 +41,7 @@ impl Node {
         let builder = builder.host_file("/flist", 0o755, flist());
         let builder = builder.host_file("/vmlinux", 0o644, &built().vmlinux);
         let builder = builder.host_file("/initramfs.img", 0o644, &built().initramfs);
+        let builder = builder.boot_timeout(BOOT_LIMIT);
         let mut builder = builder.host_file("/tools/agent", 0o755, agent());
         for program in PROGRAMS {
             builder = builder.program(program);

@@ -16,6 +16,9 @@ use super::{null_guest, share};
 
 /// What a guest may take, in the machine's time.
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
+/// What the machine may take to boot, and how long it may live, on the slowest host.
+const BOOT_LIMIT: Duration = Duration::from_secs(900);
+const LIFE: Duration = Duration::from_secs(2 * 3600);
 /// Memory of a guest, as in the published figures.
 const MEMORY_MIB: &str = "256";
 /// The programs that scripts use.
@@ -76,7 +79,7 @@ impl Host {
             builder = builder.program(&flist).host_file("/flist", 0o755, &flist);
             builder = share::add_image(builder, &agent, &flist, files.path())?;
         }
-        let machine = builder.life(Duration::from_secs(3600)).boot()?;
+        let machine = builder.boot_timeout(BOOT_LIMIT).life(LIFE).boot()?;
         let tracer = Tracer::start(&machine)?;
         let vmm_size = fs::metadata(&vmm)?.len();
         Ok(Self { machine, vmm_size, has_qemu: is_whole, tracer, _files: files, _lab: lab })
