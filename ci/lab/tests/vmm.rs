@@ -17,6 +17,8 @@ use lab::{Lab, Machine, MachineBuilder, Outcome, Output, Running};
 
 /// How long a guest may take from the start of its VMM to its end.
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
+/// How long a node may take to boot, on a host with other things to do.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// What guests are told, beside where their console is.
 const WORDS: &str = "reboot=k panic=1 cryptomgr.notests no_timer_check";
 const RUN: [&str; 7] =
@@ -25,7 +27,7 @@ const RUN: [&str; 7] =
 /// A node: a machine with KVM and what it takes to run a VM.
 fn node(lab: &Lab) -> MachineBuilder {
     let builder = lab.machine("node").nested_kvm().memory_mib(1536).cpus(2);
-    let builder = builder.modules(&["tun"]).life(Duration::from_secs(900));
+    let builder = builder.modules(&["tun"]).boot_timeout(BOOT_LIMIT).life(Duration::from_secs(900));
     let builder = builder.host_file("/vmm", 0o755, vmm());
     let builder = builder.host_file("/vmlinux", 0o644, &built().vmlinux);
     builder.host_file("/initramfs.img", 0o644, &built().initramfs)

@@ -74,7 +74,7 @@ struct Disk {
 impl Disk {
     fn of(run: &Run) -> Result<Self> {
         let instructions = |what: &str| run.instructions(what).map(|count| count as f64);
-        let mib = (SEQUENTIAL_COUNT * SEQUENTIAL_SIZE >> 20) as f64;
+        let mib = ((SEQUENTIAL_COUNT * SEQUENTIAL_SIZE) >> 20) as f64;
         Ok(Self {
             random_k: instructions("read-disk 4096 1:")? / RANDOM_COUNT as f64 / 1e3,
             random_deep_k: instructions("read-disk 4096 16:")? / RANDOM_DEEP_COUNT as f64 / 1e3,
