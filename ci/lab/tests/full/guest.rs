@@ -73,6 +73,20 @@ impl Guest<'_> {
     }
 }
 
+/// Waits until a guest has said something.
+pub(crate) fn said(running: Running, what: &str) -> Running {
+    if let Err(error) = running.wait_for(what, GUEST_LIMIT) {
+        // It may have ended long ago.
+        let _ = running.signal(9);
+        let output = running.wait().map(|output| {
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            format!("{:?}\n{}\n{errors}", output.outcome, output.text())
+        });
+        panic!("the guest did not say {what:?}: {error}\n{}", output.unwrap_or_default());
+    }
+    running
+}
+
 /// Waits for the end of a guest whose script must go well, and returns what it said.
 pub(crate) fn finish(running: Running) -> String {
     let text = end(running, &Outcome::Exited(0));

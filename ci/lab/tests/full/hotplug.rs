@@ -1,6 +1,6 @@
 //! Disks and cards that come and go while the guest is busy, with them and with others.
 
-use crate::guest::{GUEST_LIMIT, Guest, SOCKET, finish};
+use crate::guest::{GUEST_LIMIT, Guest, SOCKET, finish, said};
 use crate::node::Node;
 
 /// How often each comes and goes.
@@ -48,15 +48,15 @@ fn disks_and_cards_come_and_go_under_load() {
         options: &["--net", &card],
         ..Guest::default()
     };
-    let vm = guest.start(&node, SCRIPT);
+    let mut vm = guest.start(&node, SCRIPT);
     for round in 1..=ROUNDS {
-        vm.wait_for(&format!("guest: wants disk {round}"), GUEST_LIMIT).unwrap();
+        vm = said(vm, &format!("guest: wants disk {round}"));
         node.ask(&["disk", "add", SOCKET, "/run/hot.img,id=hot,serial=hot"]);
-        vm.wait_for(&format!("guest: gives disk {round}"), GUEST_LIMIT).unwrap();
+        vm = said(vm, &format!("guest: gives disk {round}"));
         node.ask(&["disk", "remove", SOCKET, "hot"]);
-        vm.wait_for(&format!("guest: wants card {round}"), GUEST_LIMIT).unwrap();
+        vm = said(vm, &format!("guest: wants card {round}"));
         node.ask(&["net", "add", SOCKET, "tap1,id=hot"]);
-        vm.wait_for(&format!("guest: gives card {round}"), GUEST_LIMIT).unwrap();
+        vm = said(vm, &format!("guest: gives card {round}"));
         node.ask(&["net", "remove", SOCKET, "hot"]);
     }
     finish(vm);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use lab::{Lab, Outcome};
 
-use crate::guest::{GUEST_LIMIT, Guest, end};
+use crate::guest::{Guest, end, said};
 use crate::node::Node;
 
 /// Writes files for ever: says each one's checksum once it is safe, beside much that never is.
@@ -36,7 +36,7 @@ fn what_was_flushed_outlives_the_vmm_and_the_journal_mends_the_rest() {
         let disks = [disk];
         let guest = Guest { words: "guest.upper=disk", disks: &disks, ..Guest::default() };
         let vm = guest.start(&node, WRITE);
-        vm.wait_for(&format!("safe: {} ", (round + 1) * 25), GUEST_LIMIT).unwrap();
+        let vm = said(vm, &format!("safe: {} ", (round + 1) * 25));
         vm.signal(9).unwrap();
         let said = lines(&end(vm, &Outcome::Killed(9)), "safe: ");
         assert!(said.len() >= 20, "{said:?}");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::guest::{GUEST_LIMIT, Guest, SOCKET, finish};
+use crate::guest::{Guest, SOCKET, finish, said};
 use crate::node::Node;
 
 /// How long the kernel of a guest may take to give memory back.
@@ -22,10 +22,10 @@ fn a_balloon_takes_memory_and_gives_it_back() {
                   await '[ $(free) -gt 350 ]'; echo guest: large\n\
                   fill 250; echo guest: full again";
     let vm = guest.start(&node, &format!("{FUNCTIONS}{script}"));
-    vm.wait_for("guest: full", GUEST_LIMIT).unwrap();
+    let vm = said(vm, "guest: full");
     let full = node.resident_mib();
     node.ask(&["balloon", SOCKET, "400M"]);
-    vm.wait_for("guest: small", GUEST_LIMIT).unwrap();
+    let vm = said(vm, "guest: small");
     node.wait(RETURN_LIMIT, "memory that is back", || node.resident_mib() + 150 < full);
     node.ask(&["balloon", SOCKET, "0"]);
     finish(vm);
@@ -39,12 +39,12 @@ fn memory_that_a_guest_frees_is_the_hosts_again() {
     let script = "fill 300; echo guest: full; await '[ -e /dev/vdb ]'\n\
                   rm /dev/shm/fill; echo guest: free; await '[ ! -e /dev/vdb ]'";
     let vm = guest.start(&node, &format!("{FUNCTIONS}{script}"));
-    vm.wait_for("guest: full", GUEST_LIMIT).unwrap();
+    let vm = said(vm, "guest: full");
     let full = node.resident_mib();
     // A disk that comes and goes tells the guest to go on.
     node.shell("dd if=/dev/zero of=/run/sign.img bs=1M count=1");
     node.ask(&["disk", "add", SOCKET, "/run/sign.img,id=sign"]);
-    vm.wait_for("guest: free", GUEST_LIMIT).unwrap();
+    let vm = said(vm, "guest: free");
     node.wait(RETURN_LIMIT, "memory that is back", || node.resident_mib() + 200 < full);
     node.ask(&["disk", "remove", SOCKET, "sign"]);
     finish(vm);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lab::Outcome;
 
-use crate::guest::{GUEST_LIMIT, Guest, MAC, SOCKET, end, value};
+use crate::guest::{GUEST_LIMIT, Guest, MAC, SOCKET, end, said, value};
 use crate::node::Node;
 
 /// What the guest does with a peer on the node; then it serves the node.
@@ -49,7 +49,7 @@ fn data_arrives_both_ways_with_one_queue_two_and_large_frames() {
         }
         let guest = Guest { cpus, options: &["--net", &card], ..Guest::default() };
         let vm = guest.start(&node, &format!("echo mtu: $(cat /sys/class/net/eth0/mtu)\n{TALK}"));
-        vm.wait_for("guest: serves", GUEST_LIMIT).unwrap();
+        let vm = said(vm, "guest: serves");
         for direction in ["send", "receive"] {
             let transfer = ["/init", direction, "10.20.2.5:7", "16777216", "checked"];
             let limit = Duration::from_secs(120);

@@ -2,7 +2,7 @@
 
 use lab::{Lab, Outcome};
 
-use crate::guest::{GUEST_LIMIT, Guest, SOCKET, end, finish};
+use crate::guest::{GUEST_LIMIT, Guest, SOCKET, end, finish, said};
 use crate::node::Node;
 
 /// One process of the VMM, four boots of its guest, whose volume counts them.
@@ -34,14 +34,14 @@ fn the_button_and_the_api_reach_the_guests_own_init() {
     let node = Node::boot("full-button", |_, builder| builder);
     let script = "/tools/agent await-button; echo in order";
     let vm = Guest::default().start(&node, script);
-    vm.wait_for("await-button:", GUEST_LIMIT).unwrap();
+    let vm = said(vm, "await-button:");
     node.ask(&["shutdown", SOCKET]);
     assert!(finish(vm).contains("in order"));
 
     // A reboot by the API asks nobody; what comes up is the same guest.
     let script = "/tools/agent await-button";
     let vm = Guest::default().start(&node, script);
-    vm.wait_for("await-button:", GUEST_LIMIT).unwrap();
+    let vm = said(vm, "await-button:");
     node.ask(&["reboot", SOCKET]);
     node.wait(GUEST_LIMIT, "second start", || {
         let status = node.ask(&["status", SOCKET, "--json"]);

@@ -11,7 +11,8 @@ use crate::table::{Goal, Table};
 const NEUTRAL: &str = "quiet reboot=k panic=1 8250.nr_uarts=0 pci=noearly";
 /// What our own command line is in `vmm-spec`, for a guest without consoles.
 const OWN: &str = "quiet panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nomux \
-                   i8042.dumbkbd pci=noearly no_timer_check tsc=reliable 8250.nr_uarts=0";
+                   i8042.dumbkbd pci=noearly no_timer_check tsc=reliable \
+                   initcall_blacklist=load_system_certificate_list 8250.nr_uarts=0";
 /// The agent is to do nothing but to switch off.
 const NO_TOOLS: &str = " lab.run=";
 const KIB_IN_MIB: f64 = 1024.0;
