@@ -11,12 +11,9 @@ use crate::{OutputSpec, VmSpec};
 /// - `i8042.noaux i8042.nomux i8042.dumbkbd`: nothing is asked of a keyboard that isn't there.
 /// - `pci=noearly`: the bus is found by ACPI; looking for it by ports first costs exits.
 /// - `no_timer_check tsc=reliable`: KVM's timers are what they say.
-/// - `initcall_blacklist=load_system_certificate_list`: the keys that a stock kernel was built with are
-///   not checked and taken in, a fifth of what is left of its boot. Modules signed by them load all the
-///   same, but taint the kernel as unsigned ones do.
 const COMMON: &str = "quiet panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 \
                       i8042.noaux i8042.nomux i8042.dumbkbd pci=noearly no_timer_check \
-                      tsc=reliable initcall_blacklist=load_system_certificate_list";
+                      tsc=reliable";
 
 /// The command line that a description without one means.
 pub(crate) fn default_cmdline(spec: &VmSpec) -> String {
@@ -40,7 +37,7 @@ mod tests {
     #[test]
     fn consoles_follow_the_description() {
         let quiet = default_cmdline(&VmSpec::default());
-        assert!(quiet.ends_with("_certificate_list 8250.nr_uarts=0"), "{quiet}");
+        assert!(quiet.ends_with(" tsc=reliable 8250.nr_uarts=0"), "{quiet}");
         let both =
             VmSpec { console: OutputSpec::Pty, serial: OutputSpec::Stdio, ..VmSpec::default() };
         let both = default_cmdline(&both);

@@ -18,11 +18,11 @@ while :; do
     n=$((n+1))
     head -c $((n * 997 % 60000 + 1)) /dev/urandom > /safe/part
     sync /safe/part; mv /safe/part /safe/$n; sync /safe
-    set -- $(cksum < /safe/$n); echo "safe: $n $1"
+    set -- $(sum < /safe/$n); echo "safe: $n $1"
 done
 "#;
 const READ: &str =
-    r#"for file in /safe/[0-9]*; do set -- $(cksum < $file); echo "found: ${file##*/} $1"; done"#;
+    r#"for file in /safe/[0-9]*; do set -- $(sum < $file); echo "found: ${file##*/} $1"; done"#;
 
 #[test]
 fn what_was_flushed_outlives_the_vmm_and_the_journal_mends_the_rest() {

@@ -11,8 +11,7 @@ use crate::table::{Goal, Table};
 const NEUTRAL: &str = "quiet reboot=k panic=1 8250.nr_uarts=0 pci=noearly";
 /// What our own command line is in `vmm-spec`, for a guest without consoles.
 const OWN: &str = "quiet panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 i8042.noaux i8042.nomux \
-                   i8042.dumbkbd pci=noearly no_timer_check tsc=reliable \
-                   initcall_blacklist=load_system_certificate_list 8250.nr_uarts=0";
+                   i8042.dumbkbd pci=noearly no_timer_check tsc=reliable 8250.nr_uarts=0";
 /// The agent is to do nothing but to switch off.
 const NO_TOOLS: &str = " lab.run=";
 const KIB_IN_MIB: f64 = 1024.0;
@@ -20,7 +19,7 @@ const KIB_IN_MIB: f64 = 1024.0;
 /// Where a goal has not been reached yet, the limit is a twentieth above what was measured, and the row
 /// names the goal.
 const NEUTRAL_MI_MAX: f64 = 1720.0;
-const OWN_MI_MAX: f64 = 650.0;
+const OWN_MI_MAX: f64 = 780.0;
 const NULL_MI_MAX: f64 = 39.5;
 /// Firecracker's figure for a boot without devices; ours has a PCI bus with pvpanic on it.
 const USER_EXITS_MAX: f64 = 82.0;
@@ -47,7 +46,7 @@ pub(super) fn rows(host: &Host, table: &mut Table) -> Result<()> {
     ));
     for (what, words, limit) in [
         ("boot, neutral: first user instruction, Mi (goal 1500)", NEUTRAL, NEUTRAL_MI_MAX),
-        ("boot, own command line: first user instruction, Mi", OWN, OWN_MI_MAX),
+        ("boot, own command line: first user instruction, Mi (goal 650)", OWN, OWN_MI_MAX),
     ] {
         let is_own = words == OWN;
         let words = [words, NO_TOOLS].concat();
