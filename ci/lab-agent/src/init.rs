@@ -21,7 +21,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{WaitOptions, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
-use crate::net;
+use crate::{guest, net, port};
 
 /// Where the lab's initramfs lists its modules: one a line, path, then parameters.
 const MODULE_ORDER_PATH: &str = "/lib/modules/load-order";
@@ -41,7 +41,12 @@ const MOUNTS: &[(&str, &str, &str, bool)] = &[
 
 /// Is PID 1, from the first moment to the last.
 pub(crate) fn run() -> ! {
-    match prepare().and_then(|()| serve_and_reap()) {
+    port::mark();
+    let served = prepare().and_then(|()| match guest::commands() {
+        Some(commands) => guest::run(&commands),
+        None => serve_and_reap(),
+    });
+    match served {
         Ok(status) => eprintln!("lab-agent: the server ended ({status}), switching off"),
         Err(error) => eprintln!("lab-agent: {error:#}, switching off"),
     }
@@ -56,12 +61,7 @@ pub(crate) fn run() -> ! {
 
 fn prepare() -> Result<()> {
     for (kind, path, options, is_needed) in MOUNTS {
-        let mounted = fs::create_dir_all(path)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| Ok(CString::new(*options)?))
-            .and_then(|options| Ok(mount(*kind, *path, *kind, MountFlags::empty(), &*options)?))
-            .with_context(|| format!("cannot mount {kind} on {path}"));
-        match mounted {
+        match mount_with(kind, kind, path, MountFlags::empty(), options) {
             Err(error) if *is_needed => return Err(error),
             Err(error) => eprintln!("lab-agent: {error:#}"),
             Ok(()) => {}
@@ -77,6 +77,29 @@ fn prepare() -> Result<()> {
     }
     net_up();
     Ok(())
+}
+
+/// Mounts `source` on `path`, which is made if it isn't there.
+pub(crate) fn mount_at(kind: &str, source: &str, path: &str, is_read_only: bool) -> Result<()> {
+    let flags = if is_read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    mount_with(kind, source, path, flags, "")
+}
+
+fn mount_with(
+    kind: &str,
+    source: &str,
+    path: &str,
+    flags: MountFlags,
+    options: &str,
+) -> Result<()> {
+    let context = || format!("cannot mount {kind} on {path}");
+    fs::create_dir_all(path).with_context(context)?;
+    let options = CString::new(options)?;
+    match mount(source, path, kind, flags, &*options) {
+        // A guest's first init may have mounted it.
+        Ok(()) | Err(Errno::BUSY) => Ok(()),
+        Err(error) => Err(error).with_context(context),
+    }
 }
 
 fn load_module(line: &str) -> Result<()> {

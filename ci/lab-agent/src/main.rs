@@ -1,9 +1,11 @@
 //! PID 1 of a lab machine: runs commands for the test that booted it.
 //!
-//! One static binary in three roles:
+//! One static binary in four roles:
 //!
 //! ```text
 //!   kernel ── PID 1 (init.rs) ── mounts, modules; then reaps whatever dies
+//!                │    │
+//!                │    └── in a guest above a machine (guest.rs): the tools that its command line names
 //!                │
 //!                └── `serve` (serve.rs) ── the lab's requests, by wire.rs
 //!                       │
@@ -18,11 +20,17 @@
 //! The tools exist because a lab machine has no shell and no `ip` or `ping`. Their texts are
 //! for tests to read and stay simple.
 
+mod blocks;
+mod button;
 mod exec;
+mod guest;
 mod init;
 mod kvm;
 mod net;
+mod pattern;
+mod port;
 mod serve;
+mod stream;
 mod talk;
 mod tsc;
 
@@ -30,6 +38,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use lab_agent::wire::Power;
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
@@ -48,7 +57,7 @@ fn main() -> ExitCode {
 
 const USAGE: &str = "usage: lab-agent TOOL
   serve                               answer the lab (PID 1 starts this)
-  address MAC ADDRESS/PREFIX          set an interface up and give it an address
+  address MAC|NAME ADDRESS/PREFIX     set an interface up and give it an address
   listen udp|tcp ADDRESS:PORT         echo what comes, for ever
   ping udp|tcp ADDRESS:PORT COUNT TIMEOUT_MS
                                       send and expect echoes; fails if any is missing
@@ -56,7 +65,19 @@ const USAGE: &str = "usage: lab-agent TOOL
   count N                             spend a loop of N rounds, print the result
   sleep MS                            do nothing for a while
   exit STATUS                         end with that status
-  disks                               print each disk's name, size in bytes and serial";
+  disks                               print each disk's name, size in bytes and serial
+  read-disk DEVICE SIZE DEPTH COUNT random|sequential
+                                      read past the page cache, and print what it took
+  check-disk DEVICE                   fill it, and read everything back
+  read-file PATH                      read it, and print what it took
+  write-file PATH SIZE                write it, flush, read it back
+  mount KIND SOURCE FOLDER [ro]       mount a file system, in a folder that is made
+  serve-streams ADDRESS:PORT          the other end of send and receive, for ever
+  send|receive ADDRESS:PORT COUNT checked|unchecked
+                                      data in bulk over TCP; print what it took
+  round-trips ADDRESS:PORT COUNT SIZE datagrams to an echo; print what their median took
+  power off|reboot|panic              the end of the machine
+  await-button                        until the power button is pressed";
 
 fn tool(args: &[&str]) -> Result<()> {
     match args {
@@ -78,6 +99,25 @@ fn tool(args: &[&str]) -> Result<()> {
         }
         ["exit", status] => std::process::exit(status.parse()?),
         ["disks"] => disks(),
+        ["read-disk", device, size, depth, count, order] => {
+            blocks::read(device, size, depth, count, order)
+        }
+        ["check-disk", device] => blocks::check(device),
+        ["read-file", path] => blocks::read_file(path),
+        ["write-file", path, size] => blocks::write_file(path, size),
+        ["mount", kind, source, target] => init::mount_at(kind, source, target, false),
+        ["mount", kind, source, target, "ro"] => init::mount_at(kind, source, target, true),
+        ["serve-streams", address] => stream::serve(address.parse()?),
+        [direction @ ("send" | "receive"), address, count, check] => {
+            stream::transfer(direction, address, count, check)
+        }
+        ["round-trips", address, count, size] => {
+            stream::round_trips(address.parse()?, count.parse()?, size.parse()?)
+        }
+        ["power", "off"] => serve::end(Power::Off),
+        ["power", "reboot"] => serve::end(Power::Reboot),
+        ["power", "panic"] => serve::end(Power::Panic),
+        ["await-button"] => button::wait(),
         _ => bail!("{USAGE}"),
     }
 }

@@ -12,12 +12,13 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
-/// Sets the interface with that MAC up and gives it `address/prefix`.
-pub(crate) fn set_address(mac: &str, address: &str) -> Result<()> {
+/// Sets the interface with that MAC or name up and gives it `address/prefix`.
+pub(crate) fn set_address(interface: &str, address: &str) -> Result<()> {
     let (ip, prefix) = address.split_once('/').context("expected ADDRESS/PREFIX")?;
     let ip: IpAddr = ip.parse().with_context(|| format!("bad address {ip}"))?;
     let prefix: u8 = prefix.parse().with_context(|| format!("bad prefix {prefix}"))?;
-    let name = name_by_mac(mac)?;
+    let name =
+        if index_of(interface).is_ok() { interface.to_owned() } else { name_by_mac(interface)? };
     set_up(&name)?;
     let index = index_of(&name)?;
     let prefix = Prefix { address: ip, length: prefix };

@@ -170,7 +170,8 @@ fn read_file(path: &str, offset: u64, size: u32) -> Result<Vec<u8>> {
     Ok(data)
 }
 
-fn end(power: Power) -> Result<()> {
+/// Switches the machine off, or on again, or has its kernel panic.
+pub(crate) fn end(power: Power) -> Result<()> {
     rustix::fs::sync();
     match power {
         Power::Off => {

@@ -25,7 +25,7 @@ const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the lab waits for a reply before it reminds the machine of its port.
 const NUDGE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the agent may leave its port unread.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// The hello's id; commands count from 1.
 const HELLO_ID: u32 = 0;
 

@@ -12,11 +12,13 @@ mod guest_files;
 
 use std::time::Duration;
 
-use guest_files::{Console, built, flist, probe, vmm, write_cidata};
+use guest_files::{Console, agent, built, flist, probe, vmm, write_cidata};
 use lab::{Lab, Machine, MachineBuilder, Outcome, Output, Running};
 
 /// How long a guest may take from the start of its VMM to its end.
 const GUEST_LIMIT: Duration = Duration::from_secs(240);
+/// How long a node may take to boot, on a host with other things to do.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// What guests are told, beside where their console is.
 const WORDS: &str = "reboot=k panic=1 cryptomgr.notests no_timer_check";
 const RUN: [&str; 6] = ["/vmm", "run", "--kernel", "/vmlinux", "--initramfs", "/initramfs.img"];
@@ -27,7 +29,7 @@ const AS_USER: [&str; 6] =
 /// A node: a machine with KVM and what it takes to run a VM.
 fn node(lab: &Lab) -> MachineBuilder {
     let builder = lab.machine("node").nested_kvm().memory_mib(1536).cpus(2);
-    let builder = builder.modules(&["tun"]).life(Duration::from_secs(900));
+    let builder = builder.modules(&["tun"]).boot_timeout(BOOT_LIMIT).life(Duration::from_secs(900));
     let builder = builder.host_file("/vmm", 0o755, vmm());
     let builder = builder.host_file("/vmlinux", 0o644, &built().vmlinux);
     builder.host_file("/initramfs.img", 0o644, &built().initramfs)
@@ -171,6 +173,46 @@ fn a_vm_is_behind_its_walls_as_root_and_as_a_plain_user() {
     workload.end();
 }
 
+/// The lab's agent as a guest's init: it fills a disk and finds it so, sends and receives, and writes to
+/// its root, which an overlay in the VMM keeps.
+#[test]
+fn disk_network_and_the_writable_overlay_carry_data() {
+    let workload = Workload::new("vmm-data", "init='agent'\n");
+    let node = &workload.node;
+    let shell = |script: &str| node.run(&["/bin/sh", "-ec", script]).unwrap().success().unwrap();
+    shell(
+        "/init mount tmpfs none /upper; ip tuntap add tap0 mode tap vnet_hdr multi_queue\n\
+         ip address add 10.20.2.1/24 dev tap0; ip link set tap0 up",
+    );
+    let serve = node.command(&["/init", "serve-streams", "10.20.2.1:7"]).timeout(GUEST_LIMIT);
+    let serve = serve.spawn().unwrap();
+    let words = format!(
+        "console=hvc0 root=vroot rootfstype=virtiofs rootdelay=5 rw guest.upper=none {WORDS} \
+         lab.run=check-disk,/dev/vda;write-file,/etc/new,3000000;send,10.20.2.1:7,8388608,checked;\
+         receive,10.20.2.1:7,8388608,checked;round-trips,10.20.2.1:8,20,1400"
+    );
+    let echo = node.command(&["/init", "listen", "udp", "10.20.2.1:8"]).timeout(GUEST_LIMIT);
+    let echo = echo.spawn().unwrap();
+    let fs = ["--fs", "tag=vroot,flist=/image.fl,cache=/run/cache.sock,upper=/upper"];
+    node.push("/run/disk.img", 0o600, &vec![0; 8 << 20]).unwrap();
+    let disks = ["--disk", "/run/disk.img,queues=2", "--disk", "/cidata.img,readonly"];
+    let others = ["--net", "tap=tap0,mac=02:01:a0:00:00:09,queues=2", "--console", "stdio"];
+    let run = [&RUN[..], &["--cpus", "2"], &fs, &disks, &others, &["--cmdline", &words]].concat();
+    let output = node.command(&run).timeout(GUEST_LIMIT).run().unwrap();
+    let Console { text } = console(&output, &Outcome::Exited(0));
+    for line in ["check-disk: 8388608", "write-file: /etc/new", "send: 8388608", "receive: 8388608"]
+    {
+        assert!(text.contains(line), "no {line}:\n{text}");
+    }
+    assert!(text.contains("round-trips: 20"), "{text}");
+    assert_eq!(node.pull("/upper/rw/etc/new").unwrap().len(), 3_000_000);
+    for running in [serve, echo] {
+        running.signal(9).unwrap();
+        running.wait().unwrap();
+    }
+    workload.end();
+}
+
 /// A node with an image whose init is the probe, served by the node's cache, and a volume.
 struct Workload {
     node: Machine,
@@ -190,6 +232,8 @@ impl Workload {
         let builder = builder.program("/bin/chmod").program("/usr/bin/setpriv");
         let builder = builder.disk(&volume).host_file("/cidata.img", 0o644, &cidata);
         let builder = builder.host_file("/tree/sbin/probe", 0o755, probe());
+        let builder = builder.host_file("/tree/sbin/agent", 0o755, agent());
+        let builder = builder.program("/bin/sh").program("/sbin/ip");
         let builder = builder.file("/tree/etc/motd", 0o644, "from the image");
         let builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
         let node = builder.boot().unwrap();

@@ -185,6 +185,8 @@ fn wanted() -> Vec<(Trigger, &'static [&'static str])> {
         (Trigger::Virtio(id::BALLOON), &["virtio_balloon"]),
         (Trigger::Virtio(id::VSOCK), &["vmw_vsock_virtio_transport"]),
         (Trigger::Virtio(id::MEM), &["virtio_mem"]),
+        (Trigger::Panic, &["pvpanic_pci"]),
+        (Trigger::Button, &["button", "evdev"]),
         (fs("virtiofs"), &["virtiofs"]),
         (fs("overlay"), &["overlay"]),
         (fs("ext4"), &["ext4"]),

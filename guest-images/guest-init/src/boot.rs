@@ -30,7 +30,7 @@ use crate::network;
 use crate::plan::{RootUpper, Step, is_waiting, plan};
 use crate::startup::Startup;
 use crate::sys::links::Rtnetlink;
-use crate::sys::modules::{Loader, virtio_ids};
+use crate::sys::modules::{Loader, has_button, has_pvpanic, virtio_ids};
 use crate::sys::mount::{Request, attach, detach, flags, grow, grow_btrfs, own_folder};
 use crate::sys::root::{Access, Root};
 use crate::sys::{console, disks, links, switch, watchdog};
@@ -84,10 +84,13 @@ fn mount_own_kernel_files() -> Result<()> {
 fn load_for_devices(loader: &mut Loader) -> Result<bool> {
     loader.load(&Trigger::Always)?;
     let present = virtio_ids();
-    for device in [id::CONSOLE, id::RNG, id::BLOCK, id::NET, id::BALLOON, id::MEM, id::VSOCK] {
-        if present.contains(&device)
-            && let Err(error) = loader.load(&Trigger::Virtio(device))
-        {
+    let known = [id::CONSOLE, id::RNG, id::BLOCK, id::NET, id::BALLOON, id::MEM, id::VSOCK];
+    let mut triggers: Vec<Trigger> = known.map(Trigger::Virtio).into();
+    triggers.retain(|trigger| matches!(trigger, Trigger::Virtio(id) if present.contains(id)));
+    triggers.extend(has_pvpanic().then_some(Trigger::Panic));
+    triggers.extend(has_button().then_some(Trigger::Button));
+    for trigger in triggers {
+        if let Err(error) = loader.load(&trigger) {
             console::say(&format!("warning: {error:#}"));
         }
     }

@@ -19,6 +19,10 @@ pub enum Trigger {
     Always,
     /// There is a virtio device of this id (virtio 1.3 §5).
     Virtio(u32),
+    /// There is an ACPI power button, of which the guest's own init is to hear.
+    Button,
+    /// There is a device to tell the host of a panic.
+    Panic,
     /// Something of this kind is to be mounted.
     FileSystem(String),
 }
@@ -28,6 +32,8 @@ impl fmt::Display for Trigger {
         match self {
             Self::Always => f.write_str("always"),
             Self::Virtio(id) => write!(f, "virtio-{id}"),
+            Self::Button => f.write_str("button"),
+            Self::Panic => f.write_str("panic"),
             Self::FileSystem(name) => write!(f, "fs-{name}"),
         }
     }
@@ -90,6 +96,8 @@ impl fmt::Display for Groups {
 fn parse_trigger(text: &str) -> Option<Trigger> {
     match text.split_once('-') {
         None if text == "always" => Some(Trigger::Always),
+        None if text == "button" => Some(Trigger::Button),
+        None if text == "panic" => Some(Trigger::Panic),
         Some(("virtio", id)) => id.parse().ok().map(Trigger::Virtio),
         Some(("fs", name)) if !name.is_empty() => Some(Trigger::FileSystem(name.to_owned())),
         _ => None,
@@ -134,7 +142,8 @@ pub mod id {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "always: virtio.ko virtio_pci.ko\nvirtio-1: virtio_net.ko\nfs-overlay: \n";
+    const TEXT: &str = "always: virtio.ko virtio_pci.ko\nvirtio-1: virtio_net.ko\n\
+                        button: button.ko\npanic: pvpanic.ko\nfs-overlay: \n";
 
     #[test]
     fn text_is_reversible() {
@@ -142,6 +151,8 @@ mod tests {
         assert_eq!(groups.to_string(), TEXT);
         assert_eq!(groups.files(&Trigger::Always), ["virtio.ko", "virtio_pci.ko"]);
         assert_eq!(groups.files(&Trigger::Virtio(id::NET)), ["virtio_net.ko"]);
+        assert_eq!(groups.files(&Trigger::Button), ["button.ko"]);
+        assert_eq!(groups.files(&Trigger::Panic), ["pvpanic.ko"]);
         assert!(groups.files(&Trigger::FileSystem("overlay".into())).is_empty());
         assert!(groups.files(&Trigger::Virtio(id::BLOCK)).is_empty());
     }

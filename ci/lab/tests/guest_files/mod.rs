@@ -32,6 +32,14 @@ pub(crate) fn probe() -> &'static Path {
     })
 }
 
+/// The lab's agent, of which guests use the tools; static.
+pub(crate) fn agent() -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| {
+        build_static(&workspace(), &["--package", "lab-agent", "--bin", "lab-agent"]).unwrap()
+    })
+}
+
 /// The VMM; static.
 pub(crate) fn vmm() -> &'static Path {
     static VMM: OnceLock<PathBuf> = OnceLock::new();
@@ -106,7 +114,7 @@ fn unquote(quoted: &str) -> String {
     text
 }
 
-fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 

@@ -6,15 +6,17 @@
 //! ends the machine by the first thing that it does in the clone, so a row has everything from the start
 //! of the VMM's process to its end.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use lab::{Machine, Running};
+use anyhow::{Context, Result};
+use boot_image::guest::build_static;
+use lab::{Machine, MachineBuilder, Running};
 
-use super::{BOOT_LIMIT, MEMORY_MIB, MIB, mega_instructions};
-use crate::table::{Goal, Row, Table};
+use super::host::{GUEST_LIMIT, Host, MEMORY_MIB, succeed};
+use super::{mega, row};
+use crate::table::{Goal, Table};
 
 /// Guest's first step in user space, from a template.
 const RESTORE_MI_MAX: f64 = 60.0;
@@ -25,34 +27,46 @@ const CLONES: usize = 8;
 const SNAPSHOT: &str = "/template";
 
 /// Both rows.
-pub(super) fn rows(machine: &Machine, table: &mut Table) -> anyhow::Result<()> {
-    table.push(Row {
-        what: "from a template to user space and off, Mi".into(),
-        ours: first_step(machine)?,
-        peer: None,
-        goal: Goal::AtMost(RESTORE_MI_MAX),
-    });
-    table.push(Row {
-        what: format!("unique memory of an idle clone, one of {CLONES}, MiB"),
-        ours: unique_memory(machine)?,
-        peer: None,
-        goal: Goal::AtMost(UNIQUE_MIB_MAX),
-    });
+pub(super) fn rows(host: &Host, table: &mut Table) -> Result<()> {
+    let machine = &host.machine;
+    let step = first_step(machine)?;
+    let goal = Goal::AtMost(RESTORE_MI_MAX);
+    table.push(row("from a template to user space and off, Mi", step, None, goal));
+    let what = format!("unique memory of an idle clone, one of {CLONES}, MiB");
+    let goal = Goal::AtMost(UNIQUE_MIB_MAX);
+    table.push(row(&what, unique_memory(machine)?, None, goal));
     Ok(())
 }
 
+/// What templates are made of: a root with the probe as its init, and what tells it to spin or to idle.
+pub(super) fn add_guests(
+    mut builder: MachineBuilder,
+    workspace: &Path,
+    folder: &Path,
+) -> Result<MachineBuilder> {
+    let probe = build_static(workspace, &["--package", "probe", "--bin", "probe"])?;
+    builder = builder.host_file("/tree/sbin/probe", 0o755, &probe);
+    builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
+    for (name, variable) in [("spin", "PROBE_TEMPLATE"), ("idle", "PROBE_IDLE")] {
+        let image = folder.join(format!("{name}.img"));
+        write_cidata(&image, variable)?;
+        builder = builder.host_file(&format!("/{name}.img"), 0o644, &image);
+    }
+    Ok(builder.program("/bin/sleep").program("/bin/rm"))
+}
+
 /// Mi from the start of `vmm restore` until the guest's init has ended the machine.
-fn first_step(machine: &Machine) -> anyhow::Result<f64> {
+fn first_step(machine: &Machine) -> Result<f64> {
     template(machine, "spin", "probe: spinning")?;
     // Long enough for the guest to see that it was away.
     machine.run(&["/bin/sleep", "6"])?.success()?;
     let output = restore(machine, "clone").run()?.success()?;
     machine.run(&["/bin/rm", "-r", SNAPSHOT])?.success()?;
-    Ok(mega_instructions(&output))
+    Ok(mega(output.instructions()))
 }
 
 /// MiB that each of several idle clones has to itself.
-fn unique_memory(machine: &Machine) -> anyhow::Result<f64> {
+fn unique_memory(machine: &Machine) -> Result<f64> {
     template(machine, "idle", "probe: idle")?;
     let names: Vec<String> = (0..CLONES).map(|index| format!("clone{index}")).collect();
     let start = |name: &String| restore(machine, name).spawn();
@@ -71,11 +85,11 @@ fn unique_memory(machine: &Machine) -> anyhow::Result<f64> {
         clone.wait()?.success()?;
     }
     machine.run(&["/bin/rm", "-r", SNAPSHOT])?.success()?;
-    Ok(unique as f64 * 1024.0 / MIB / CLONES as f64)
+    Ok(unique as f64 / 1024.0 / CLONES as f64)
 }
 
 /// Boots a guest whose init does what `kind` says, and saves it when its console says `ready`.
-fn template(machine: &Machine, kind: &str, ready: &str) -> anyhow::Result<()> {
+fn template(machine: &Machine, kind: &str, ready: &str) -> Result<()> {
     let words = "quiet reboot=k panic=1 cryptomgr.notests rootdelay=1 8250.nr_uarts=0 pci=noearly \
                  console=hvc0 root=vroot rootfstype=virtiofs guest.upper=memory";
     let (memory, cidata) = (format!("{MEMORY_MIB}M"), format!("/{kind}.img,readonly"));
@@ -85,10 +99,10 @@ fn template(machine: &Machine, kind: &str, ready: &str) -> anyhow::Result<()> {
         ["--fs", "tag=vroot,dir=/tree,readonly", "--rng", "--balloon", "--watchdog", "60"];
     let api = ["--vsock", "cid=3,socket=/run/template.vsock", "--api-socket", "/run/template.sock"];
     let run = [&run[..], &guest, &devices, &api, &["--console", "stdio"]].concat();
-    let running = machine.command(&run).timeout(BOOT_LIMIT).spawn()?;
-    running.wait_for(ready, BOOT_LIMIT)?;
+    let running = machine.command(&run).timeout(GUEST_LIMIT).spawn()?;
+    running.wait_for(ready, GUEST_LIMIT)?;
     let save = ["/vmm", "snapshot", "/run/template.sock", SNAPSHOT, "--then", "stop"];
-    machine.command(&save).timeout(BOOT_LIMIT).run()?.success()?;
+    machine.command(&save).timeout(GUEST_LIMIT).run()?.success()?;
     running.wait()?.success()?;
     Ok(())
 }
@@ -97,7 +111,7 @@ fn restore<'a>(machine: &'a Machine, name: &str) -> lab::Command<'a> {
     let (vsock, console) = (format!("socket=/run/{name}.vsock"), format!("file=/{name}.log"));
     let own = ["--vsock", &vsock, "--console", &console, "--api-socket", &socket(name)];
     let restore = [&["/vmm", "restore", SNAPSHOT, "--no-jail"], &own[..]].concat();
-    machine.command(&restore).timeout(BOOT_LIMIT)
+    machine.command(&restore).timeout(GUEST_LIMIT)
 }
 
 fn socket(name: &str) -> String {
@@ -105,7 +119,7 @@ fn socket(name: &str) -> String {
 }
 
 /// What the process of a VM has to itself, in KiB.
-fn unique_kib(machine: &Machine, name: &str) -> anyhow::Result<u64> {
+fn unique_kib(machine: &Machine, name: &str) -> Result<u64> {
     let status = machine.run(&["/vmm", "status", &socket(name), "--json"])?.success()?.text();
     let pid = number(&status, "\"pid\": ").context("a status without its process")?;
     let rollup = machine.pull(&format!("/proc/{pid}/smaps_rollup"))?;
@@ -120,25 +134,15 @@ fn number(text: &str, prefix: &str) -> Option<u64> {
 }
 
 /// A `cidata` disk whose guest's init is the probe, told by `variable` what to do.
-pub(super) fn cidata(image: &Path, variable: &str) -> anyhow::Result<()> {
-    std::fs::File::create(image)?.set_len(2 << 20)?;
+fn write_cidata(image: &Path, variable: &str) -> Result<()> {
+    fs::File::create(image)?.set_len(2 << 20)?;
     succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(image))?;
     let zosrc = format!("export {variable}='1'\ninit='probe'\n");
     let meta = "#cloud-config\ninstance-id: x\nlocal-hostname: clone\n";
     for (name, text) in [("meta-data", meta), ("user-data", "users: []\n"), ("zosrc", &zosrc)] {
         let path = image.with_file_name(name);
-        std::fs::write(&path, text)?;
+        fs::write(&path, text)?;
         succeed(Command::new("mcopy").arg("-o").arg("-i").arg(image).arg(&path).arg("::"))?;
     }
     Ok(())
 }
-
-fn succeed(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.success(), "{command:?}: {words}");
-    Ok(())
-}
-
-/// Time that a machine with clones may take.
-pub(super) const LIFE: Duration = Duration::from_secs(2700);

@@ -47,11 +47,24 @@ impl Loader {
 
 /// Ids of the virtio devices that there are, each once.
 pub(crate) fn virtio_ids() -> BTreeSet<u32> {
-    let Ok(devices) = std::fs::read_dir("/sys/bus/virtio/devices") else {
-        return BTreeSet::new();
-    };
+    modaliases("virtio").filter_map(|text| virtio_id(&text)).collect()
+}
+
+/// Whether there is a power button (ACPI's PNP0C0C).
+pub(crate) fn has_button() -> bool {
+    modaliases("acpi").any(|text| text.contains(":PNP0C0C:"))
+}
+
+/// Whether there is a pvpanic device.
+pub(crate) fn has_pvpanic() -> bool {
+    modaliases("pci").any(|text| text.starts_with("pci:v00001B36d00000011"))
+}
+
+/// What the kernel says of each device on `bus`.
+fn modaliases(bus: &str) -> impl Iterator<Item = String> {
+    let devices = std::fs::read_dir(format!("/sys/bus/{bus}/devices"));
     let modalias = |entry: std::io::Result<std::fs::DirEntry>| {
         std::fs::read_to_string(entry.ok()?.path().join("modalias")).ok()
     };
-    devices.filter_map(modalias).filter_map(|text| virtio_id(&text)).collect()
+    devices.into_iter().flatten().filter_map(modalias)
 }

@@ -1,0 +1,39 @@
+//! A kernel of six instructions: marks that it runs, and asks for a reset.
+
+/// Where it is loaded, and entered.
+const ADDRESS: u64 = 0x100_0000;
+#[rustfmt::skip]
+const CODE: [u8; 12] = [
+    0xb0, 0x42,       // mov al, 0x42
+    0xe6, 0x80,       // out 0x80, al
+    0xb0, 0xfe,       // mov al, 0xfe
+    0xe6, 0x64,       // out 0x64, al: the keyboard controller pulls the reset line
+    0xf4,             // hlt
+    0xeb, 0xfd,       // jmp to it
+    0x90,
+];
+
+/// An ELF file of one segment, entered by Linux' 64-bit protocol.
+pub(super) fn elf() -> Vec<u8> {
+    const HEADERS_SIZE: u64 = 64 + 56;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let half = |file: &mut Vec<u8>, values: &[u16]| {
+        values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+    };
+    let word = |file: &mut Vec<u8>, value: u32| file.extend(value.to_le_bytes());
+    let long = |file: &mut Vec<u8>, values: &[u64]| {
+        values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+    };
+    half(&mut file, &[2, 62]); // executable, x86-64
+    word(&mut file, 1);
+    long(&mut file, &[ADDRESS, 64, 0]); // entry, program headers, no sections
+    word(&mut file, 0);
+    half(&mut file, &[64, 56, 1, 0, 0, 0]);
+    word(&mut file, 1); // to be loaded
+    word(&mut file, 5); // read and execute
+    let size = CODE.len() as u64;
+    long(&mut file, &[HEADERS_SIZE, ADDRESS, ADDRESS, size, size, 4096]);
+    file.extend(CODE);
+    file
+}
