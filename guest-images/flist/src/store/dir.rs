@@ -7,7 +7,7 @@
 //!
 //! 26,000 small files must cost little, so a new block is written under its own name at once, and
 //! nothing is synced block by block: [`DirStore`] syncs the file system when `sync` is called, and now
-//! and then on the way, so that disk and processor work at once ([`super::writeback`]).
+//! and then on the way, so that disk and processor work at once.
 //! A process or machine that dies before that may leave a file short. That costs readers a fetch
 //! from another route but never a wrong byte, because they verify; and since a name stands for one
 //! sequence of bytes, a later `put` knows a short file by its size and replaces it, by a temporary
