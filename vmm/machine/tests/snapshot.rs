@@ -145,7 +145,15 @@ impl Running {
 }
 
 fn ask(api: &Path, request: &str, body: &str) -> (u16, String) {
-    let mut stream = UnixStream::connect(api).unwrap();
+    let begin = Instant::now();
+    // Its thread may not be that far yet.
+    let mut stream = loop {
+        match UnixStream::connect(api) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(begin.elapsed() < PATIENCE, "{}: {error}", api.display()),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let (size, host) = (body.len(), "Host: vm\r\nConnection: close\r\n");
     let kind = "Content-Type: application/json\r\n";
