@@ -9,10 +9,10 @@
 //! ```
 //!
 //! The bytes are in `vmm/virtio/src/vsock/FORMAT.md`. It is started only in a guest with a socket device,
-//! beside everything else, and wakes up once in [`INTERVAL`](crate::heart::INTERVAL). The image's init finds it as a child
-//! that it did not start, as it finds orphans. A shutdown must not be taken for death, nor wait for us:
-//! our name begins with `@`, which systemd leaves alone at the end, and other inits' signals but the
-//! last are not listened to.
+//! beside everything else, and wakes up every five seconds. The image's init finds it as a child that
+//! it did not start, as it finds orphans. A shutdown must not be taken for death, nor wait for us: our
+//! name begins with `@`, which systemd leaves alone at the end, and other inits' signals but the last
+//! are not listened to.
 //!
 //! Only the host is listened to: whoever could connect from within would set the guest's clock.
 
