@@ -6,6 +6,7 @@ use std::time::Duration;
 use lab_agent::wire::{DATA_SIZE_MAX, Exec, Outcome, Reply, Request};
 
 use crate::error::LabError;
+use crate::link::LinkError;
 use crate::process::Process;
 
 /// A command's time limit, unless it is given one.
@@ -195,13 +196,28 @@ impl Running {
     ///
     /// # Errors
     ///
-    /// [`LabError::Timeout`] when it doesn't in time, or the command ends without; and when
-    /// the machine fails.
+    /// [`LabError::Timeout`] when it doesn't in time, [`LabError::Command`] when the command ends
+    /// without; and when the machine fails.
     pub fn wait_for(&self, needle: &str, timeout: Duration) -> Result<(), LabError> {
         let link = self.machine.link()?;
-        link.wait_output(self.id, needle.as_bytes(), timeout).map_err(|error| {
-            self.machine.link_error(error, &format!("{needle:?} from {}", self.argv.join(" ")))
-        })
+        let what = format!("{needle:?} from {}", self.argv.join(" "));
+        match link.wait_output(self.id, needle.as_bytes(), timeout) {
+            // It ended without, and said why.
+            Err(LinkError::Timeout(Duration::ZERO)) if timeout > Duration::ZERO => {
+                let pending = link.wait_end(self.id, timeout);
+                let pending = pending.map_err(|error| self.machine.link_error(error, &what))?;
+                let Some(Reply::Exit(exit)) = pending.end else {
+                    return Err(self.machine.refused(&what, pending.end));
+                };
+                Err(LabError::Command {
+                    command: what,
+                    outcome: exit.outcome,
+                    stdout: tail(&pending.stdout),
+                    stderr: tail(&pending.stderr),
+                })
+            }
+            found => found.map_err(|error| self.machine.link_error(error, &what)),
+        }
     }
 
     /// Signals its process group.

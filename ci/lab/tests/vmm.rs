@@ -29,7 +29,8 @@ const AS_USER: [&str; 6] =
 /// A node: a machine with KVM and what it takes to run a VM.
 fn node(lab: &Lab) -> MachineBuilder {
     let builder = lab.machine("node").nested_kvm().memory_mib(1536).cpus(2);
-    let builder = builder.modules(&["tun"]).boot_timeout(BOOT_LIMIT).life(Duration::from_secs(900));
+    let builder =
+        builder.modules(&["tun", "ext4"]).boot_timeout(BOOT_LIMIT).life(Duration::from_secs(900));
     let builder = builder.host_file("/vmm", 0o755, vmm());
     let builder = builder.host_file("/vmlinux", 0o644, &built().vmlinux);
     builder.host_file("/initramfs.img", 0o644, &built().initramfs)
@@ -181,7 +182,7 @@ fn disk_network_and_the_writable_overlay_carry_data() {
     let node = &workload.node;
     let shell = |script: &str| node.run(&["/bin/sh", "-ec", script]).unwrap().success().unwrap();
     shell(
-        "/init mount tmpfs none /upper; ip tuntap add tap0 mode tap vnet_hdr multi_queue\n\
+        "mke2fs -q -t ext4 /dev/vda; /init mount ext4 /dev/vda /upper; ip tuntap add tap0 mode tap vnet_hdr multi_queue\n\
          ip address add 10.20.2.1/24 dev tap0; ip link set tap0 up",
     );
     let serve = node.command(&["/init", "serve-streams", "10.20.2.1:7"]).timeout(GUEST_LIMIT);
@@ -233,7 +234,7 @@ impl Workload {
         let builder = builder.disk(&volume).host_file("/cidata.img", 0o644, &cidata);
         let builder = builder.host_file("/tree/sbin/probe", 0o755, probe());
         let builder = builder.host_file("/tree/sbin/agent", 0o755, agent());
-        let builder = builder.program("/bin/sh").program("/sbin/ip");
+        let builder = builder.program("/bin/sh").program("/sbin/ip").program("/sbin/mke2fs");
         let builder = builder.file("/tree/etc/motd", 0o644, "from the image");
         let builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
         let node = builder.boot().unwrap();
@@ -242,6 +243,9 @@ impl Workload {
         let serve = ["/flist", "cached", "--socket", "/run/cache.sock", "--cache", "/cache"];
         let serve = [&serve[..], &["--free-min", "0", "--allow-route", "local"]].concat();
         let cached = node.command(&serve).timeout(Duration::from_secs(800)).spawn().unwrap();
+        let wait = "n=0; while [ ! -S /run/cache.sock ]; do \
+                    n=$((n+1)); [ $n -lt 1000 ]; /init sleep 20; done";
+        node.run(&["/bin/sh", "-ec", wait]).unwrap().success().unwrap();
         Self { node, cached, _lab: lab }
     }
 

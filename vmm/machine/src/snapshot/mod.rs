@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vmm_spec::restore::{MEMORY_FILE, STATE_FILE};
@@ -120,6 +120,8 @@ impl SavedVm {
 pub struct Snapshot {
     pub(crate) saved: SavedVm,
     pub(crate) memory: File,
+    /// Where both files are, for errors that name them; empty if nobody said.
+    directory: PathBuf,
 }
 
 impl Snapshot {
@@ -135,8 +137,9 @@ impl Snapshot {
             let opened = File::options().read(true).custom_flags(flags).open(&path);
             opened.map_err(|source| Problem::Host { what: "open", source }.of(path.display()))
         };
-        Self::from_files(open(STATE_FILE)?, open(MEMORY_FILE)?)
-            .map_err(|error| error.within(directory))
+        let opened = Self::from_files(open(STATE_FILE)?, open(MEMORY_FILE)?);
+        let snapshot = opened.map_err(|error| error.within(directory))?;
+        Ok(Self { directory: directory.to_owned(), ..snapshot })
     }
 
     /// Takes the two files of a snapshot.
@@ -149,7 +152,7 @@ impl Snapshot {
             .map_err(|problem| problem.of(STATE_FILE))?;
         let checked = saved.memory.check_file(&memory);
         checked.map_err(|problem| problem.of(MEMORY_FILE))?;
-        Ok(Self { saved, memory })
+        Ok(Self { saved, memory, directory: PathBuf::new() })
     }
 
     /// The description of the VM that was saved.
@@ -164,7 +167,7 @@ impl Snapshot {
     /// [`SnapshotError`] that says which part is not what was saved.
     pub fn verify(&self) -> Result<(), SnapshotError> {
         let verified = self.saved.memory.verify(&self.memory);
-        verified.map_err(|problem| problem.of(MEMORY_FILE))
+        verified.map_err(|problem| problem.of(MEMORY_FILE).within(&self.directory))
     }
 }
 

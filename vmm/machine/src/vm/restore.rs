@@ -54,7 +54,7 @@ impl Origin {
             RestoreClock::Advance => Clocks::Advance,
             RestoreClock::Continue => Clocks::Continue,
         };
-        let Snapshot { saved, memory: image } = snapshot;
+        let Snapshot { saved, memory: image, .. } = snapshot;
         Self { saved, memory: Beginning { image, how }, clocks, waits: restore.paused }
     }
 
