@@ -86,7 +86,7 @@ fn forgetting_needs_no_reply_and_takes_any_number() {
     assert_eq!(client.getattr(file), Err(Errno::STALE));
 }
 
-/// Ten thousand files known, and a thousand descriptors at most; all of them can still be used.
+/// Thousands of files known, and few descriptors; all of them can still be used.
 #[test]
 fn many_known_files_are_few_descriptors() {
     let directory = tempfile::tempdir().unwrap();
@@ -105,8 +105,10 @@ fn many_known_files_are_few_descriptors() {
     }
     client.rename((1, "sub"), (1, "moved"), 0).unwrap();
     assert_eq!(client.read(files[0], 0, 4).unwrap(), [0; 4]);
-    // Other tests of this process have descriptors open too.
-    assert!(open < 2000, "{open} descriptors");
+    // Half of what the process may have, and other tests of this process have descriptors open too.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap());
+    assert!(open < (limit / 2).max(2000), "{open} descriptors of {limit}");
 }
 
 #[test]
