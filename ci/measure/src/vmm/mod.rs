@@ -46,7 +46,6 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
     let mut table = Table::default();
     boot::rows(&host, &mut table)?;
     io::rows(&host, &mut table)?;
-    clones::rows(&host, &mut table)?;
     Ok(table)
 }
 
