@@ -142,6 +142,15 @@ impl HostDirectory {
         })
     }
 
+    /// Serves the directory at `path` as in a process that may have so many descriptors.
+    #[cfg(test)]
+    pub(in crate::fs) fn open_limited(path: &Path, descriptor_count: u64) -> Self {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty()).expect("a directory");
+        let budget = Arc::new(Budget::new(Some(descriptor_count), 0));
+        Self::within(root, HostOptions::default(), &budget).expect("a directory that can be served")
+    }
+
     fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
