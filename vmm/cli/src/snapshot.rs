@@ -35,7 +35,7 @@ pub(crate) struct SnapshotArguments {
 const AFTER_HELP: &str = "\
 Examples:
   vmm snapshot /run/vm/a.sock /srv/snapshots/a
-  vmm snapshot /run/vm/a.sock /srv/snapshots/a --then stop && vmm restore /srv/snapshots/a --no-jail";
+  vmm snapshot /run/vm/a.sock /srv/snapshots/a --then stop && vmm restore /srv/snapshots/a";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Then {
