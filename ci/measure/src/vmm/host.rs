@@ -60,12 +60,6 @@ impl Host {
         builder = builder.modules(&["tun"]).host_file("/vmm", 0o755, &vmm);
         builder = builder.host_file("/vmlinux", 0o644, &vmlinux);
         builder = builder.host_file("/agent.img", 0o644, &image).host_file("/null", 0o644, &null);
-        let out = cache.folder("guest-bench")?;
-        let kernel = KernelPackage::fetch(Flavour::Cloud, &cache)?;
-        let init = build_init(&workspace)?;
-        let recipe = Recipe { kernel: &kernel, init: &init, out: &out, zstd_level: 3 };
-        builder = builder.host_file("/initramfs.img", 0o644, &build(&recipe)?.initramfs);
-        builder = clones::add_guests(builder, &workspace, files.path())?;
         for program in PROGRAMS {
             builder = builder.program(program);
         }
@@ -76,6 +70,12 @@ impl Host {
             for file in QEMU_FILES {
                 builder = builder.host_file(file, 0o644, file.as_ref());
             }
+            let out = cache.folder("guest-bench")?;
+            let kernel = KernelPackage::fetch(Flavour::Cloud, &cache)?;
+            let init = build_init(&workspace)?;
+            let recipe = Recipe { kernel: &kernel, init: &init, out: &out, zstd_level: 3 };
+            builder = builder.host_file("/initramfs.img", 0o644, &build(&recipe)?.initramfs);
+            builder = clones::add_guests(builder, &workspace, files.path())?;
             let flist = build_dynamic(&workspace, &["--package", "flist", "--bin", "flist"])?;
             builder = builder.program(&flist).host_file("/flist", 0o755, &flist);
             builder = share::add_image(builder, &agent, &flist, files.path())?;
