@@ -295,6 +295,12 @@ impl Cache {
         Ok(handout)
     }
 
+    /// Writes what the index on disk lacks. For whoever ends the process while others may still hold
+    /// the cache: their drop, which does the same, may come too late.
+    pub fn flush(&self) {
+        self.writing().flush();
+    }
+
     /// Numbers of segments as they leave the cache, so that holders of their descriptors can let go.
     /// There is one watcher; a second call replaces the first.
     #[must_use]

@@ -553,12 +553,17 @@ impl Server {
         self.connections.keys().copied().collect()
     }
 
-    /// An orderly end: traces are kept, the socket is removed.
-    fn finish(&mut self) {
+    /// An orderly end: traces are kept, the socket is removed, and what was cached is known to whoever
+    /// comes next, even where a worker is still busy when the process ends.
+    fn finish(mut self) {
         for number in self.numbers() {
             self.close(number);
         }
         let _ = fs::remove_file(&self.config.socket);
+        let cache = Arc::clone(&self.cache);
+        // Workers end here, or are given up.
+        drop(self);
+        cache.flush();
     }
 }
 

@@ -56,9 +56,15 @@ pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
     if arguments.daemon {
         return start_daemon();
     }
-    let (index, source) = match &arguments.cached {
-        Some(socket) => connect(arguments, socket)?,
-        None => open(arguments)?,
+    let (index, source, cache) = match &arguments.cached {
+        Some(socket) => {
+            let (index, source) = connect(arguments, socket)?;
+            (index, source, None)
+        }
+        None => {
+            let (index, source, cache) = open(arguments)?;
+            (index, source, Some(cache))
+        }
     };
     // A signal from here on finds somebody to undo the mount.
     let signals = signals()?;
@@ -67,6 +73,9 @@ pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
     println!("{MOUNTED}{name} on {}", mount.mount_point().display());
     wait(&mount, &signals)?;
     mount.unmount()?;
+    if let Some(cache) = cache {
+        cache.flush();
+    }
     Ok(())
 }
 
@@ -84,7 +93,9 @@ fn connect(
 }
 
 /// Blocks from a cache of our own.
-fn open(arguments: &MountArguments) -> anyhow::Result<(Arc<Index>, Arc<dyn BlockSource>)> {
+fn open(
+    arguments: &MountArguments,
+) -> anyhow::Result<(Arc<Index>, Arc<dyn BlockSource>, Arc<Cache>)> {
     let cache = match &arguments.cache {
         Some(cache) => cache.clone(),
         None => default_cache()?,
@@ -96,7 +107,8 @@ fn open(arguments: &MountArguments) -> anyhow::Result<(Arc<Index>, Arc<dyn Block
     let blocks = Arc::new(Cache::open(&cache.join("blocks"), Config::default())?);
     let stores = Stores::new(&routes, &StoreOptions::default());
     let fetcher = Arc::new(Fetcher::new(stores, cipher, RetryOptions::default()));
-    Ok((Arc::new(index), Arc::new(LocalSource::new(blocks, fetcher, cipher))))
+    let source = LocalSource::new(Arc::clone(&blocks), fetcher, cipher);
+    Ok((Arc::new(index), Arc::new(source), blocks))
 }
 
 /// Begins again as a process of its own that survives this one, and waits until that has mounted or
