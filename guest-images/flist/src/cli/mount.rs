@@ -56,15 +56,9 @@ pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
     if arguments.daemon {
         return start_daemon();
     }
-    let (index, source, cache) = match &arguments.cached {
-        Some(socket) => {
-            let (index, source) = connect(arguments, socket)?;
-            (index, source, None)
-        }
-        None => {
-            let (index, source, cache) = open(arguments)?;
-            (index, source, Some(cache))
-        }
+    let Opened { index, source, cache } = match &arguments.cached {
+        Some(socket) => connect(arguments, socket)?,
+        None => open(arguments)?,
     };
     // A signal from here on finds somebody to undo the mount.
     let signals = signals()?;
@@ -79,23 +73,26 @@ pub(crate) fn run(arguments: &MountArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is to be served, and from where.
+struct Opened {
+    index: Arc<Index>,
+    source: Arc<dyn BlockSource>,
+    /// A cache of our own, if it is one.
+    cache: Option<Arc<Cache>>,
+}
+
 /// Blocks from the node's cache process.
-fn connect(
-    arguments: &MountArguments,
-    socket: &Path,
-) -> anyhow::Result<(Arc<Index>, Arc<dyn BlockSource>)> {
+fn connect(arguments: &MountArguments, socket: &Path) -> anyhow::Result<Opened> {
     // The daemon's working directory is another one.
     let image =
         arguments.image.canonicalize().with_context(|| arguments.image.display().to_string())?;
     let (client, index) = CacheClient::connect(socket, &image, &arguments.stores)
         .with_context(|| socket.display().to_string())?;
-    Ok((Arc::new(index), Arc::new(client)))
+    Ok(Opened { index: Arc::new(index), source: Arc::new(client), cache: None })
 }
 
 /// Blocks from a cache of our own.
-fn open(
-    arguments: &MountArguments,
-) -> anyhow::Result<(Arc<Index>, Arc<dyn BlockSource>, Arc<Cache>)> {
+fn open(arguments: &MountArguments) -> anyhow::Result<Opened> {
     let cache = match &arguments.cache {
         Some(cache) => cache.clone(),
         None => default_cache()?,
@@ -108,7 +105,7 @@ fn open(
     let stores = Stores::new(&routes, &StoreOptions::default());
     let fetcher = Arc::new(Fetcher::new(stores, cipher, RetryOptions::default()));
     let source = LocalSource::new(Arc::clone(&blocks), fetcher, cipher);
-    Ok((Arc::new(index), Arc::new(source), blocks))
+    Ok(Opened { index: Arc::new(index), source: Arc::new(source), cache: Some(blocks) })
 }
 
 /// Begins again as a process of its own that survives this one, and waits until that has mounted or
