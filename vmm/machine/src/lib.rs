@@ -29,6 +29,7 @@ pub mod boot;
 mod control;
 mod cpu;
 mod end;
+mod footprint;
 pub mod interrupts;
 pub mod jail;
 pub mod kvm;

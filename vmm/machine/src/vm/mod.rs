@@ -36,7 +36,7 @@ use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -55,7 +55,7 @@ use crate::memory::Backing;
 use crate::memory::layout::{ECAM_ADDRESS, slot};
 use crate::pci::Bus;
 use crate::worker::{self, ThreadSetup, Workers};
-use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, Sink};
+use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, Sink, footprint};
 
 use console::{Consoles, Terminal};
 use control::VmControl;
@@ -72,6 +72,8 @@ pub use restore::restore;
 const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
 /// Of threads with little to do.
 const STACK_SIZE: usize = 512 << 10;
+/// Until a guest has booted, about, and its VMM does what it will go on doing.
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the VM of `spec` until it ends; in a jail, unless the description says otherwise. The process
 /// must have one thread.
@@ -328,10 +330,23 @@ impl Shared {
         Ok(())
     }
 
+    /// How the guest ended. Once it has settled, what starting took is given back.
+    fn await_end(&self) -> Exit {
+        let mut limit = Some(SETTLE_TIME);
+        loop {
+            if let Some(exit) = self.machine().wait(limit) {
+                return exit;
+            }
+            if limit.take().is_some() {
+                footprint::give_back();
+            }
+        }
+    }
+
     /// Waits for the guest's end, which a reset need not be.
     fn run(&self, on_reset: OnReset) -> Result<vmm_spec::Exit, VmError> {
         loop {
-            let Some(exit) = self.machine().wait(None) else { continue };
+            let exit = self.await_end();
             let is_wanted = self.reboot_is_wanted.swap(false, Ordering::SeqCst);
             // A guest that wants to start over while it is being stopped is off.
             let is_ending = self.is_ending.load(Ordering::SeqCst);
