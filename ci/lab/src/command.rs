@@ -192,6 +192,16 @@ impl Running {
         }
     }
 
+    /// Waits for its end for so long at most, in our time; whether it came.
+    ///
+    /// # Errors
+    ///
+    /// When the machine fails.
+    pub fn has_ended(&self, timeout: Duration) -> Result<bool, LabError> {
+        let ended = self.machine.link()?.has_ended(self.id, timeout);
+        ended.map_err(|error| self.machine.link_error(error, "end of a command"))
+    }
+
     /// Waits until its standard output contains `needle`.
     ///
     /// # Errors
@@ -199,6 +209,20 @@ impl Running {
     /// [`LabError::Timeout`] when it doesn't in time, [`LabError::Command`] when the command ends
     /// without; and when the machine fails.
     pub fn wait_for(&self, needle: &str, timeout: Duration) -> Result<(), LabError> {
+        if self.has_said(needle, timeout)? {
+            return Ok(());
+        }
+        let what = format!("{needle:?} from {}", self.argv.join(" "));
+        Err(self.machine.link_error(LinkError::Timeout(timeout), &what))
+    }
+
+    /// Waits until its standard output contains `needle`, for so long at most, in our time; whether it
+    /// does.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Command`] when the command ends without; and when the machine fails.
+    pub fn has_said(&self, needle: &str, timeout: Duration) -> Result<bool, LabError> {
         let link = self.machine.link()?;
         let what = format!("{needle:?} from {}", self.argv.join(" "));
         match link.wait_output(self.id, needle.as_bytes(), timeout) {
@@ -216,7 +240,8 @@ impl Running {
                     stderr: tail(&pending.stderr),
                 })
             }
-            found => found.map_err(|error| self.machine.link_error(error, &what)),
+            Err(LinkError::Timeout(_)) => Ok(false),
+            found => found.map(|()| true).map_err(|error| self.machine.link_error(error, &what)),
         }
     }
 

@@ -148,6 +148,18 @@ impl Link {
         }
     }
 
+    /// Waits for a request's last reply, which stays for [`wait_end`](Self::wait_end); whether it came.
+    pub(crate) fn has_ended(&self, id: u32, timeout: Duration) -> Result<bool, LinkError> {
+        let is_over = |pending: &Pending| pending.end.is_some() || pending.is_lost;
+        let ended = self
+            .shared
+            .wait(timeout, |state| state.pending.get(&id).is_none_or(is_over).then_some(()));
+        match ended {
+            Err(LinkError::Timeout(_)) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Waits until a command's standard output contains `needle`.
     pub(crate) fn wait_output(
         &self,

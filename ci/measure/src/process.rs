@@ -94,13 +94,18 @@ impl Daemon {
 
     /// Seconds of processor time used so far, user and system.
     pub(crate) fn processor_seconds(&self) -> anyhow::Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // proc(5): utime and stime are fields 14 and 15, counted after the name in parentheses.
-        let fields = stat.rsplit(") ").next().unwrap_or_default();
-        let mut ticks = fields.split(' ').skip(11).map(|field| field.parse::<f64>().unwrap_or(0.0));
-        let ticks = ticks.next().unwrap_or_default() + ticks.next().unwrap_or_default();
-        Ok(ticks / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
+        processor_seconds(self.child.id())
     }
+}
+
+/// Seconds of processor time that a process has used so far, user and system.
+pub(crate) fn processor_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // proc(5): utime and stime are fields 14 and 15, counted after the name in parentheses.
+    let fields = stat.rsplit(") ").next().unwrap_or_default();
+    let mut ticks = fields.split(' ').skip(11).map(|field| field.parse::<f64>().unwrap_or(0.0));
+    let ticks = ticks.next().unwrap_or_default() + ticks.next().unwrap_or_default();
+    Ok(ticks / f64::from(u32::try_from(rustix::param::clock_ticks_per_second())?))
 }
 
 impl Daemon {

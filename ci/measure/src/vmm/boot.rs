@@ -15,6 +15,8 @@ const OWN: &str = "quiet panic=-1 cryptomgr.notests rcupdate.rcu_expedited=1 i80
 /// The agent is to do nothing but to switch off.
 const NO_TOOLS: &str = " lab.run=";
 const KIB_IN_MIB: f64 = 1024.0;
+/// Until a VMM has given back what it needed to start.
+const SETTLE_MS: u32 = 3000;
 
 /// Where a goal has not been reached yet, the limit is a twentieth above what was measured, and the row
 /// names the goal.
@@ -24,10 +26,11 @@ const NULL_MI_MAX: f64 = 39.5;
 /// Firecracker's figure for a boot without devices; ours has a PCI bus with pvpanic on it.
 const USER_EXITS_MAX: f64 = 82.0;
 const EXITS_MAX: f64 = 2200.0;
-const OUTSIDE_MIB_MAX: f64 = 4.25;
+const OUTSIDE_MIB_MAX: f64 = 3.0;
 const ANONYMOUS_MIB_MAX: f64 = 0.47;
 const GUEST_MIB_MAX: f64 = 84.0;
 const BINARY_MIB_MAX: f64 = 5.0;
+const JAIL_MI_MAX: f64 = 60.0;
 
 /// Boots of ours, beside QEMU's where the machine has it.
 pub(super) fn rows(host: &Host, table: &mut Table) -> Result<()> {
@@ -62,8 +65,17 @@ pub(super) fn rows(host: &Host, table: &mut Table) -> Result<()> {
             table.push(row("boot, own command line: exits to the VMM", exits, None, goal));
         }
     }
-    let exits = host.exits_of(&ours(&[OWN, NO_TOOLS].concat(), &[]))? as f64;
+    let words = [OWN, NO_TOOLS].concat();
+    let free = ours(&words, &[]);
+    let exits = host.exits_of(&free)? as f64;
     table.push(row("boot, own command line: exits in all", exits, None, Goal::AtMost(EXITS_MAX)));
+    let jailed: Vec<&str> = free.iter().copied().filter(|word| *word != "--no-jail").collect();
+    let (jailed, free) = (
+        host.run(&jailed, &Outcome::Exited(0))?.mark()?,
+        host.run(&free, &Outcome::Exited(0))?.mark()?,
+    );
+    let jail = mega(jailed) - mega(free);
+    table.push(row("what the jail adds to that, Mi", jail, None, Goal::AtMost(JAIL_MI_MAX)));
     memory_rows(host, table)
 }
 
@@ -86,13 +98,13 @@ fn memory_rows(host: &Host, table: &mut Table) -> Result<()> {
         ": > /tmp/console; '{command}' & pid=$!; n=0\n\
          while [ $n -lt 1000 ]; do n=$((n+1)); /init sleep 20\n\
          case $(cat /tmp/console) in *read-file:*) break;; esac; done\n\
-         cat /proc/$pid/smaps; kill $pid; wait $pid"
+         /init sleep {SETTLE_MS}; cat /proc/$pid/smaps; kill $pid; wait $pid"
     );
     let run = host.script("", &script, "")?;
     let memory = Memory::of_smaps(&run.output.text());
     let mib = |kib: u64| kib as f64 / KIB_IN_MIB;
     for (what, kib, limit) in [
-        ("memory outside the guest, resident, MiB (goal 3)", memory.outside, OUTSIDE_MIB_MAX),
+        ("memory outside the guest, resident, MiB", memory.outside, OUTSIDE_MIB_MAX),
         (
             "memory outside the guest, anonymous, MiB (goal 0.3)",
             memory.anonymous,

@@ -45,6 +45,7 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
     let host = Host::boot(false)?;
     let mut table = Table::default();
     boot::rows(&host, &mut table)?;
+    io::rows(&host, &mut table)?;
     Ok(table)
 }
 
