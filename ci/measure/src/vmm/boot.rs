@@ -30,7 +30,7 @@ const OUTSIDE_MIB_MAX: f64 = 3.0;
 const ANONYMOUS_MIB_MAX: f64 = 0.47;
 const GUEST_MIB_MAX: f64 = 84.0;
 const BINARY_MIB_MAX: f64 = 5.0;
-const JAIL_MI_MAX: f64 = 60.0;
+const JAIL_MI_MAX: f64 = 12.0;
 
 /// Boots of ours, beside QEMU's where the machine has it.
 pub(super) fn rows(host: &Host, table: &mut Table) -> Result<()> {

@@ -28,7 +28,7 @@ use crate::process::processor_seconds;
 /// What a guest may take, in the machine's time.
 pub(super) const GUEST_LIMIT: Duration = Duration::from_secs(240);
 /// What a guest may take of the emulator's processor time: several times what any takes.
-const ATTEMPT_SECONDS: f64 = 60.0;
+const ATTEMPT_SECONDS: f64 = 40.0;
 /// Between two looks at that.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Until a guest that is killed has ended.
