@@ -8,11 +8,16 @@ use crate::guest::{Guest, value};
 use crate::guest_files::built;
 use crate::node::Node;
 
-/// Says what the guest sees, and has it work a little.
+/// What `cksum` says of three million zeros.
+const ZEROS_SUM: &str = "3933251326 3000000";
+
+/// Says what the guest sees, and has it work a little, by vector instructions too.
 const LOOK: &str = r#"
 echo "cpus: $(nproc)"
 while read key sep rest; do case $key in flags) echo "flags: $rest "; break;; esac; done < /proc/cpuinfo
-for key in 1 2 3 4; do head -c 3000000 /dev/urandom | cksum > /dev/null & done; wait
+works=; for key in 1 2 3 4; do head -c 3000000 /dev/zero | cksum > /tmp/sum.$key & works="$works $!"; done
+for work in $works; do wait $work; done
+for key in 1 2 3 4; do echo "sum $key: $(cat /tmp/sum.$key)"; done
 check --filename=/dev/vda --name=work --size=2m --direct=1 --ioengine=libaio --iodepth=8 --rw=randwrite --bs=16k --verify=crc32c
 dd if=/dev/zero of=/dev/shm/fill bs=1M count=64 2>/dev/null
 "#;
@@ -32,6 +37,9 @@ fn look(node: &Node, guest: &Guest<'_>) -> String {
     let text = Guest { disks: &[&disk], ..*guest }.run(node, LOOK);
     let cpus = guest.cpus.split(',').next().unwrap();
     assert_eq!(value(&text, "cpus"), cpus);
+    for key in 1..=4 {
+        assert_eq!(value(&text, &format!("sum {key}")), ZEROS_SUM);
+    }
     text
 }
 

@@ -26,6 +26,7 @@
 //! Namespaces and Landlock depend on the host. Those that cannot be had are named, in a warning and in
 //! the API; the VM runs all the same, unless a shared directory would then be behind no wall at all.
 
+mod block_device;
 mod cgroup;
 mod doors;
 mod error;
@@ -61,6 +62,7 @@ use self::sys::Forked;
 use self::warden::{Preparation, message};
 use crate::worker::ThreadSetup;
 
+pub use block_device::BlockDevice;
 pub use doors::{Door, Doors};
 pub use error::JailError;
 pub use warden::{Ended, Warden};
@@ -81,6 +83,8 @@ pub struct Needs<'a> {
     pub shares: &'a [Share],
     /// The sockets that its devices connect to.
     pub doors: &'a Doors,
+    /// The block devices that its files are on, where their I/O is limited.
+    pub block_devices: &'a [BlockDevice],
     /// Whether it must know which of its pages exist: only snapshots ask.
     pub has_pagemap: bool,
 }
@@ -218,7 +222,7 @@ struct Closing<'a> {
 impl Closing<'_> {
     fn close(mut self) -> Result<Side, JailError> {
         if let Some(cgroup) = &self.jail.cgroup {
-            let detail = cgroup::join(cgroup)?;
+            let detail = cgroup::join(cgroup, self.needs.block_devices)?;
             self.note("cgroup", Ok(detail));
         }
         let has_user = self.enter_user_namespace()?;

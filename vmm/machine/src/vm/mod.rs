@@ -11,7 +11,7 @@
 //!                       └──────► api::Server, if it has a socket             (control.rs, hotplug.rs,
 //!                                                                             metrics.rs, snapshot.rs)
 //!
-//!   Vm::run ──► the guest's life, resets and all ──► Exit                     (life.rs)
+//!   Vm::run ──► the guest's life, resets and all ──► Exit                        (life.rs)
 //! ```
 //!
 //! Everything that may fail for want of a file, a device or memory fails in `Vm::new`, before the
@@ -84,8 +84,14 @@ fn run_from(spec: &VerifiedSpec, origin: Option<Origin>) -> Result<vmm_spec::Exi
         return Vm::new(spec, opened, None, origin)?.run();
     };
     let shares = Opened::shares(spec);
-    let has_pagemap = needs_pagemap(spec);
-    match jail::enter(jail, Needs { shares: &shares, doors: &opened.doors, has_pagemap })? {
+    let block_devices = opened.block_devices(jail, &shares)?;
+    let needs = Needs {
+        shares: &shares,
+        doors: &opened.doors,
+        block_devices: &block_devices,
+        has_pagemap: needs_pagemap(spec),
+    };
+    match jail::enter(jail, needs)? {
         Side::Inside(inside) => {
             let opened = opened.move_into(&inside);
             Vm::new(spec, opened, Some(inside), origin)?.run()

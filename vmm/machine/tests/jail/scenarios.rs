@@ -66,7 +66,8 @@ fn share(path: impl Into<PathBuf>, is_readonly: bool) -> Share {
 }
 
 fn in_jail(shares: &[Share], work: impl FnOnce(Inside) -> u8) -> ExitCode {
-    let needs = Needs { shares, doors: &Doors::default(), has_pagemap: false };
+    let doors = Doors::default();
+    let needs = Needs { shares, doors: &doors, block_devices: &[], has_pagemap: false };
     match jail::enter(&NONE, needs).unwrap() {
         Side::Inside(inside) => ExitCode::from(work(inside)),
         Side::Outside(warden) => ExitCode::from(warden.watch().unwrap().finish().code()),
