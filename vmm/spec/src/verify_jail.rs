@@ -100,12 +100,9 @@ mod tests {
         assert!(little.starts_with("--jail memory_max=\"256M\": the guest's 256M"), "{little}");
         assert!(error(|spec| spec.cpu_max_percent = Some(0)).contains("at least 1"));
         assert!(error(|spec| spec.pids_max = Some(3)).contains("16 threads"));
-        let io = |bytes, ops_per_s, burst_ops| {
-            let bytes_per_s = bytes;
-            error(|spec| {
-                let max = RateSpec { bytes_per_s, ops_per_s, burst_ops, burst_bytes: None };
-                spec.io_max = Some(max);
-            })
+        let io = |bytes_per_s, ops_per_s, burst_ops| {
+            let max = RateSpec { bytes_per_s, ops_per_s, burst_ops, burst_bytes: None };
+            error(|spec| spec.io_max = Some(max))
         };
         assert!(io(None, None, None).starts_with("--jail io_max=… is missing: it has no limit"));
         assert!(io(None, Some(0), None).contains("nothing would ever move"));
