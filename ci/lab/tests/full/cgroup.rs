@@ -19,9 +19,8 @@ echo "guest: done"
 
 #[test]
 fn a_vm_takes_no_more_than_its_cgroup_lets_it() {
-    let node = Node::boot("full-cgroup", |lab: &Lab, builder| {
-        builder.disk(&lab.disk("raw", 32).unwrap())
-    });
+    let node =
+        Node::boot("full-cgroup", |lab: &Lab, builder| builder.disk(&lab.disk("raw", 32).unwrap()));
     node.shell(&format!(
         "echo '+cpu +memory +pids +io' > /sys/fs/cgroup/cgroup.subtree_control; mkdir {GROUP}"
     ));
