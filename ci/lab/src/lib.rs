@@ -58,6 +58,7 @@
 
 mod agent;
 mod builder;
+mod cidata;
 mod command;
 mod console;
 mod disk;
@@ -76,6 +77,7 @@ mod write_log;
 
 pub use boot_image::Flavour;
 pub use builder::MachineBuilder;
+pub use cidata::write_cidata;
 pub use command::{Command, Output, Running};
 pub use disk::Disk;
 pub use error::LabError;

@@ -54,7 +54,8 @@ pub(crate) struct RestoreArguments {
     /// Listen for commands here; the snapshot's own socket is not used
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
-    /// The VMM's jail, as for `vmm run`: uid=, gid=, cgroup=DIR, memory_max=, cpu_max_percent=, pids_max=
+    /// The VMM's jail, as for `vmm run`: uid=, gid=, cgroup=DIR, memory_max=, cpu_max_percent=,
+    /// pids_max=, io_max=
     #[arg(long, value_name = "OPTIONS")]
     jail: Option<String>,
     /// Don't lock the VMM up: for debugging

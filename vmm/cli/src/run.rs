@@ -82,7 +82,7 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "PATH", help_heading = "Behaviour")]
     api_socket: Option<PathBuf>,
     /// The VMM's jail: uid=, gid= (whom it becomes, if root starts it); cgroup=DIR, memory_max=SIZE,
-    /// cpu_max_percent=, pids_max= (what it may take)
+    /// cpu_max_percent=, pids_max=, io_max=RATE (what it may take)
     #[arg(long, value_name = "OPTIONS", help_heading = "Behaviour")]
     jail: Option<String>,
     /// Don't lock the VMM up: for debugging, since a guest that breaks out is then you

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use crate::devices::{BalloonSpec, DiskSpec, FsSpec, NetSpec, OutputSpec, VsockSpec, WatchdogSpec};
 use crate::options::Options;
 use crate::spec::{CpuSpec, JailSpec, MemorySpec, VmSpec};
-use crate::{BadValue, SpecError};
+use crate::{BadValue, RateSpec, SpecError};
 
 /// The flags of `vmm run`, as typed.
 #[derive(Clone, Debug, Default)]
@@ -187,9 +187,13 @@ impl WatchdogSpec {
 
 impl JailSpec {
     fn parse(flag: &str, text: &str, base: Self) -> Result<Self, SpecError> {
-        const KNOWN: [&str; 6] =
-            ["uid", "gid", "cgroup", "memory_max", "cpu_max_percent", "pids_max"];
+        const KNOWN: [&str; 7] =
+            ["uid", "gid", "cgroup", "memory_max", "cpu_max_percent", "pids_max", "io_max"];
         let mut options = Options::parse(flag, text, None, &KNOWN)?;
+        let io_max = options.text("io_max")?.map(|text| {
+            let bad = |bad: BadValue| SpecError::option(flag, "io_max", &text, bad.to_string());
+            RateSpec::parse(&text, None).map_err(|(_, error)| bad(error))
+        });
         Ok(Self {
             enabled: base.enabled,
             uid: options.number("uid")?.or(base.uid),
@@ -198,6 +202,7 @@ impl JailSpec {
             memory_max: options.value("memory_max")?.or(base.memory_max),
             cpu_max_percent: options.number("cpu_max_percent")?.or(base.cpu_max_percent),
             pids_max: options.number("pids_max")?.or(base.pids_max),
+            io_max: io_max.transpose()?.or(base.io_max),
         })
     }
 }
@@ -260,7 +265,7 @@ mod tests {
             watchdog: some("30"),
             on_reset: some("exit"),
             api_socket: Some("/run/vm.sock".into()),
-            jail: some("uid=7,gid=8,cgroup=/sys/fs/cgroup/vm"),
+            jail: some("uid=7,gid=8,cgroup=/sys/fs/cgroup/vm,io_max=9M/s+100ops/s"),
             no_jail: true,
             ..Flags::default()
         });
@@ -269,6 +274,8 @@ mod tests {
         assert_eq!(spec.console, OutputSpec::File { path: "/log,1".into() });
         assert_eq!(spec.watchdog, Some(WatchdogSpec { timeout_s: 30 }));
         assert_eq!((spec.jail.uid, spec.jail.gid, spec.jail.enabled), (Some(7), Some(8), false));
+        let io_max = spec.jail.io_max.unwrap();
+        assert_eq!((io_max.bytes_per_s, io_max.ops_per_s), (Some(Size::from_mib(9)), Some(100)));
         assert!(matches!(&spec.fs[0].source, FsSource::Flist { upper: Some(_), .. }));
     }
 

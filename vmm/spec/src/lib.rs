@@ -51,7 +51,7 @@ pub use spec::{
     CpuSpec, CpuTemplate, HugePages, JailSpec, MemorySpec, OnReset, SPEC_VERSION, VmSpec, read_json,
 };
 pub use verified::{
-    Bucket, Cgroup, Disk, Fs, Jail, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
+    Bucket, Cgroup, Disk, Fs, IoMax, Jail, Net, NetBackend, RateLimit, Verified, VerifiedSpec, Vm,
 };
 pub use verify::{
     CMDLINE_SIZE_MAX, CPU_COUNT_MAX, DEVICE_COUNT_MAX, DISK_SERIAL_SIZE_MAX, FS_TAG_SIZE_MAX,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::devices::{BalloonSpec, DiskSpec, FsSpec, NetSpec, OutputSpec, VsockSpec, WatchdogSpec};
 use crate::suggest::nearest;
-use crate::{BadValue, Size, SpecError};
+use crate::{BadValue, RateSpec, Size, SpecError};
 
 /// The version of descriptions that this program reads and writes.
 pub const SPEC_VERSION: u32 = 1;
@@ -187,6 +187,10 @@ pub struct JailSpec {
     /// `pids.max` of the cgroup: how many threads there may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids_max: Option<u32>,
+    /// `io.max` of the cgroup, for each block device that the VM's disks and shared directories are
+    /// on: so much read and so much written. The kernel knows no bursts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_max: Option<RateSpec>,
 }
 
 impl Default for VmSpec {
@@ -243,6 +247,7 @@ impl Default for JailSpec {
             memory_max: None,
             cpu_max_percent: None,
             pids_max: None,
+            io_max: None,
         }
     }
 }

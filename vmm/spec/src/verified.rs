@@ -235,6 +235,18 @@ pub struct Cgroup {
     pub cpu_max_percent: Option<u32>,
     /// `pids.max`, enough for the VMM's threads.
     pub pids_max: Option<u32>,
+    /// `io.max` of each block device in use.
+    pub io_max: Option<IoMax>,
+}
+
+/// What may be read of a block device each second, and as much written; one of both is given, and
+/// each is at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoMax {
+    /// Bytes.
+    pub bytes_per_s: Option<u64>,
+    /// Requests.
+    pub ops_per_s: Option<u64>,
 }
 
 impl TryFrom<VmSpec> for VerifiedSpec {

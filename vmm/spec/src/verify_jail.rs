@@ -1,9 +1,9 @@
 //! The rules of a jail.
 
 use crate::spec::JailSpec;
-use crate::verified::{Cgroup, Jail};
-use crate::verify::{bad_path, path};
-use crate::{Size, SpecError};
+use crate::verified::{Cgroup, IoMax, Jail};
+use crate::verify::{RATE_MAX, bad_path, path};
+use crate::{RateSpec, Size, SpecError};
 
 /// What a VMM needs beside its guest's memory, at least: page tables of a large guest come on top.
 const MEMORY_OVERHEAD_MIN: u64 = 16 << 20;
@@ -31,6 +31,7 @@ fn cgroup(spec: &JailSpec, memory: Size) -> Result<Option<Cgroup>, SpecError> {
         ("memory_max", spec.memory_max.map(|_| ())),
         ("cpu_max_percent", spec.cpu_max_percent.map(|_| ())),
         ("pids_max", spec.pids_max.map(|_| ())),
+        ("io_max", spec.io_max.map(|_| ())),
     ];
     let Some(given) = &spec.cgroup else {
         let limit = limits.iter().find(|(_, limit)| limit.is_some());
@@ -58,7 +59,23 @@ fn cgroup(spec: &JailSpec, memory: Size) -> Result<Option<Cgroup>, SpecError> {
         ));
     }
     let JailSpec { memory_max, cpu_max_percent, pids_max, .. } = *spec;
-    Ok(Some(Cgroup { path, memory_max, cpu_max_percent, pids_max }))
+    let io_max = spec.io_max.map(io_max).transpose()?;
+    Ok(Some(Cgroup { path, memory_max, cpu_max_percent, pids_max, io_max }))
+}
+
+fn io_max(spec: RateSpec) -> Result<IoMax, SpecError> {
+    let RateSpec { bytes_per_s, ops_per_s, burst_bytes, burst_ops } = spec;
+    let bad = |value: u64, rule| Err(option("io_max", value, rule));
+    if let Some(burst) = burst_bytes.map(Size::bytes).or(burst_ops) {
+        return bad(burst, "a cgroup knows no bursts");
+    }
+    let max = IoMax { bytes_per_s: bytes_per_s.map(Size::bytes), ops_per_s };
+    match (max.bytes_per_s, max.ops_per_s) {
+        (None, None) => Err(SpecError::missing("--jail io_max=…", "it has no limit in it")),
+        (Some(0), _) | (_, Some(0)) => bad(0, "nothing would ever move"),
+        (Some(over), _) | (_, Some(over)) if over > RATE_MAX => bad(over, "that is no limit"),
+        _ => Ok(max),
+    }
 }
 
 fn option(key: &str, value: impl ToString, rule: &str) -> SpecError {
@@ -83,6 +100,15 @@ mod tests {
         assert!(little.starts_with("--jail memory_max=\"256M\": the guest's 256M"), "{little}");
         assert!(error(|spec| spec.cpu_max_percent = Some(0)).contains("at least 1"));
         assert!(error(|spec| spec.pids_max = Some(3)).contains("16 threads"));
+        let io = |bytes_per_s, ops_per_s, burst_ops| {
+            let max = RateSpec { bytes_per_s, ops_per_s, burst_ops, burst_bytes: None };
+            error(|spec| spec.io_max = Some(max))
+        };
+        assert!(io(None, None, None).starts_with("--jail io_max=… is missing: it has no limit"));
+        assert!(io(None, Some(0), None).contains("nothing would ever move"));
+        assert!(io(Some(Size::from_bytes(u64::MAX)), Some(1), None).contains("no limit"));
+        assert!(io(Some(Size::from_mib(1)), Some(u64::MAX), None).contains("no limit"));
+        assert!(io(Some(Size::from_mib(1)), Some(1), Some(2)).contains("knows no bursts"));
         let memory_max = Some(Size::from_mib(272));
         let spec = JailSpec { cgroup: Some("/a".into()), memory_max, ..JailSpec::default() };
         let jail = jail(&spec, Size::from_mib(256)).unwrap().unwrap();

@@ -62,7 +62,6 @@ fn limits_hold_and_a_read_only_disk_takes_nothing() {
     let text = guest.run(
         &node,
         r#"
-now() { read up rest < /proc/uptime; echo "${up%.*}${up#*.}"; }
 begin=$(now); dd if=/dev/vda of=/dev/null iflag=direct bs=256k count=48 2>/dev/null; echo "bytes: $(($(now) - begin))"
 begin=$(now); dd if=/dev/vdb of=/dev/null iflag=direct bs=4k count=220 2>/dev/null; echo "requests: $(($(now) - begin))"
 check --filename=/dev/vda --name=limited --size=2m --verify=crc32c --direct=1 --ioengine=libaio --iodepth=16 --rw=randwrite --bs=64k

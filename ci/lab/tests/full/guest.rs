@@ -53,8 +53,7 @@ impl Guest<'_> {
         let words = format!("{WORDS} {}", self.words);
         let root = format!("tag=vroot,flist={},cache=/run/cache.sock{}", node.image, self.upper);
         let last = format!("{image},readonly");
-        let mut run =
-            vec!["/vmm", "run", "--no-jail", "--console", "stdio", "--api-socket", SOCKET];
+        let mut run = vec!["/vmm", "run", "--console", "stdio", "--api-socket", SOCKET];
         run.extend(["--kernel", self.kernel, "--initramfs", "/initramfs.img", "--cmdline", &words]);
         run.extend(["--cpus", self.cpus, "--memory", self.memory, "--fs", &root]);
         run.extend(["--fs", "tag=tools,dir=/tools,readonly"]);
@@ -108,10 +107,12 @@ pub(crate) fn value<'a>(text: &'a str, key: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("nothing about {key}:\n{text}"))
 }
 
-/// What every script begins with: its end is the machine's, and `fio` says only what went wrong.
+/// What every script begins with: its end is the machine's, `fio` says only what went wrong, and where
+/// something did, so does the kernel. `now` is in hundredths of a second.
 const PROLOGUE: &str = r#"
-trap 'status=$?; echo "script: ended with $status"; /tools/agent power off; sleep 1000' EXIT
+trap 'status=$?; [ $status = 0 ] || dmesg | tail -n 30; echo "script: ended with $status"; /tools/agent power off; sleep 1000' EXIT
 set -eu
+now() { read up rest < /proc/uptime; echo "${up%.*}${up#*.}"; }
 await() { n=0; until eval "$1"; do n=$((n+1)); [ $n -lt 1200 ] || { echo "in vain: $1"; exit 9; }; sleep 0.1; done; }
 check() { fio --eta=never --output=/tmp/fio --verify_fatal=1 --randrepeat=1 "$@" || { cat /tmp/fio; return 1; }; }
 "#;

@@ -42,6 +42,8 @@ fn what_was_flushed_outlives_the_vmm_and_the_journal_mends_the_rest() {
         assert!(said.len() >= 20, "{said:?}");
         safe.extend(said);
 
+        // What was killed is the VMM's warden. The VM goes with it.
+        node.await_no_vmm();
         // The first run replays the journal; the second finds nothing to mend.
         node.shell("e2fsck -fp /dev/vdb || [ $? = 1 ]; e2fsck -fn /dev/vdb");
         let found = lines(&guest.run(&node, READ), "found: ");

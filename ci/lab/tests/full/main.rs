@@ -6,13 +6,15 @@
 //!
 //! The guests' root is an image packed from a Debian root with `fio`, `iperf3` and `pjdfstest`
 //! (`ci/guest-root`), mounted through virtio-fs; what a guest is to do is a shell script in its
-//! `cidata`. A script ends with the machine, and says how it went.
+//! `cidata`. A script ends with the machine, and says how it went. All VMMs are in their jails.
 //!
 //! Behind the feature `full`: `cargo test -p lab --features full --test full -- --test-threads=1`.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
 mod block;
+mod cgroup;
+mod clones;
 mod guest;
 #[path = "../guest_files/mod.rs"]
 mod guest_files;

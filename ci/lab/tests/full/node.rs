@@ -74,13 +74,25 @@ impl Node {
         asked.success().unwrap().text()
     }
 
+    /// The file of that name in `/proc` of each VMM's processes: those that run VMs, and their wardens.
+    pub(crate) fn of_vmms(&self, file: &str) -> String {
+        self.shell(&format!(
+            "for p in /proc/[0-9]*; do case $(cat $p/comm 2>/dev/null) in \
+             vmm) cat $p/{file} 2>/dev/null || true;; esac; done"
+        ))
+    }
+
     /// What the VMM that runs has in memory, in MiB.
     pub(crate) fn resident_mib(&self) -> u64 {
-        let script = "for p in /proc/[0-9]*; do \
-                      case $(cat $p/comm 2>/dev/null) in vmm) cat $p/status;; esac; done";
-        let status = self.shell(script);
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a vmm runs");
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() / 1024
+        // Its warden has little.
+        kib(&self.of_vmms("status"), "VmRSS:").max().expect("a vmm runs") / 1024
+    }
+
+    /// Waits until no VMM has anything open any more.
+    pub(crate) fn await_no_vmm(&self) {
+        // What has ended, but nobody has asked for yet, has no memory.
+        let limit = Duration::from_secs(60);
+        self.wait(limit, "end of all VMMs", || !self.of_vmms("status").contains("VmRSS:"));
     }
 
     /// Waits until something is so.
@@ -91,6 +103,12 @@ impl Node {
             std::thread::sleep(Duration::from_millis(200));
         }
     }
+}
+
+/// The figures of all lines with that name, as the kernel writes them.
+pub(crate) fn kib(text: &str, name: &str) -> impl Iterator<Item = u64> {
+    let figures = text.lines().filter_map(move |line| line.strip_prefix(name)?.strip_suffix(" kB"));
+    figures.map(|figure| figure.trim().parse().unwrap())
 }
 
 /// The disk with the guests' image, and where it is to be mounted.

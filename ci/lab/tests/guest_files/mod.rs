@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test program uses its share of it")]
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -54,22 +53,15 @@ pub(crate) fn flist() -> &'static Path {
     })
 }
 
-/// Writes a `cidata` disk to `image`, in whose folder its files are made.
+/// Writes a `cidata` disk to `image`, of a guest with a name and a network.
 pub(crate) fn write_cidata(image: &Path, user_data: &str, zosrc: &str) {
-    let _ = fs::remove_file(image);
-    File::create(image).unwrap().set_len(2 << 20).unwrap();
-    succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(image));
     let files = [
         ("meta-data", "#cloud-config\ninstance-id: x\nlocal-hostname: my-vm\n"),
         ("network-config", NETWORK),
         ("user-data", user_data),
         ("zosrc", zosrc),
     ];
-    for (name, text) in files {
-        let path = image.with_file_name(name);
-        fs::write(&path, text).unwrap();
-        succeed(Command::new("mcopy").arg("-i").arg(image).arg(&path).arg("::"));
-    }
+    lab::write_cidata(image, &files).unwrap();
 }
 
 pub(crate) fn succeed(command: &mut Command) {

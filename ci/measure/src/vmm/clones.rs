@@ -6,15 +6,13 @@
 //! ends the machine by the first thing that it does in the clone, so a row has everything from the start
 //! of the VMM's process to its end.
 
-use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use boot_image::guest::build_static;
-use lab::{Machine, MachineBuilder, Running};
+use lab::{Machine, MachineBuilder, Running, write_cidata};
 
-use super::host::{GUEST_LIMIT, Host, MEMORY_MIB, succeed};
+use super::host::{GUEST_LIMIT, Host, MEMORY_MIB};
 use super::{mega, row};
 use crate::table::{Goal, Table};
 
@@ -49,7 +47,11 @@ pub(super) fn add_guests(
     builder = builder.file("/tree/etc/passwd", 0o644, "root:x:0:0::/root:/bin/sh\n");
     for (name, variable) in [("spin", "PROBE_TEMPLATE"), ("idle", "PROBE_IDLE")] {
         let image = folder.join(format!("{name}.img"));
-        write_cidata(&image, variable)?;
+        // The guest's init is the probe, which a variable tells what to do.
+        let zosrc = format!("export {variable}='1'\ninit='probe'\n");
+        let meta = "#cloud-config\ninstance-id: x\nlocal-hostname: clone\n";
+        let files = [("meta-data", meta), ("user-data", "users: []\n"), ("zosrc", &zosrc)];
+        write_cidata(&image, &files)?;
         builder = builder.host_file(&format!("/{name}.img"), 0o644, &image);
     }
     Ok(builder.program("/bin/sleep"))
@@ -133,18 +135,4 @@ fn unique_kib(machine: &Machine, name: &str) -> Result<u64> {
 fn number(text: &str, prefix: &str) -> Option<u64> {
     let rest = text.split_once(prefix)?.1.trim_start();
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-/// A `cidata` disk whose guest's init is the probe, told by `variable` what to do.
-fn write_cidata(image: &Path, variable: &str) -> Result<()> {
-    fs::File::create(image)?.set_len(2 << 20)?;
-    succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(image))?;
-    let zosrc = format!("export {variable}='1'\ninit='probe'\n");
-    let meta = "#cloud-config\ninstance-id: x\nlocal-hostname: clone\n";
-    for (name, text) in [("meta-data", meta), ("user-data", "users: []\n"), ("zosrc", &zosrc)] {
-        let path = image.with_file_name(name);
-        fs::write(&path, text)?;
-        succeed(Command::new("mcopy").arg("-o").arg("-i").arg(image).arg(&path).arg("::"))?;
-    }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::{MachineBuilder, Outcome};
+use lab::{MachineBuilder, Outcome, write_cidata};
 
 use super::host::{Host, ours, succeed};
 use super::mega;
@@ -50,21 +50,14 @@ pub(super) fn add_image(
         Command::new("/sbin/mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&contents).arg(&ext4),
     )?;
     let cidata = folder.join("cidata.img");
-    write_cidata(&cidata)?;
+    // The node says nothing to the guest but its name.
+    let meta = "#cloud-config\ninstance-id: x\nlocal-hostname: bench\n";
+    write_cidata(&cidata, &[("meta-data", meta)])?;
     let store_path = blocks.display().to_string();
     let builder =
         builder.host_file("/image.fl", 0o644, &image).host_folder(&store_path, &blocks)?;
     let builder = builder.host_file("/ext4.img", 0o644, &ext4);
     Ok(builder.host_file("/cidata.img", 0o644, &cidata))
-}
-
-/// What the node says to a guest: nothing but its name.
-fn write_cidata(image: &Path) -> Result<()> {
-    File::create(image)?.set_len(2 << 20)?;
-    succeed(Command::new("/sbin/mkfs.vfat").args(["-n", "CIDATA"]).arg(image))?;
-    let text = image.with_file_name("meta-data");
-    fs::write(&text, "#cloud-config\ninstance-id: x\nlocal-hostname: bench\n")?;
-    succeed(Command::new("mcopy").arg("-i").arg(image).arg(&text).arg("::"))
 }
 
 /// How long the cache may serve: idle time passes quickly in a machine that counts instructions.

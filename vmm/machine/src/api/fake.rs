@@ -1,4 +1,5 @@
-//! A machine for tests of its API: remembers what it was asked, and can be told to refuse.
+//! A machine for tests of its API, those of other crates too: remembers what it was asked, and can be
+//! told to refuse.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,9 +13,10 @@ use vmm_spec::{BalloonSpec, Disk, DiskSpec, Net, NetSpec, Size, Verified, VmSpec
 use super::control::{Attach, Control, ControlError};
 use super::metrics::{Kind, Metrics, Value};
 
-/// The machine.
+/// A machine that isn't there: it does what it is asked, in words alone. What is plugged in is in its
+/// description until it is taken out.
 #[derive(Default)]
-pub(super) struct Fake(Mutex<Inner>);
+pub struct Fake(Mutex<Inner>);
 
 #[derive(Default)]
 pub(super) struct Inner {
@@ -29,9 +31,11 @@ pub(super) struct Inner {
 
 impl Fake {
     pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.0.lock().expect("no test panics with it")
     }
 
+    /// What it was asked since the last time.
+    #[cfg(test)]
     pub(super) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.inner().calls)
     }
@@ -108,7 +112,7 @@ impl Control for Fake {
     ) -> Result<(), ControlError> {
         let mut contents = String::new();
         if let Some(descriptor) = descriptor {
-            File::from(descriptor).read_to_string(&mut contents).unwrap();
+            File::from(descriptor).read_to_string(&mut contents).expect("text");
         }
         self.call(format!("add {} {contents:?}", disk.id))?;
         self.inner().disks.push(disk.spec.clone());
@@ -129,11 +133,18 @@ impl Control for Fake {
     }
 
     fn add_net(&self, net: Verified<Net>, descriptors: Vec<OwnedFd>) -> Result<(), ControlError> {
-        self.call(format!("add {} with {}", net.id, descriptors.len()))
+        self.call(format!("add {} with {}", net.id, descriptors.len()))?;
+        self.inner().nets.push(net.spec.clone());
+        Ok(())
     }
 
     fn remove_net(&self, id: &str) -> Result<(), ControlError> {
-        self.call(format!("remove {id}"))
+        self.call(format!("remove {id}"))?;
+        let nets = &mut self.inner().nets;
+        let place = nets.iter().position(|net| net.id.as_deref() == Some(id));
+        let missing = ControlError::NotFound { kind: "net", id: id.to_owned() };
+        nets.remove(place.ok_or(missing)?);
+        Ok(())
     }
 
     fn snapshot(
@@ -143,8 +154,8 @@ impl Control for Fake {
         files: Option<(OwnedFd, OwnedFd)>,
     ) -> Result<(), ControlError> {
         if let Some((state, memory)) = files {
-            File::from(state).write_all(b"state").unwrap();
-            File::from(memory).write_all(b"memory").unwrap();
+            File::from(state).write_all(b"state").expect("a file");
+            File::from(memory).write_all(b"memory").expect("a file");
         }
         self.call(format!("snapshot {}, then {then:?}", path.display()))
     }
@@ -157,6 +168,6 @@ impl Control for Fake {
 
     fn attach_console(&self) -> Result<Attach, ControlError> {
         self.call("attach")?;
-        Ok(Box::new(|mut stream| stream.write_all(b"login: ").unwrap()))
+        Ok(Box::new(|mut stream| stream.write_all(b"login: ").expect("a client")))
     }
 }

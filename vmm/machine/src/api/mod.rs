@@ -16,11 +16,13 @@
 mod connection;
 mod control;
 mod dispatch;
+#[cfg(any(test, feature = "testing"))]
+mod fake;
 mod http;
 mod listener;
 mod metrics;
 mod server;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use control::{Attach, Control, ControlError};
@@ -28,7 +30,5 @@ pub use listener::Listener;
 pub use metrics::{Family, Kind, Metrics, Value};
 pub use server::{CONNECTION_COUNT_MAX, Server, Stopper};
 
-#[cfg(test)]
-mod fake;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
-//! A connection without a server, for tests of other crates: what a client sends goes in, what it
-//! would read comes out.
+//! A connection without a server and a machine that isn't there, for tests of other crates: what a
+//! client sends goes in, what it would read comes out.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -11,6 +11,7 @@ use rustix::event::{PollFd, Timespec, poll};
 use super::Control;
 use super::connection::{Connection, Next, Timeouts};
 use super::dispatch::dispatch;
+pub use super::fake::Fake;
 
 /// Sends `pieces` one after the other, and returns all answers, until the connection is closed or
 /// nothing more is to be said.

@@ -126,7 +126,8 @@ fn every_route_answers_as_documented() {
             Body::Json("SnapshotRequest") => json!({"path": "/s"}),
             _ => Json::Null,
         };
-        let target = route.path.replace("{id}", "disk0");
+        let device = if route.path.starts_with("/nets") { "net0" } else { "disk0" };
+        let target = route.path.replace("{id}", device);
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let (status, answer) = running.request(route.method.name(), &target, &body);
         match route.answer {
@@ -152,7 +153,7 @@ fn every_route_answers_as_documented() {
         "resize disk0 Some(Size(1073741824))",
         "remove disk0",
         "add net0 with 0",
-        "remove disk0",
+        "remove net0",
         "snapshot /s, then Continue",
     ];
     assert_eq!(running.machine.calls(), expected);

@@ -17,6 +17,7 @@ pub(crate) mod kick;
 pub(crate) mod run;
 mod state;
 mod template;
+mod xstate;
 
 use std::io;
 use std::time::Duration;

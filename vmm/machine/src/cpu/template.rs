@@ -7,11 +7,12 @@
 //! of them: a guest without its host's mitigations is worse than one that can't move.
 //!
 //! Never offered, since a guest must not depend on it: nested virtualization, performance
-//! counters, SGX, processor trace, AMX (whose state does not fit an ordinary snapshot).
+//! counters, SGX, processor trace, AMX (whose state does not fit an ordinary snapshot). Nor what needs
+//! registers that can't be kept here (`xstate`).
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use super::CpuError;
+use super::{CpuError, xstate};
 
 /// Which features a guest's CPUs have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -47,6 +48,7 @@ impl CpuTemplate {
     pub(super) fn apply(self, entries: &mut Vec<kvm_cpuid_entry2>) -> Result<(), CpuError> {
         apply_masks(entries, NEVER);
         entries.retain(|entry| !LEAVES_NEVER.contains(&entry.function));
+        xstate::drop_without_state(entries);
         let (required, masks): (&[&[Feature]], _) = match self {
             Self::Host => return Ok(()),
             Self::BaselineV2 => (&[REQUIRED_V2], MASKS_V2),
@@ -64,7 +66,7 @@ impl CpuTemplate {
         }
         apply_masks(entries, masks);
         entries.retain(|entry| !LEAVES_BASELINE_OMITS.contains(&entry.function));
-        trim_xsave(entries);
+        xstate::trim(entries);
         Ok(())
     }
 }
@@ -89,7 +91,7 @@ impl Register {
 }
 
 /// The bits that stay in one register of one leaf.
-struct Mask {
+pub(super) struct Mask {
     leaf: u32,
     subleaf: u32,
     register: Register,
@@ -101,7 +103,7 @@ const fn keep(leaf: u32, subleaf: u32, register: Register, keep: u32) -> Mask {
 }
 
 /// A mask that takes single bits out.
-const fn drop(leaf: u32, subleaf: u32, register: Register, bits: &[u32]) -> Mask {
+pub(super) const fn drop(leaf: u32, subleaf: u32, register: Register, bits: &[u32]) -> Mask {
     keep(leaf, subleaf, register, !mask(bits))
 }
 
@@ -114,7 +116,7 @@ const fn mask(bits: &[u32]) -> u32 {
     mask
 }
 
-fn apply_masks(entries: &mut [kvm_cpuid_entry2], masks: &[Mask]) {
+pub(super) fn apply_masks(entries: &mut [kvm_cpuid_entry2], masks: &[Mask]) {
     for mask in masks {
         for entry in entries.iter_mut() {
             if (entry.function, entry.index) == (mask.leaf, mask.subleaf) {
@@ -272,31 +274,6 @@ const MASKS_V2: &[Mask] = baseline!(LEAF1_ECX_V2, LEAF7_EBX_V2, EXTENDED1_ECX_V2
 /// x87, SSE and AVX state; XSAVEOPT.
 const MASKS_V3: &[Mask] = baseline!(LEAF1_ECX_V3, LEAF7_EBX_V3, EXTENDED1_ECX_V3, 0b111, 1);
 
-/// Makes leaf 0xd speak of the state components that are left: those of the masked XCR0.
-fn trim_xsave(entries: &mut Vec<kvm_cpuid_entry2>) {
-    /// The legacy area and the header, which are always there.
-    const XSAVE_SIZE_MIN: u32 = 576;
-    let main = entries.iter().find(|entry| (entry.function, entry.index) == (0xd, 0));
-    let xcr0 = main.map_or(0, |entry| entry.eax);
-    entries.retain(|entry| {
-        entry.function != 0xd
-            || entry.index < 2
-            || (entry.index < 32 && xcr0 >> entry.index & 1 == 1)
-    });
-    let components = entries.iter().filter(|entry| entry.function == 0xd && entry.index >= 2);
-    // Of a component, EAX is the size and EBX the offset.
-    let size = components.map(|entry| entry.eax.saturating_add(entry.ebx)).max();
-    let size = size.unwrap_or(0).max(XSAVE_SIZE_MIN);
-    for entry in entries.iter_mut().filter(|entry| entry.function == 0xd) {
-        match entry.index {
-            0 if xcr0 == 0 => (entry.ebx, entry.ecx) = (0, 0),
-            0 => (entry.ebx, entry.ecx) = (XSAVE_SIZE_MIN, size),
-            1 => entry.ebx = 0,
-            _ => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,7 +309,8 @@ mod tests {
     fn host_keeps_the_rest() {
         let mut entries = everything();
         CpuTemplate::Host.apply(&mut entries).unwrap();
-        assert_eq!(find(&entries, 7, 0).ebx, !mask(&[2, 25]));
+        // Bounds have no state here.
+        assert_eq!(find(&entries, 7, 0).ebx, !mask(&[2, 14, 25]));
         assert_eq!(find(&entries, 0xd, 0).eax, 0xe7);
     }
 

@@ -26,6 +26,7 @@
 //! Namespaces and Landlock depend on the host. Those that cannot be had are named, in a warning and in
 //! the API; the VM runs all the same, unless a shared directory would then be behind no wall at all.
 
+mod block_device;
 mod cgroup;
 mod doors;
 mod error;
@@ -61,6 +62,7 @@ use self::sys::Forked;
 use self::warden::{Preparation, message};
 use crate::worker::ThreadSetup;
 
+pub use block_device::BlockDevice;
 pub use doors::{Door, Doors};
 pub use error::JailError;
 pub use warden::{Ended, Warden};
@@ -72,6 +74,19 @@ pub struct Share {
     pub path: PathBuf,
     /// Whether nothing is ever written there.
     pub is_readonly: bool,
+}
+
+/// What a VM keeps of the host behind all walls.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs<'a> {
+    /// The directories that its devices serve.
+    pub shares: &'a [Share],
+    /// The sockets that its devices connect to.
+    pub doors: &'a Doors,
+    /// The block devices that its files are on, where their I/O is limited.
+    pub block_devices: &'a [BlockDevice],
+    /// Whether it must know which of its pages exist: only snapshots ask.
+    pub has_pagemap: bool,
 }
 
 /// Which process this is.
@@ -92,7 +107,7 @@ pub struct Inside {
     pub pid: u32,
     /// Puts a thread behind its own wall, by its name.
     pub threads: ThreadSetup,
-    /// Which of the process's pages exist, if the host tells (Linux
+    /// Which of the process's pages exist, if that was needed and the host tells (Linux
     /// `Documentation/admin-guide/mm/pagemap.rst`). There may be no `/proc` any more.
     pub pagemap: Option<fs::File>,
 }
@@ -100,18 +115,21 @@ pub struct Inside {
 impl Inside {
     /// What a process knows that is in no jail.
     #[must_use]
-    pub fn nowhere() -> Self {
+    pub fn nowhere(has_pagemap: bool) -> Self {
         Self {
             shares: Vec::new(),
             walls: Vec::new(),
             pid: std::process::id(),
             threads: Arc::new(|_| Ok(())),
-            pagemap: fs::File::open(PAGEMAP).ok(),
+            pagemap: open_pagemap(has_pagemap),
         }
     }
 }
 
-const PAGEMAP: &str = "/proc/self/pagemap";
+/// Of this process, as it is now: a copy's is another.
+fn open_pagemap(is_needed: bool) -> Option<fs::File> {
+    is_needed.then(|| fs::File::open("/proc/self/pagemap").ok()).flatten()
+}
 
 /// Closes what this process inherited and does not know of. To be called before anything is opened;
 /// `kept` stays.
@@ -127,9 +145,9 @@ pub fn close_foreign(kept: &[RawFd]) -> Result<(), JailError> {
 ///
 /// # Errors
 /// Which wall cannot be built, and why. Inside, the process must end then.
-pub fn enter(jail: &Jail, shares: &[Share], doors: &Doors) -> Result<Side, JailError> {
+pub fn enter(jail: &Jail, needs: Needs<'_>) -> Result<Side, JailError> {
     let setup = |what: &'static str| JailError::host("warden", what);
-    let ids = Ids::choose(jail, shares)?;
+    let ids = Ids::choose(jail, needs.shares)?;
     // A library asks the kernel when it is first called, by a file if need be, and remembers.
     let _ = rustix::param::page_size();
     let flags = SocketFlags::CLOEXEC;
@@ -139,11 +157,12 @@ pub fn enter(jail: &Jail, shares: &[Share], doors: &Doors) -> Result<Side, JailE
     match sys::fork().map_err(setup("a process for the VM"))? {
         Forked::Parent(first) => {
             drop(inside);
-            Warden::attend(first, outside, preparation, &ids, doors.clone()).map(Side::Outside)
+            let doors = needs.doors.clone();
+            Warden::attend(first, outside, preparation, &ids, doors).map(Side::Outside)
         }
         Forked::Child => {
             drop((outside, preparation));
-            Closing { jail, shares, ids, socket: inside, walls: Vec::new() }.close(doors)
+            Closing { jail, needs, ids, socket: inside, walls: Vec::new() }.close()
         }
     }
 }
@@ -194,16 +213,16 @@ fn note(walls: &mut Vec<Wall>, name: &str, result: Result<String, String>) {
 /// A jail on its way to be closed, in the process that will be in it.
 struct Closing<'a> {
     jail: &'a Jail,
-    shares: &'a [Share],
+    needs: Needs<'a>,
     ids: Ids,
     socket: OwnedFd,
     walls: Vec<Wall>,
 }
 
 impl Closing<'_> {
-    fn close(mut self, doors: &Doors) -> Result<Side, JailError> {
+    fn close(mut self) -> Result<Side, JailError> {
         if let Some(cgroup) = &self.jail.cgroup {
-            let detail = cgroup::join(cgroup)?;
+            let detail = cgroup::join(cgroup, self.needs.block_devices)?;
             self.note("cgroup", Ok(detail));
         }
         let has_user = self.enter_user_namespace()?;
@@ -211,10 +230,10 @@ impl Closing<'_> {
         let has_mounts = self.enter_other_namespaces();
         // The host's list of processes still tells.
         let pid = host_pid();
-        let pagemap = fs::File::open(PAGEMAP).ok();
+        let pagemap = open_pagemap(self.needs.has_pagemap);
         let places = self.enter_root(has_mounts)?;
         privileges::no_new()?;
-        let landlock = landlock::restrict(self.shares, &places)?;
+        let landlock = landlock::restrict(self.needs.shares, &places)?;
         self.check_that_files_are_out_of_reach(has_mounts, landlock.as_ref().err())?;
         self.note(LANDLOCK, landlock.map(|version| format!("version {version}")));
         privileges::give_up(self.ids.capabilities, is_capable)?;
@@ -228,8 +247,8 @@ impl Closing<'_> {
         for wall in self.walls.iter().filter(|wall| !wall.stands) {
             tracing::warn!(wall = wall.name, why = wall.detail, "the jail has a wall less");
         }
-        let threads = threads(Filters { has_shares: !self.shares.is_empty() });
-        doors.go_through(self.socket);
+        let threads = threads(Filters { has_shares: !self.needs.shares.is_empty() });
+        self.needs.doors.go_through(self.socket);
         Ok(Side::Inside(Inside { shares: places, walls: self.walls, pid, threads, pagemap }))
     }
 
@@ -306,9 +325,9 @@ impl Closing<'_> {
     fn enter_root(&mut self, has_mounts: bool) -> Result<Vec<PathBuf>, JailError> {
         if !has_mounts {
             self.note("root directory", Err("it takes a mount namespace".to_owned()));
-            return Ok(self.shares.iter().map(|share| share.path.clone()).collect());
+            return Ok(self.needs.shares.iter().map(|share| share.path.clone()).collect());
         }
-        let places = root::enter(self.shares)?;
+        let places = root::enter(self.needs.shares)?;
         let detail = if places.is_empty() {
             "empty, read-only".to_owned()
         } else {
@@ -324,7 +343,7 @@ impl Closing<'_> {
         landlock: Option<&String>,
     ) -> Result<(), JailError> {
         match landlock {
-            Some(landlock) if !has_mounts && !self.shares.is_empty() => {
+            Some(landlock) if !has_mounts && !self.needs.shares.is_empty() => {
                 let missing = self.walls.iter().find(|wall| wall.name == MOUNT.1);
                 let namespace = missing.map(|wall| wall.detail.clone()).unwrap_or_default();
                 Err(JailError::NoWalls { namespace, landlock: landlock.clone() })

@@ -11,9 +11,7 @@
 //!                       └──────► api::Server, if it has a socket             (control.rs, hotplug.rs,
 //!                                                                             metrics.rs, snapshot.rs)
 //!
-//!   Vm::run:   start ──► wait ──► ended ──► off, crashed, … ──► Exit
-//!                          ▲         │
-//!                          └─ reset ─┘  in place, if the description lets it
+//!   Vm::run ──► the guest's life, resets and all ──► Exit                        (life.rs)
 //! ```
 //!
 //! Everything that may fail for want of a file, a device or memory fails in `Vm::new`, before the
@@ -25,6 +23,7 @@ mod control;
 mod devices;
 mod error;
 mod hotplug;
+mod life;
 mod metrics;
 mod opened;
 mod restore;
@@ -36,28 +35,25 @@ use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use vmm_spec::api::Wall;
 use vmm_spec::{HugePages, OnReset, VerifiedSpec, VmSpec};
-use vmm_sys_util::signal::unblock_signal;
 use vmm_virtio::balloon::BalloonHandle;
 use vmm_virtio::console::ConsoleHandle;
 
 use crate::api::{Listener, Server, Stopper};
 use crate::boot::{Boot, Image, Loading};
 use crate::interrupts::Interrupts;
-use crate::jail::{self, Inside, Side};
+use crate::jail::{self, Inside, Needs, Side};
 use crate::memory::Backing;
 use crate::memory::layout::{ECAM_ADDRESS, slot};
 use crate::pci::Bus;
 use crate::worker::{self, ThreadSetup, Workers};
-use crate::{CpuTemplate, Exit, Machine, MachineConfig, MmioBus, Sink, footprint};
+use crate::{CpuTemplate, Machine, MachineConfig, MmioBus, Sink};
 
-use console::{Consoles, Terminal};
+use console::Consoles;
 use control::VmControl;
 use devices::Plugged;
 use hotplug::Job;
@@ -68,12 +64,8 @@ pub use devices::open_tap;
 pub use error::VmError;
 pub use restore::restore;
 
-/// What ends a VM in good order.
-const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
 /// Of threads with little to do.
 const STACK_SIZE: usize = 512 << 10;
-/// Until a guest has booted, about, and its VMM does what it will go on doing.
-const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// Runs the VM of `spec` until it ends; in a jail, unless the description says otherwise. The process
 /// must have one thread.
@@ -91,7 +83,15 @@ fn run_from(spec: &VerifiedSpec, origin: Option<Origin>) -> Result<vmm_spec::Exi
         tracing::warn!("no jail: a guest that breaks out of its VM has this process's rights");
         return Vm::new(spec, opened, None, origin)?.run();
     };
-    match jail::enter(jail, &Opened::shares(spec), &opened.doors)? {
+    let shares = Opened::shares(spec);
+    let block_devices = opened.block_devices(jail, &shares)?;
+    let needs = Needs {
+        shares: &shares,
+        doors: &opened.doors,
+        block_devices: &block_devices,
+        has_pagemap: needs_pagemap(spec),
+    };
+    match jail::enter(jail, needs)? {
         Side::Inside(inside) => {
             let opened = opened.move_into(&inside);
             Vm::new(spec, opened, Some(inside), origin)?.run()
@@ -105,6 +105,11 @@ fn run_from(spec: &VerifiedSpec, origin: Option<Origin>) -> Result<vmm_spec::Exi
             Ok(ended?.finish())
         }
     }
+}
+
+/// Only a client of the API asks for a snapshot.
+fn needs_pagemap(spec: &VerifiedSpec) -> bool {
+    spec.api_socket.is_some()
 }
 
 /// A VM.
@@ -152,7 +157,7 @@ struct Shared {
     pid: u32,
     /// Those of the jail, if there is one.
     walls: Vec<Wall>,
-    /// Which of our pages exist.
+    /// Which of our pages exist, for snapshots.
     pagemap: Option<File>,
 }
 
@@ -188,7 +193,8 @@ impl Vm {
             None => Machine::new(&kvm, config)?,
             Some(origin) => origin.machine(&kvm, config)?,
         };
-        let Inside { threads, walls, pid, pagemap, .. } = inside.unwrap_or_else(Inside::nowhere);
+        let inside = inside.unwrap_or_else(|| Inside::nowhere(needs_pagemap(spec)));
+        let Inside { threads, walls, pid, pagemap, .. } = inside;
         consoles.connect_serial(machine.serial_input());
 
         let interrupts = Arc::new(Interrupts::new(Arc::clone(machine.vm())));
@@ -286,109 +292,6 @@ impl Shared {
 
     fn lifecycle(&self) -> MutexGuard<'_, ()> {
         self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets the guest run, unless it waits to be resumed. The terminal is its own as long as what is
-    /// returned lives.
-    fn start(self: &Arc<Self>, consoles: Consoles, waits: bool) -> Result<Terminal, VmError> {
-        self.end_by_signals()?;
-        let terminal = consoles.start_input(&self.threads);
-        let terminal = terminal.map_err(VmError::host("read the console"))?;
-        let _lifecycle = self.lifecycle();
-        self.machine_mut().start_threads(&self.threads)?;
-        // All threads are there: this one starts no more.
-        (self.threads)("main").map_err(VmError::host("set the main thread up"))?;
-        if !self.is_paused.load(Ordering::SeqCst) {
-            self.machine().resume();
-        } else if !waits {
-            self.go_on();
-        }
-        Ok(terminal)
-    }
-
-    /// Whoever ends the process ends the guest, without asking it, and everything else in good
-    /// order: the terminal comes back, sockets go. A second signal ends the process at once.
-    fn end_by_signals(self: &Arc<Self>) -> Result<(), VmError> {
-        let failed = || VmError::host("listen to signals");
-        let mut signals = Signals::new(SIGNALS).map_err(failed())?;
-        let shared = Arc::downgrade(self);
-        let work = move || {
-            for signal in SIGNALS {
-                // Blocked until now in a jail, so that none was lost. It was not blocked elsewhere.
-                let _ = unblock_signal(signal);
-            }
-            for signal in &mut signals {
-                let Some(shared) = shared.upgrade() else { return };
-                if shared.is_ending.swap(true, Ordering::SeqCst) {
-                    // As a shell tells of a process that a signal ended.
-                    signal_hook::low_level::exit(128 + signal);
-                }
-                shared.machine().ender().end(Exit::Off);
-            }
-        };
-        worker::spawn("signals", STACK_SIZE, &self.threads, work).map_err(failed())?;
-        Ok(())
-    }
-
-    /// How the guest ended. Once it has settled, what starting took is given back.
-    fn await_end(&self) -> Exit {
-        let mut limit = Some(SETTLE_TIME);
-        loop {
-            if let Some(exit) = self.machine().wait(limit) {
-                return exit;
-            }
-            if limit.take().is_some() {
-                footprint::give_back();
-            }
-        }
-    }
-
-    /// Waits for the guest's end, which a reset need not be.
-    fn run(&self, on_reset: OnReset) -> Result<vmm_spec::Exit, VmError> {
-        loop {
-            let exit = self.await_end();
-            let is_wanted = self.reboot_is_wanted.swap(false, Ordering::SeqCst);
-            // A guest that wants to start over while it is being stopped is off.
-            let is_ending = self.is_ending.load(Ordering::SeqCst);
-            let exit = if exit == Exit::Reset && is_ending { Exit::Off } else { exit };
-            if exit == Exit::Reset && (is_wanted || on_reset == OnReset::Reboot) {
-                self.reset()?;
-                continue;
-            }
-            let exits = self.machine().exits().total();
-            if exit == Exit::Off {
-                tracing::info!(exits, "the guest ended: {exit}");
-            } else {
-                tracing::error!(exits, "the guest ended: {exit}");
-            }
-            return Ok(match exit {
-                Exit::Off => vmm_spec::Exit::Off,
-                Exit::Reset => vmm_spec::Exit::ResetRefused,
-                Exit::Crash(_) | Exit::Panic => vmm_spec::Exit::Crashed,
-                Exit::Watchdog => vmm_spec::Exit::Watchdog,
-                Exit::Failed { .. } => vmm_spec::Exit::HostFailure,
-            });
-        }
-    }
-
-    /// Starts the guest over, in place: the vCPUs are parked already. A paused VM stays paused.
-    fn reset(&self) -> Result<(), VmError> {
-        let _lifecycle = self.lifecycle();
-        self.machine().pause()?;
-        self.bus.reset()?;
-        let mut machine = self.machine_mut();
-        machine.reset()?;
-        self.reboots.fetch_add(1, Ordering::Relaxed);
-        // What was asked for meanwhile has been forgotten with the exit: a reboot is this one, and
-        // an end still comes, since it was noted before it was asked for.
-        self.reboot_is_wanted.store(false, Ordering::SeqCst);
-        if self.is_ending.load(Ordering::SeqCst) {
-            machine.ender().end(Exit::Off);
-        }
-        if !self.is_paused.load(Ordering::SeqCst) {
-            machine.resume();
-        }
-        Ok(())
     }
 
     fn serve_api(self: &Arc<Self>, listener: Listener) -> Result<Api, VmError> {

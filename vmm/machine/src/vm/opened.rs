@@ -3,6 +3,7 @@
 //! This is all that is done with the rights of whoever started the VMM: a jail may follow, in which
 //! nothing has a name any more. Threads and mappings of guest memory come later still.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
 use rustix::fs::StatVfsMountFlags;
-use vmm_spec::{Fs, FsSource, NetBackend, VerifiedSpec};
+use vmm_spec::{Fs, FsSource, Jail, NetBackend, VerifiedSpec};
 use vmm_virtio::fs::flist::{self, CacheClient, FlistView};
 use vmm_virtio::net::Tap;
 use vmm_virtio::vsock;
@@ -21,7 +22,7 @@ use super::devices::{Inherited, open_disk, open_taps};
 use super::restore::Origin;
 use crate::api::Listener;
 use crate::boot::Image;
-use crate::jail::{self, Door, Doors, Inside, Share};
+use crate::jail::{self, BlockDevice, Door, Doors, Inside, Share};
 use crate::kvm;
 
 /// What a VM needs, opened.
@@ -89,6 +90,23 @@ impl Opened {
             share_of(fs).map(|(path, is_readonly)| Share { path: path.to_owned(), is_readonly })
         };
         spec.fs.iter().filter_map(|fs| share(fs)).collect()
+    }
+
+    /// The block devices that disks and `shares` are on, if their I/O is limited.
+    pub(super) fn block_devices(
+        &self,
+        jail: &Jail,
+        shares: &[Share],
+    ) -> Result<Vec<BlockDevice>, VmError> {
+        if jail.cgroup.as_ref().is_none_or(|cgroup| cgroup.io_max.is_none()) {
+            return Ok(Vec::new());
+        }
+        let disks = self.devices.disks.iter().map(BlockDevice::under);
+        let directories = shares.iter().map(|share| BlockDevice::at(&share.path));
+        let found: Result<BTreeSet<_>, _> =
+            disks.chain(directories).filter_map(Result::transpose).collect();
+        let found = found.map_err(VmError::host("find the block devices that its files are on"))?;
+        Ok(found.into_iter().collect())
     }
 
     /// In a jail, which has its own names for them, and leaves sockets' files to its warden.

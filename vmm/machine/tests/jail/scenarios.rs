@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};
-use vmm_machine::jail::{self, Doors, Inside, Share, Side};
+use vmm_machine::jail::{self, Doors, Inside, Needs, Share, Side};
 use vmm_machine::{CpuTemplate, Machine, MachineConfig, boot, kvm, memory, vm};
 use vmm_spec::{Flags, Jail, VmSpec};
 
@@ -66,7 +66,9 @@ fn share(path: impl Into<PathBuf>, is_readonly: bool) -> Share {
 }
 
 fn in_jail(shares: &[Share], work: impl FnOnce(Inside) -> u8) -> ExitCode {
-    match jail::enter(&NONE, shares, &Doors::default()).unwrap() {
+    let doors = Doors::default();
+    let needs = Needs { shares, doors: &doors, block_devices: &[], has_pagemap: false };
+    match jail::enter(&NONE, needs).unwrap() {
         Side::Inside(inside) => ExitCode::from(work(inside)),
         Side::Outside(warden) => ExitCode::from(warden.watch().unwrap().finish().code()),
     }

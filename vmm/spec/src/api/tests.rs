@@ -129,7 +129,7 @@ fn types_have_the_fields_of_their_schemas() {
     agrees::<WatchdogSpec>("WatchdogSpec", &spec["watchdog"], true);
     let mut jail = spec["jail"].clone();
     (jail["memory_max"], jail["cpu_max_percent"]) = (json!("2G"), json!(150));
-    jail["pids_max"] = json!(64);
+    (jail["pids_max"], jail["io_max"]) = (json!(64), json!({"bytes_per_s": "10M"}));
     agrees::<JailSpec>("JailSpec", &jail, true);
     let wall = json!({"name": "seccomp", "stands": true, "detail": "a filter a thread"});
     agrees::<Wall>("Wall", &wall, false);

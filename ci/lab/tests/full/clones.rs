@@ -1,0 +1,69 @@
+//! Many clones of one snapshot on one host: each lives, and has little to itself.
+
+use std::time::Duration;
+
+use lab::Outcome;
+
+use crate::guest::{GUEST_LIMIT, Guest, SOCKET, end, said};
+use crate::node::{Node, kib};
+
+const COUNT: usize = 50;
+/// What an idle clone may have to itself, in KiB, its warden's share with it.
+const UNIQUE_KIB_MAX: u64 = 8 << 10;
+/// How long clones idle before they are measured: through several beats of their hearts.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// For each clone, with sockets and a console of its own, in a jail of its own.
+const RESTORE: &str = "
+pids=; n=0
+while [ $n -lt COUNT ]; do
+    /vmm restore /run/snapshot --vsock socket=/run/$n.vsock --console file=/run/$n.log --api-socket /run/$n.sock &
+    pids=\"$pids $!\"; n=$((n+1))
+done
+for pid in $pids; do wait $pid; done
+";
+/// A command of the VMM's for each.
+const EACH: &str = "n=0; while [ $n -lt COUNT ]; do /vmm WHAT /run/$n.sock; n=$((n+1)); done";
+
+#[test]
+fn fifty_idle_clones_have_less_than_8_mib_each() {
+    let node = Node::boot("full-clones", |_, builder| builder);
+    let options = ["--vsock", "cid=3,socket=/run/first.vsock", "--rng", "--balloon"];
+    let guest = Guest { memory: "256M", options: &options, ..Guest::default() };
+    let vm = said(guest.start(&node, "echo guest: idle; sleep 100000"), "guest: idle");
+    // Until what the boot left to be done is done.
+    std::thread::sleep(Duration::from_secs(5));
+    node.ask(&["snapshot", SOCKET, "/run/snapshot", "--then", "stop"]);
+    end(vm, &Outcome::Exited(0));
+    node.await_no_vmm();
+
+    let count = COUNT.to_string();
+    let restore = ["/bin/sh", "-ec", &RESTORE.replace("COUNT", &count)];
+    let clones = node.machine.command(&restore).timeout(GUEST_LIMIT * 2).spawn().unwrap();
+    let each = |what: &str| EACH.replace("COUNT", &count).replace("WHAT", what);
+    let beats = || -> Vec<u64> {
+        let metrics = node.shell(&format!("{} 2>/dev/null || true", each("metrics")));
+        let beats = metrics.lines().filter(|line| line.contains("count=\"beats\""));
+        beats.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+    };
+    node.wait(GUEST_LIMIT, "heart that beats in each clone", || {
+        let beats = beats();
+        beats.len() == COUNT && beats.iter().all(|&count| count > 0)
+    });
+    std::thread::sleep(IDLE);
+
+    let rollups = node.of_vmms("smaps_rollup");
+    let [clean, dirty] =
+        ["Private_Clean:", "Private_Dirty:"].map(|name| kib(&rollups, name).sum::<u64>());
+    let resident: u64 = kib(&rollups, "Rss:").sum();
+    let unique = (clean + dirty) / COUNT as u64;
+    eprintln!("{COUNT} clones: {} KiB resident, {unique} KiB unique each", resident / COUNT as u64);
+    assert!(unique > 0 && unique < UNIQUE_KIB_MAX, "{unique} KiB: {rollups}");
+    // None of them has stopped.
+    assert_eq!(beats().len(), COUNT);
+
+    node.shell(&each("stop"));
+    let output = clones.wait().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.outcome, Outcome::Exited(0), "{errors}");
+}
