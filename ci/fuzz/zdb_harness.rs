@@ -36,11 +36,7 @@ pub(crate) fn zdb(bytes: &[u8]) {
         if client.may_receive() {
             client.receive(&mut core, part, Instant::now());
         }
-        core.commit();
-        let syncs: Vec<_> = core.take_syncs().collect();
-        for sync in syncs {
-            core.synced(sync.run());
-        }
+        settle(&mut core, &mut clients);
         assert!(core.take_failures().is_empty(), "the disk failed");
         core.upkeep(false);
         for (client, message) in core.take_messages() {
@@ -59,6 +55,33 @@ pub(crate) fn zdb(bytes: &[u8]) {
     core.close();
     drop(core);
     open(folder.path()).close();
+}
+
+/// Ends a batch, and does what other threads would, until nobody waits for anything.
+fn settle(core: &mut Core, clients: &mut [Connection; 2]) {
+    loop {
+        core.commit();
+        let syncs: Vec<_> = core.take_syncs().collect();
+        for sync in syncs {
+            core.synced(sync.run());
+        }
+        let tasks: Vec<_> = core.take_tasks().collect();
+        if tasks.is_empty() {
+            return;
+        }
+        for task in tasks {
+            core.finish_task(task.run());
+        }
+        for (client, reply) in core.take_answers() {
+            clients[client.place as usize].answer(&reply);
+        }
+        for client in core.take_woken() {
+            clients[client.place as usize].wake();
+        }
+        for client in clients.iter_mut().filter(|client| client.may_resume()) {
+            client.resume(core, Instant::now());
+        }
+    }
 }
 
 fn open(folder: &Path) -> Core {
