@@ -388,15 +388,17 @@ impl Run {
         // By hash, which is how the index lies in memory.
         self.moved.sort_unstable_by_key(|moved| moved.hash);
         self.dropped.sort_unstable();
+        let mut live_size = 0;
         for moved in &self.moved {
             let found = namespace.index.find_record(moved.hash, moved.segment, moved.from);
             let Some((at, slot)) = found else { continue };
             let slot = slot.moved(id, moved.to);
             namespace.index.replace(at, slot);
             if slot.is_needed() {
-                namespace.add_live(id, namespace.record_size(&slot) as u64);
+                live_size += namespace.record_size(&slot) as u64;
             }
         }
+        namespace.add_live(id, live_size);
         for (hash, segment, offset) in &self.freed {
             let found = namespace.index.find_record(*hash, *segment, *offset);
             if let Some((at, _)) = found.filter(|(_, slot)| slot.is_tombstone()) {
