@@ -25,15 +25,17 @@ pub use stream::{AddressCheck, Endpoint, Timeouts};
 
 use std::fmt;
 
-/// A password, which `Debug` does not show.
+use zeroize::Zeroizing;
+
+/// A password, which `Debug` does not show and which is wiped from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Password(String);
+pub struct Password(Zeroizing<String>);
 
 impl Password {
     /// Wraps a password.
     #[must_use]
     pub fn new(password: impl Into<String>) -> Self {
-        Self(password.into())
+        Self(Zeroizing::new(password.into()))
     }
 
     pub(crate) fn reveal(&self) -> &str {

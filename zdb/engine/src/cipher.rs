@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use zeroize::Zeroizing;
 
 use crate::hash::Hasher;
 use crate::log::header::Header;
@@ -94,10 +95,14 @@ pub(crate) fn seal_secret(
 }
 
 /// Opens what [`seal_secret`] made; `None` if the key is another.
-pub(crate) fn open_secret(key: &MasterKey, purpose: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn open_secret(
+    key: &MasterKey,
+    purpose: &[u8],
+    sealed: &[u8],
+) -> Option<Zeroizing<Vec<u8>>> {
     let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key.as_bytes()).ok()?);
     let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>()?;
-    let mut body = body.to_vec();
+    let mut body = Zeroizing::new(body.to_vec());
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let size = key.open_in_place(nonce, Aad::from(purpose), &mut body).ok()?.len();
     body.truncate(size);
@@ -189,7 +194,7 @@ mod tests {
         let (key, other) = (MasterKey::new([1; 32]), MasterKey::new([2; 32]));
         let sealed = seal_secret(&key, [9; 12], b"purpose", b"secret").unwrap();
         assert_eq!(sealed.len(), 6 + SEAL_SIZE);
-        assert_eq!(open_secret(&key, b"purpose", &sealed).unwrap(), b"secret");
+        assert_eq!(*open_secret(&key, b"purpose", &sealed).unwrap(), b"secret");
         assert!(open_secret(&other, b"purpose", &sealed).is_none());
         assert!(open_secret(&key, b"other", &sealed).is_none());
         assert!(open_secret(&key, b"purpose", b"short").is_none());

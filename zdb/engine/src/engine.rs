@@ -17,7 +17,7 @@ use crate::cache::Budget;
 use crate::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::log::segment::{Folders, write_error};
 use crate::storage::{Open, Space, Storage};
-use crate::{Error, MasterKey, Name, Namespace, Settings};
+use crate::{Error, Name, Namespace, Secret, Settings};
 
 const LOCK_NAME: &str = ".lockfile";
 const RESERVE_NAME: &str = ".reserve";
@@ -39,7 +39,7 @@ pub struct Options {
     /// Bytes kept back for deletions and compaction on a full disk.
     pub reserve_size: u64,
     /// Seals namespaces' passwords in their descriptors; without it they are stored as they are.
-    pub password_key: Option<MasterKey>,
+    pub secret: Option<Secret>,
     /// Most files that a namespace keeps open.
     pub open_files_max: usize,
     /// Most bytes of segments that all namespaces together keep in memory, so that small reads need
@@ -61,7 +61,7 @@ impl Options {
             index,
             segment_size: 64 * 1024 * 1024,
             reserve_size: 64 * 1024 * 1024,
-            password_key: None,
+            secret: None,
             open_files_max: 256,
             cache_size: 128 * 1024 * 1024,
         }
@@ -164,9 +164,9 @@ impl Engine {
         &self,
         name: &Name,
         settings: Settings,
-        key: &MasterKey,
+        secret: &Secret,
     ) -> Result<Namespace, Error> {
-        self.make(name, settings, Some(key))
+        self.make(name, settings, Some(secret))
     }
 
     /// Loads a namespace: reads its index files and the log's tail. An encrypted one answers
@@ -184,15 +184,15 @@ impl Engine {
         }
         let claim = Claim::new(&self.shared, name)?;
         make_folder(&*self.shared.storage, &folders.index)?;
-        let password_key = self.shared.options.password_key.as_ref();
-        let loaded = Descriptor::load(&folders, password_key)?;
-        let Some((descriptor, repair)) = loaded else {
+        let secret = self.shared.options.secret.as_ref();
+        let loaded = Descriptor::load(&folders, secret)?;
+        let Some((mut descriptor, repair)) = loaded else {
             let reason = "neither it nor its copy is whole";
             return Err(Error::Descriptor { name: name.to_string(), reason });
         };
         if repair {
             // The next change tries again.
-            let _ = descriptor.store(&folders, password_key);
+            let _ = descriptor.store(&folders, secret);
         }
         Namespace::load(claim, folders, descriptor)
     }
@@ -287,14 +287,14 @@ impl Engine {
         &self,
         name: &Name,
         settings: Settings,
-        master: Option<&MasterKey>,
+        secret: Option<&Secret>,
     ) -> Result<Namespace, Error> {
         if self.exists(name)? {
             return Err(Error::Exists(name.to_string()));
         }
         let claim = Claim::new(&self.shared, name)?;
         let storage = &*self.shared.storage;
-        let descriptor = Descriptor::new(storage, settings, master)?;
+        let mut descriptor = Descriptor::new(storage, settings, secret)?;
         let folders = self.folders(name);
         // An index folder without a data folder is a removal that was cut short.
         let leftover = storage.list(&folders.index).is_ok();
@@ -305,15 +305,15 @@ impl Engine {
         let new = self.unused(&self.shared.options.data, NEW_PREFIX)?;
         make_folder(storage, &new)?;
         let half_made = Folders { data: new.clone(), ..folders.clone() };
-        descriptor.store(&half_made, self.shared.options.password_key.as_ref())?;
+        descriptor.store(&half_made, self.shared.options.secret.as_ref())?;
         let data = &self.shared.options.data;
         let moved = storage.rename(&new, &folders.data).and_then(|()| storage.sync_folder(data));
         moved.map_err(|source| write_error(source, data))?;
         let index = &self.shared.options.index;
         storage.sync_folder(index).map_err(|source| write_error(source, index))?;
         let mut namespace = Namespace::load(claim, folders, descriptor)?;
-        if let Some(master) = master {
-            namespace.unlock(master)?;
+        if let Some(secret) = secret {
+            namespace.unlock(secret)?;
         }
         Ok(namespace)
     }

@@ -93,6 +93,12 @@ pub enum Error {
     /// An encrypted password, and the options have no key to open it.
     #[error("the descriptor's password is sealed, and no key for passwords was given")]
     PasswordSealed,
+    /// No key could be made of the passphrase.
+    #[error("no key can be made of the passphrase: {reason}")]
+    Derivation {
+        /// What stands in the way.
+        reason: String,
+    },
 
     /// A record, or the file it is in, is not what was written.
     #[error("segment {segment}, offset {offset}: {reason}")]

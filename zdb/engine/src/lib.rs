@@ -76,7 +76,7 @@ pub mod testing;
 
 pub use engine::{Engine, FreeSpace, Options};
 pub use error::{CommitFailed, Error};
-pub use key::MasterKey;
+pub use key::{Derivation, DerivationError, MasterKey, Passphrase, Secret};
 pub use name::{NAME_SIZE_MAX, Name, NameError};
 pub use namespace::{
     Change, Compaction, Direction, Extent, Found, Health, HistoryEntry, LogRecord, Metadata,

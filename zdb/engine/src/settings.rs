@@ -5,6 +5,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 /// Properties of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -80,15 +82,15 @@ pub enum History {
     All,
 }
 
-/// A namespace's password. Never shown.
+/// A namespace's password. Never shown, and wiped from memory when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Password(Vec<u8>);
+pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
     /// Takes a password; the server limits its size.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
-        Self(bytes.to_vec())
+        Self(Zeroizing::new(bytes.to_vec()))
     }
 
     /// The password, as the protocol's challenges need it.

@@ -50,6 +50,16 @@ pub fn nil(out: &mut Vec<u8>) {
     out.extend_from_slice(b"$-1\r\n");
 }
 
+/// Appends nil as RESP3 has it, for peers that asked for that protocol by `HELLO 3`.
+pub fn null(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"_\r\n");
+}
+
+/// Appends the beginning of a map, which RESP3 alone has; `count` keys follow, each with its value.
+pub fn map(out: &mut Vec<u8>, count: usize) {
+    header(out, b'%', count);
+}
+
 /// Appends the beginning of an array; its `count` elements follow.
 pub fn array(out: &mut Vec<u8>, count: usize) {
     header(out, b'*', count);

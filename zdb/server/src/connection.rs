@@ -7,6 +7,7 @@
 //!
 //! A client that reads slowly stops being served: beyond a limit of unsent bytes its requests stay where
 //! they are, first in `input`, then in the kernel, then with the client. All limits are constants here.
+//! So do requests behind one that another thread does, or that needs a namespace which is away.
 
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use zdb_resp::request::RequestParser;
 use zdb_resp::{Limits, UNREAD_SIZE_MAX, write};
 
 use crate::commands::{self, Call};
-use crate::core::Core;
+use crate::core::{Answer, Core, Reply};
 use crate::input::Input;
 use crate::output::Output;
 use crate::session::Session;
@@ -37,8 +38,18 @@ pub struct Connection {
     parser: RequestParser,
     input: Input,
     output: Output,
-    /// Whether a request may wait in `input` because of unsent replies.
-    is_stalled: bool,
+    pause: Pause,
+}
+
+/// Why requests may wait in `input`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// They don't.
+    No,
+    /// Replies are unsent.
+    Full,
+    /// Another thread makes the last request's reply, or has the namespace that the next one is about.
+    Task,
 }
 
 impl Connection {
@@ -50,7 +61,7 @@ impl Connection {
             parser: RequestParser::new(Limits::default()),
             input: Input::default(),
             output: Output::default(),
-            is_stalled: false,
+            pause: Pause::No,
         }
     }
 
@@ -80,13 +91,13 @@ impl Connection {
     /// Whether more may be received.
     #[must_use]
     pub fn may_receive(&self) -> bool {
-        !self.is_stalled && !self.session.is_closing
+        self.pause == Pause::No && !self.session.is_closing
     }
 
     /// Whether requests wait that can be served now.
     #[must_use]
     pub fn may_resume(&self) -> bool {
-        self.is_stalled && !self.is_full() && !self.session.is_closing
+        self.pause == Pause::Full && !self.is_full() && !self.session.is_closing
     }
 
     /// Bytes of memory held by its buffers.
@@ -135,7 +146,7 @@ impl Connection {
         let (consumed, end) = self.serve(core, input.unread(), begin);
         input.consume(consumed);
         self.input = input;
-        if !self.is_stalled && self.input.unread().len() >= UNREAD_SIZE_MAX {
+        if self.pause == Pause::No && self.input.unread().len() >= UNREAD_SIZE_MAX {
             self.refuse(core, "Request too large");
         }
         end
@@ -155,6 +166,31 @@ impl Connection {
         self.input = Input::default();
     }
 
+    /// The reply to a request that another thread has done. Requests behind it can be served.
+    pub fn answer(&mut self, reply: &Reply) {
+        self.session.is_asking = false;
+        self.wake();
+        // Whoever was hung up on gets nothing more.
+        if self.session.is_closing {
+            return;
+        }
+        let out = self.output.buffer();
+        match &reply.0 {
+            Ok(Answer::Ok) => write::simple(out, b"OK"),
+            Ok(Answer::Integer(number)) => {
+                write::integer(out, i64::try_from(*number).unwrap_or(i64::MAX));
+            }
+            Err(refusal) => write::error(out, refusal.text.as_bytes()),
+        }
+    }
+
+    /// A namespace is back that a request waits for.
+    pub fn wake(&mut self) {
+        if self.pause == Pause::Task && !self.session.is_asking {
+            self.pause = Pause::Full;
+        }
+    }
+
     /// Says something that is no reply: the end of a wait.
     pub fn tell(&mut self, message: &[u8]) {
         self.output.buffer().extend_from_slice(message);
@@ -167,23 +203,37 @@ impl Connection {
 
     /// Serves whole requests at the start of `bytes`; how many bytes they took, and when it ended.
     fn serve(&mut self, core: &mut Core, bytes: &[u8], begin: Instant) -> (usize, Instant) {
+        if self.pause == Pause::Task {
+            return (0, begin);
+        }
         let mut now = begin;
         let mut consumed = 0;
-        self.is_stalled = false;
+        self.pause = Pause::No;
         while !self.session.is_closing {
             let rest = bytes.get(consumed..).unwrap_or_default();
             if rest.len() < self.parser.wanted() {
                 break;
             }
             if self.is_full() {
-                self.is_stalled = true;
+                self.pause = Pause::Full;
                 break;
             }
             let Self { session, parser, output, .. } = self;
             match parser.parse(rest) {
                 Ok(Some(request)) => {
-                    consumed += request.size();
-                    now = commands::execute(&mut Call { core, session, output, request }, now);
+                    let size = request.size();
+                    let mut call = Call { core, session, output, request, begin: now };
+                    let executed = commands::execute(&mut call);
+                    now = executed.end;
+                    if executed.is_postponed {
+                        self.pause = Pause::Task;
+                        break;
+                    }
+                    consumed += size;
+                    if self.session.is_asking {
+                        self.pause = Pause::Task;
+                        break;
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {

@@ -2,19 +2,24 @@
 //!
 //! It is started for each event with the event's name, the server's name and what the event is about
 //! (`reference: zdb 2.6`). The existing server waits for most hooks; this one waits for none while it
-//! serves: only `namespaces-init` and `ready`, before it serves, and `close`, after. So a hook that
-//! hangs harms nobody, and no more than a few run at once.
+//! serves: only `namespaces-init`, `ready` and `missing-data`, before it serves, and `close`, after. So a
+//! hook that hangs harms nobody, and no more than a few run at once.
+//!
+//! `missing-data` asks for a file. At the start, or when a namespace is loaded anew, a success has the
+//! namespace loaded once more; of files that go while it serves the hook is told, and what it brings back
+//! is found by the next request. `crash` is the last word of a server that found itself broken.
 //!
 //! ```text
 //!  tell ─> waiting (bounded) ─> running (bounded) ─> done (kept 300 s, for HOOKS)
 //! ```
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::core::NamespaceId;
+use crate::refusal::display_chain;
 
 /// Hooks that run at once.
 const RUNNING_COUNT_MAX: usize = 8;
@@ -29,6 +34,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the start and the end wait for a hook.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// A file is not there; the hook ends with 0 if it brought it back.
+pub(crate) const MISSING_DATA: &str = "missing-data";
+/// The server ends because of a bug.
+const CRASH: &str = "crash";
+
 /// An event, and what is to follow from a success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
@@ -36,6 +46,13 @@ pub(crate) struct Event {
     pub(crate) arguments: Vec<String>,
     /// A namespace whose dirty list, as given here, is dealt with when the hook succeeds.
     pub(crate) cleans: Option<(NamespaceId, Vec<u32>)>,
+}
+
+impl Event {
+    /// One that nothing follows from.
+    pub(crate) fn new(name: &'static str, arguments: Vec<String>) -> Self {
+        Self { name, arguments, cleans: None }
+    }
 }
 
 /// A hook, as `HOOKS` shows it.
@@ -165,23 +182,14 @@ impl Hooks {
 
     /// Tells of an event and waits for the answer; a hook that fails or takes too long is an error.
     pub(crate) fn ask(&mut self, event: Event, unix: u32) -> Result<(), HookError> {
-        let Some(program) = self.program.clone() else { return Ok(()) };
-        let name = event.name;
-        let start = self.start(event, unix);
-        let (mut child, mut record) =
-            start.map_err(|source| HookError::Start { event: name, path: program, source })?;
+        let Some(program) = &self.program else { return Ok(()) };
+        let mut child = start(program, &self.instance, &event)?;
+        let pid = child.id();
         let status = wait(&mut child);
-        record.status = status.map_or(-1, code);
-        record.finished = unix;
-        self.done.push_back(record);
-        match status {
-            Some(status) if status.success() => Ok(()),
-            Some(status) => Err(HookError::Refused { event: name, status: status.to_string() }),
-            None => {
-                let status = format!("nothing in {} s", WAIT_MAX.as_secs());
-                Err(HookError::Refused { event: name, status })
-            }
-        }
+        let name = event.name;
+        let code = status.map_or(-1, code);
+        self.done.push_back(Record { event, pid, created: unix, finished: unix, status: code });
+        judge(name, status)
     }
 
     /// Lets running hooks end, for a while.
@@ -196,24 +204,67 @@ impl Hooks {
     fn start_waiting(&mut self, unix: u32) {
         while self.running.len() < RUNNING_COUNT_MAX {
             let Some(event) = self.waiting.pop_front() else { return };
-            let name = event.name;
-            match self.start(event, unix) {
-                Ok(started) => self.running.push(started),
-                Err(error) => tracing::warn!(hook = name, %error, "cannot start"),
+            let Some(program) = &self.program else { return };
+            match start(program, &self.instance, &event) {
+                Ok(child) => {
+                    let pid = child.id();
+                    let record = Record { event, pid, created: unix, finished: 0, status: 0 };
+                    self.running.push((child, record));
+                }
+                Err(error) => {
+                    let error = display_chain(&error);
+                    tracing::warn!(hook = event.name, error, "cannot start");
+                }
             }
         }
     }
+}
 
-    fn start(&self, event: Event, unix: u32) -> std::io::Result<(Child, Record)> {
-        let program = self.program.clone().unwrap_or_default();
-        let child = Command::new(program)
-            .arg(event.name)
-            .arg(&self.instance)
-            .args(&event.arguments)
-            .stdin(Stdio::null())
-            .spawn()?;
-        let pid = child.id();
-        Ok((child, Record { event, pid, created: unix, finished: 0, status: 0 }))
+/// Runs a hook and waits for its end: for those who have no [`Hooks`] at hand.
+pub(crate) fn run(program: &Path, instance: &str, event: &Event) -> Result<(), HookError> {
+    let status = wait(&mut start(program, instance, event)?);
+    judge(event.name, status)
+}
+
+/// Has the hook hear of a panic, which ends the process in a release build. To be called once.
+pub fn announce_crashes(program: PathBuf, instance: String) {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        announce_crash(&program, &instance);
+    }));
+}
+
+fn announce_crash(program: &Path, instance: &str) {
+    if let Err(error) = run(program, instance, &Event::new(CRASH, Vec::new())) {
+        // The log may be what is broken.
+        eprintln!("zdb: {}", display_chain(&error));
+    }
+}
+
+fn start(program: &Path, instance: &str, event: &Event) -> Result<Child, HookError> {
+    let started = Command::new(program)
+        .arg(event.name)
+        .arg(instance)
+        .args(&event.arguments)
+        .stdin(Stdio::null())
+        .spawn();
+    started.map_err(|source| HookError::Start {
+        event: event.name,
+        path: program.to_owned(),
+        source,
+    })
+}
+
+/// Whether a hook said yes.
+fn judge(event: &'static str, status: Option<ExitStatus>) -> Result<(), HookError> {
+    match status {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(HookError::Refused { event, status: status.to_string() }),
+        None => {
+            let status = format!("nothing in {} s", WAIT_MAX.as_secs());
+            Err(HookError::Refused { event, status })
+        }
     }
 }
 
@@ -243,7 +294,7 @@ mod tests {
     use super::*;
 
     fn event(name: &'static str, argument: &str) -> Event {
-        Event { name, arguments: vec![argument.to_owned()], cleans: None }
+        Event::new(name, vec![argument.to_owned()])
     }
 
     fn script(text: &str) -> (tempfile::TempDir, Hooks) {
@@ -278,6 +329,16 @@ mod tests {
         assert_eq!(shown, [("ready", 0), ("namespace-created", 0)]);
         hooks.poll(Duration::ZERO, 500);
         assert_eq!(hooks.records().len(), 0);
+    }
+
+    #[test]
+    fn a_crash_is_told_and_waited_for() {
+        let (folder, hooks) = script(r#"sleep 0.1; echo "$#: $1 $2" >> "$0.log""#);
+        announce_crash(&hooks.program.unwrap(), "tcp://[::]:9900");
+        let log = std::fs::read_to_string(folder.path().join("hook.log")).unwrap();
+        assert_eq!(log, "2: crash tcp://[::]:9900\n");
+        // A hook that is not there is no second crash.
+        announce_crash(&folder.path().join("nothing"), "tcp://[::]:9900");
     }
 
     #[test]

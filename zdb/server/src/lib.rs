@@ -20,7 +20,8 @@
 //! | [`config`] | flags and file |
 //!
 //! One thread serves all clients. Requests of a batch share one write and one `fdatasync` for each
-//! namespace, and a reply to a write is held back until then; see [`core`] and [`output`].
+//! namespace, and a reply to a write is held back until then; see [`core`] and [`output`]. What takes
+//! longer, such as making a namespace, is a [`Task`](core::Task) beside the loop.
 //!
 //! # Where it differs from the existing server
 //!
@@ -47,7 +48,8 @@
 //! And by decision: a freeze outlives a restart, since it stands for an unpaid contract. A lock does not
 //! (vector `restart`): it guards an operator's work, and ends with the process. The administrator's
 //! password of `--protect` is never written to the default namespace's descriptor. Hooks do not block
-//! serving, except before the first and after the last client.
+//! serving, except before the first and after the last client. `HELLO` is known, because client libraries
+//! begin with it and give up if it is not: at protocol 3 nil is `_`, all else is as it was.
 
 mod commands;
 pub mod config;
@@ -63,4 +65,4 @@ mod refusal;
 pub mod seal;
 pub mod session;
 
-pub use hooks::HookError;
+pub use hooks::{HookError, announce_crashes};

@@ -23,6 +23,8 @@ Examples:
   zdb --protect --admin SECRET --socket /run/zdb.sock --dualnet --metrics-listen 127.0.0.1:9910
   zdb client NSLIST
   zdb backup default default.zdb
+  zdb backup --socket /run/zdb.sock default default.zdb
+  zdb key --socket /run/zdb.sock --passphrase-file secret.txt private
 
 Signals: SIGTERM and SIGINT end it well: what was acknowledged is durable anyway, the rest is written.
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused, 75 try again."
@@ -43,6 +45,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Client(cli::client::ClientArguments),
+    Key(cli::key::KeyArguments),
     Backup(cli::backup::BackupArguments),
     Restore(cli::backup::RestoreArguments),
     Verify(cli::backup::VerifyArguments),
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let done = match &arguments.command {
         None => serve(arguments),
         Some(Command::Client(arguments)) => cli::client::run(arguments),
+        Some(Command::Key(arguments)) => cli::key::run(arguments),
         Some(Command::Backup(arguments)) => cli::backup::backup(arguments),
         Some(Command::Restore(arguments)) => cli::backup::restore(arguments),
         Some(Command::Verify(arguments)) => cli::backup::verify(arguments),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::commands::COMMAND_COUNT;
+use crate::commands::{COMMAND_COUNT, CommandId};
+use crate::refusal::Refusal;
 
 /// Buckets of a histogram. Bucket `n` counts what took less than 2^n microseconds, the last one the
 /// rest: the longest that is told apart is half an hour.
@@ -64,6 +65,25 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Counts a command that was done, or refused.
+    pub(crate) fn note(
+        &mut self,
+        command: Option<CommandId>,
+        took: Duration,
+        refusal: Option<&Refusal>,
+    ) {
+        if let Some(refusal) = refusal {
+            self.unauthorized_count += u64::from(refusal.is_unauthorized);
+        }
+        match command.and_then(|command| self.commands.get_mut(command.index())) {
+            Some(command) => {
+                command.latency.record(took);
+                command.failed_count += u64::from(refusal.is_some());
+            }
+            None => self.unknown_count += 1,
+        }
+    }
+
     /// Commands that were done or refused.
     pub(crate) fn executed_count(&self) -> u64 {
         self.commands.iter().map(|command| command.latency.count).sum::<u64>() + self.unknown_count

@@ -148,8 +148,15 @@ impl Output {
     /// Lets go of replies whose writes are acknowledged; `None` from `acknowledged` says that
     /// the namespace is gone, and with it what the reply promises.
     pub fn release(&mut self, mut acknowledged: impl FnMut(NamespaceId) -> Option<SeqNo>) {
+        // Most are about one namespace, which need not be looked up for each.
+        let mut last = None;
         while let Some(held) = self.held.front() {
-            match acknowledged(held.namespace) {
+            let through = match last {
+                Some((namespace, through)) if namespace == held.namespace => through,
+                _ => acknowledged(held.namespace),
+            };
+            last = Some((held.namespace, through));
+            match through {
                 Some(seq) if seq < held.seq => break,
                 _ => self.held.pop_front(),
             };

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use zdb_engine::Error;
 
+use crate::core::NamespaceId;
+
 /// Why a command is not done. Its text follows `-` on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
@@ -12,32 +14,46 @@ pub(crate) struct Refusal {
     pub(crate) is_unauthorized: bool,
     /// Whether the connection is of no more use.
     pub(crate) closes: bool,
+    /// Not refused at all: to be tried again when this namespace is back.
+    pub(crate) waits_for: Option<NamespaceId>,
 }
 
 /// What a handler gives: its reply is written, or there is a refusal and nothing was written.
 pub(crate) type Outcome = Result<(), Refusal>;
 
 impl Refusal {
+    fn plain(text: Cow<'static, str>) -> Self {
+        Self { text, is_unauthorized: false, closes: false, waits_for: None }
+    }
+
     /// A right is missing.
     pub(crate) const fn unauthorized(text: &'static str) -> Self {
-        Self { text: Cow::Borrowed(text), is_unauthorized: true, closes: false }
+        let text = Cow::Borrowed(text);
+        Self { text, is_unauthorized: true, closes: false, waits_for: None }
     }
 
     /// Nothing more can come of this connection.
     pub(crate) const fn closing(text: &'static str) -> Self {
-        Self { text: Cow::Borrowed(text), is_unauthorized: false, closes: true }
+        let text = Cow::Borrowed(text);
+        Self { text, is_unauthorized: false, closes: true, waits_for: None }
+    }
+
+    /// Another thread has the namespace. A client never reads this.
+    pub(crate) const fn postponed(id: NamespaceId) -> Self {
+        let text = Cow::Borrowed("Try again");
+        Self { text, is_unauthorized: false, closes: false, waits_for: Some(id) }
     }
 }
 
 impl From<&'static str> for Refusal {
     fn from(text: &'static str) -> Self {
-        Self { text: Cow::Borrowed(text), is_unauthorized: false, closes: false }
+        Self::plain(Cow::Borrowed(text))
     }
 }
 
 impl From<String> for Refusal {
     fn from(text: String) -> Self {
-        Self { text: Cow::Owned(text), is_unauthorized: false, closes: false }
+        Self::plain(Cow::Owned(text))
     }
 }
 

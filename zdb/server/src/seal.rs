@@ -16,6 +16,7 @@ use ring::agreement::{self, EphemeralPrivateKey, UnparsedPublicKey, X25519};
 use ring::hkdf::{HKDF_SHA256, Salt};
 use ring::rand::SystemRandom;
 use zdb_engine::MasterKey;
+use zeroize::Zeroizing;
 
 /// Bytes of a key, of an X25519 public key too.
 pub const KEY_SIZE: usize = 32;
@@ -57,7 +58,7 @@ impl Agreement {
     pub fn open(self, name: &[u8], sealed: &[u8; SEALED_SIZE]) -> Option<MasterKey> {
         let (theirs, sealed) = sealed.split_first_chunk::<KEY_SIZE>()?;
         let salt = [self.public, *theirs].concat();
-        let mut sealed = sealed.to_vec();
+        let mut sealed = Zeroizing::new(sealed.to_vec());
         let key = agree(self.private, theirs, &salt)?;
         let opened = key.open_in_place(nonce(), Aad::from(name), &mut sealed).ok()?;
         Some(MasterKey::new(opened.try_into().ok()?))

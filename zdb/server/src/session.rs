@@ -30,12 +30,16 @@ pub struct Session {
     pub is_writable: bool,
     /// Whether it came through the unix socket.
     pub is_local: bool,
+    /// Whether it asked for RESP3, which has a nil of its own.
+    pub is_resp3: bool,
     /// What it must hash with a password, if it asked for a challenge.
     pub challenge: Option<[u8; CHALLENGE_SIZE]>,
     /// For handing over keys: our half of the agreement, if it asked for one.
     pub agreement: Option<crate::seal::Agreement>,
     /// Whether its connection ends once all replies are sent.
     pub is_closing: bool,
+    /// Whether its last request's reply comes when another thread has done it.
+    pub is_asking: bool,
     /// The namespace whose writes it follows, if it does.
     pub follows: Option<NamespaceId>,
 }
@@ -50,9 +54,11 @@ impl Session {
             is_admin: false,
             is_writable: false,
             is_local,
+            is_resp3: false,
             challenge: None,
             agreement: None,
             is_closing: false,
+            is_asking: false,
             follows: None,
         }
     }

@@ -186,6 +186,100 @@ fn a_backup_restores_what_was_there() {
     assert_eq!(code, 4, "a namespace of that name exists");
 }
 
+/// A server with a unix socket, what its folders are, and where the socket is.
+fn server_with_socket(extra: &[&str]) -> (Server, tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("zdb.sock").to_str().unwrap().to_owned();
+    let server = Server::start(&[&["--socket", &socket, "--dualnet"], extra].concat());
+    (server, folder, socket)
+}
+
+fn file(folder: &tempfile::TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_running_server_is_backed_up_by_one_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets = [file(&folder, "words", "correct horse\n"), file(&folder, "admin", "secret\n")];
+    let [words, admin] = secrets.each_ref().map(String::as_str);
+    let (server, _sockets, socket) =
+        server_with_socket(&["--admin", "secret", "--passphrase-file", words]);
+    let mut client = server.connect();
+    for number in 0..50 {
+        let key = format!("key{number}");
+        client.ask(&[b"SET", key.as_bytes(), b"before"]);
+    }
+    let backup = folder.path().join("default.zdb").to_str().unwrap().to_owned();
+    let words_given = ["backup", "--socket", &socket, "--passphrase-file", words];
+    let (code, _, stderr) = zdb(&[&words_given[..], &["default", &backup]].concat());
+    assert_eq!(code, 1, "without the administrator's password: {stderr}");
+    let admin_given = ["--admin-file", admin, "default", &backup];
+    let (code, stdout, stderr) = zdb(&[&words_given[..], &admin_given[..]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.starts_with("default: 50 records"), "{stdout}");
+    // It serves on, and nothing is left of the snapshot.
+    assert_eq!(client.ask(&[b"SET", b"key1", b"after"]), bulk(b"key1"));
+    for root in ["data", "index"] {
+        let entries = std::fs::read_dir(server.folder().join(root)).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        let is_left = |name: &std::ffi::OsString| name.to_str().unwrap().starts_with(".backup");
+        assert!(!names.iter().any(is_left), "{names:?}");
+    }
+    let (data, index) = (folder.path().join("d"), folder.path().join("i"));
+    let folders = ["--data", data.to_str().unwrap(), "--index", index.to_str().unwrap()];
+    let (code, stdout, stderr) = zdb(&[&["restore"], &folders[..], &["copy", &backup]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.starts_with("copy: 50 records, the newest is number 50"), "{stdout}");
+}
+
+#[test]
+fn a_passphrase_opens_what_it_made_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let [words, wrong] =
+        ["correct horse", "battery staple"].map(|text| file(&folder, &text[..5], text));
+    let (mut server, _sockets, socket) = server_with_socket(&[]);
+    let hand_over =
+        |words: &str| zdb(&["key", "--socket", &socket, "--passphrase-file", words, "private"]);
+    let (code, stdout, stderr) = hand_over(&words);
+    assert_eq!((code, stdout.as_str()), (0, "private: taken\n"), "{stderr}");
+    let mut client = server.connect();
+    client.ask(&[b"SELECT", b"private"]);
+    assert_eq!(client.ask(&[b"SET", b"k", b"v"]), bulk(b"k"));
+    server.restart(true);
+    let mut client = server.connect();
+    client.ask(&[b"SELECT", b"private"]);
+    let locked = common::error("Namespace is encrypted, its key is needed");
+    assert_eq!(client.ask(&[b"GET", b"k"]), locked);
+    let (code, _, stderr) = hand_over(&wrong);
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("This key does not open the namespace"), "{stderr}");
+    assert_eq!(hand_over(&words).0, 0);
+    assert_eq!(client.ask(&[b"GET", b"k"]), bulk(b"v"));
+}
+
+#[test]
+fn a_hook_brings_missing_files_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let hook = file(&folder, "hook", "#!/bin/sh\n[ $1 != missing-data ] || mv $0.d0 $3\n");
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut server = Server::start(&["--hook", &hook]);
+    let mut client = server.connect();
+    client.ask(&[b"SET", b"a", b"1"]);
+    client.ask(&[b"NSJUMP"]);
+    client.ask(&[b"SET", b"b", b"2"]);
+    server.stop(false);
+    let taken = format!("{hook}.d0");
+    std::fs::rename(server.folder().join("data/default/d0"), &taken).unwrap();
+    server.resume();
+    let mut client = server.connect();
+    assert_eq!(client.ask(&[b"GET", b"a"]), bulk(b"1"));
+    assert_eq!(client.ask(&[b"GET", b"b"]), bulk(b"2"));
+    assert!(!std::path::Path::new(&taken).exists());
+}
+
 #[test]
 fn the_client_asks_and_shows() {
     let server = Server::start(&[]);

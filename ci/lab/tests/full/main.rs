@@ -24,5 +24,8 @@ mod kinds;
 mod memory;
 mod net;
 mod node;
+#[path = "../plug_pull/mod.rs"]
+mod plug_pull;
 mod posix;
 mod power;
+mod zdb;

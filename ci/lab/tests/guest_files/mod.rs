@@ -53,6 +53,14 @@ pub(crate) fn flist() -> &'static Path {
     })
 }
 
+/// The `zdb` command, with libraries.
+pub(crate) fn zdb() -> &'static Path {
+    static ZDB: OnceLock<PathBuf> = OnceLock::new();
+    ZDB.get_or_init(|| {
+        build_dynamic(&workspace(), &["--package", "zdb-server", "--bin", "zdb"]).unwrap()
+    })
+}
+
 /// Writes a `cidata` disk to `image`, of a guest with a name and a network.
 pub(crate) fn write_cidata(image: &Path, user_data: &str, zosrc: &str) {
     let files = [

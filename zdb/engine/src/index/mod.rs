@@ -7,6 +7,7 @@ pub(crate) mod slot;
 pub(crate) mod table;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use slot::Slot;
 use table::{Place, Table};
@@ -29,6 +30,15 @@ pub(crate) enum At {
     Place(Place),
     /// Under this id.
     Id(u64),
+}
+
+/// Whether the index knew a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It didn't, and knows it now.
+    Inserted,
+    /// It did; this is the first slot with it.
+    Already((At, Slot)),
 }
 
 impl Index {
@@ -80,6 +90,23 @@ impl Index {
         match self {
             Self::User(table) => table.insert(hash, slot),
             Self::Sequential(map) => drop(map.insert(hash, slot)),
+        }
+    }
+
+    /// Inserts a slot if there is none with this hash.
+    pub(crate) fn insert_new(&mut self, hash: u64, slot: Slot) -> Known {
+        match self {
+            Self::User(table) => match table.insert_new(hash, slot) {
+                Some((place, slot)) => Known::Already((At::Place(place), slot)),
+                None => Known::Inserted,
+            },
+            Self::Sequential(map) => match map.entry(hash) {
+                Entry::Occupied(occupied) => Known::Already((At::Id(hash), *occupied.get())),
+                Entry::Vacant(vacant) => {
+                    vacant.insert(slot);
+                    Known::Inserted
+                }
+            },
         }
     }
 

@@ -91,10 +91,27 @@ impl Table {
 
     pub(crate) fn insert(&mut self, hash: u64, slot: Slot) {
         let shard = &mut self.shards[usize::from(shard_number(hash))];
-        if (shard.used + 1) * 5 > shard.capacity() * 4 {
-            shard.grow(shard.capacity() / 4);
-        }
+        shard.make_room();
         shard.put(hash, slot);
+    }
+
+    /// Inserts a slot if there is none with this hash; gives the first one if there is.
+    pub(crate) fn insert_new(&mut self, hash: u64, slot: Slot) -> Option<(Place, Slot)> {
+        let number = shard_number(hash);
+        let shard = &mut self.shards[usize::from(number)];
+        shard.make_room();
+        let home = shard.home(hash);
+        match shard.search(hash, home) {
+            Ok(index) => {
+                let known = Slot::from_words(shard.entry(index).slot);
+                Some((Place { shard: number, index }, known))
+            }
+            Err(free) => {
+                *shard.entry_mut(free) = Entry::new(hash, slot);
+                shard.used += 1;
+                None
+            }
+        }
     }
 
     /// Makes room for so many more keys, if their hashes are spread as they should be.
@@ -102,7 +119,8 @@ impl Table {
         for shard in &mut self.shards {
             let wanted = (shard.used + count / SHARD_COUNT) * 5 / 4;
             if wanted > shard.capacity() {
-                shard.grow(wanted - shard.capacity());
+                // By a quarter at least: each growth moves all that is there.
+                shard.grow((wanted - shard.capacity()).max(shard.capacity() / 4));
             }
         }
     }
@@ -147,21 +165,33 @@ impl Shard {
         if index + 1 == self.capacity() { 0 } else { index + 1 }
     }
 
-    /// Where the hash is, from a place on. There is always a free place, so this ends.
-    fn find(&self, hash: u64, mut index: usize) -> Option<usize> {
+    fn find(&self, hash: u64, index: usize) -> Option<usize> {
+        self.search(hash, index).ok()
+    }
+
+    /// Where the hash is, from a place on, or the free place that says that it is nowhere. There is always
+    /// one, so this ends.
+    fn search(&self, hash: u64, mut index: usize) -> Result<usize, usize> {
         let wanted = halves(hash);
         loop {
             let within = index % PAGE_PLACE_COUNT;
-            let page = self.pages.get(index / PAGE_PLACE_COUNT)?;
+            let page = &self.pages[index / PAGE_PLACE_COUNT];
             for (step, entry) in page.0[within..].iter().enumerate() {
-                if entry.hash == wanted && !entry.is_free() {
-                    return Some(index + step);
-                }
                 if entry.is_free() {
-                    return None;
+                    return Err(index + step);
+                }
+                if entry.hash == wanted {
+                    return Ok(index + step);
                 }
             }
             index = self.next(index - within + PAGE_PLACE_COUNT - 1);
+        }
+    }
+
+    /// Grows by a quarter if one more would fill it too far.
+    fn make_room(&mut self) {
+        if (self.used + 1) * 5 > self.capacity() * 4 {
+            self.grow(self.capacity() / 4);
         }
     }
 

@@ -23,6 +23,7 @@
 use super::bytes::{Fields, put_varint, u56_bytes};
 use super::record::{Kind, SEQ_MAX, Seed, TAG_SIZE, head_size};
 use crate::VALUE_SIZE_MAX;
+use crate::index::slot::Slot;
 
 /// Bytes of a block's fixed part.
 pub(crate) const BLOCK_HEAD_SIZE: usize = 32;
@@ -59,6 +60,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// What the index says of it.
+    pub(crate) fn slot(&self, segment: u32) -> Slot {
+        Slot::new(segment, self.offset, self.key_size, self.value_size)
+            .with_tombstone(self.kind == Kind::Tombstone)
+            .with_previous(self.previous != 0)
+    }
+
     /// Bytes of its record.
     pub(crate) fn record_size(&self, sealed: bool) -> u32 {
         let tag = if sealed { TAG_SIZE } else { 0 };

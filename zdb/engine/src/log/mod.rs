@@ -7,6 +7,7 @@
 //! | [`header`] | the first bytes of a segment, and of its index file |
 //! | [`block`] | what an index file says about some records |
 //! | [`segment`] | one segment's files and numbers |
+//! | [`index_file`] | a segment's entries, written and read |
 //! | [`scan`] | records found in a segment's bytes, damage or not |
 //!
 //! All parsers take hostile bytes. The first three do no I/O.
@@ -14,6 +15,7 @@
 pub(crate) mod block;
 pub(crate) mod bytes;
 pub(crate) mod header;
+pub(crate) mod index_file;
 pub(crate) mod record;
 pub(crate) mod scan;
 pub(crate) mod segment;

@@ -13,7 +13,8 @@ use crate::cache::BLOCK_SIZE;
 use crate::cipher::Keys;
 use crate::index::Index;
 use crate::log::header::{HEADER_SIZE, Header};
-use crate::log::segment::{Rest, Segment};
+use crate::log::index_file::Rest;
+use crate::log::segment::Segment;
 use crate::storage::{File, is_full, write_full};
 use crate::{CommitFailed, Durability, Error, SeqNo};
 
@@ -417,10 +418,20 @@ impl Namespace {
         self.set_mark();
     }
 
-    /// Removes a segment's files; what can't be removed now is when the namespace is loaded.
+    /// Removes a segment's files; what can't be removed now is when the namespace is loaded. A header
+    /// says that the segment is void, or [`forget_index_files`](Self::forget_index_files) came before.
     pub(super) fn remove_files(&self, id: u32) {
-        let _ = self.folders.storage.remove(&self.folders.data_file(id));
         let _ = self.folders.storage.remove(&self.folders.index_file(id));
+        let _ = self.folders.storage.remove(&self.folders.data_file(id));
+    }
+
+    /// Removes index files for good, before their segments go: alone they would say that a segment is
+    /// missing.
+    pub(super) fn forget_index_files(&self, ids: &[u32]) {
+        for id in ids {
+            let _ = self.folders.storage.remove(&self.folders.index_file(*id));
+        }
+        let _ = self.folders.storage.sync_folder(&self.folders.index);
     }
 
     /// Where a segment ends.

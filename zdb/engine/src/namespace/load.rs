@@ -8,21 +8,25 @@
 //!
 //! What is left of an interrupted step is recognized by headers alone: segments that a later one
 //! voids, segments that were merged into an earlier one, files that were never renamed.
+//!
+//! A segment whose file somebody took away leaves its index file: its keys are known, and answer that
+//! they are damaged until the file is back. For this an index file never outlives its segment.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::sync::Arc;
 
+use super::admit::{Arrival, Arrivals};
 use super::write::next_id;
 use super::{Counters, Namespace, Numbers, Tail};
 use crate::Error;
 use crate::cache::Cache;
 use crate::descriptor::Descriptor;
 use crate::engine::Claim;
-use crate::index::slot::{SEGMENT_ID_MAX, Slot};
-use crate::index::table::{SHARD_COUNT, shard_number};
-use crate::index::{At, Index};
+use crate::index::Index;
+use crate::index::slot::SEGMENT_ID_MAX;
 use crate::log::block::Entry;
 use crate::log::header::{HEADER_SIZE, Header, Part};
-use crate::log::record::Kind;
 use crate::log::scan;
 use crate::log::segment::{COMPACTED_DATA_NAME, Folders, NEW_DATA_NAME, NEW_INDEX_NAME, Segment};
 use crate::storage::{File, Open, read_full};
@@ -30,8 +34,6 @@ use crate::{Mode, SeqNo};
 
 /// Numbers left out after a segment whose header is lost: it may hold that many.
 const LOST_SEQ_COUNT: u64 = 1 << 32;
-/// Records that the index learns of at once.
-const ADMIT_COUNT: usize = 512 * 1024;
 
 impl Namespace {
     /// Loads a namespace; an encrypted one waits for its key.
@@ -82,21 +84,20 @@ impl Namespace {
             .map(|(segment, _)| Some(segment.header.base))
             .chain([None])
             .collect();
-        let mut entries = Vec::new();
+        let mut arrivals = Arrivals::new();
         for ((segment, broken), bound) in found.into_iter().zip(bounds) {
             if broken {
                 self.numbers.last = self.numbers.last.saturating_add(LOST_SEQ_COUNT);
                 self.segments.push(segment);
             } else {
-                self.load_segment(segment, bound, &mut entries)?;
+                self.load_segment(segment, bound, &mut arrivals)?;
             }
-            if entries.len() >= ADMIT_COUNT {
-                self.admit_all(&entries)?;
-                entries.clear();
+            if arrivals.is_full() {
+                self.admit_all(&mut arrivals)?;
             }
         }
-        self.admit_all(&entries)?;
-        drop(entries);
+        self.admit_all(&mut arrivals)?;
+        drop(arrivals);
         self.continue_tail()?;
         self.numbers.durable = self.numbers.last;
         self.set_mark();
@@ -106,22 +107,24 @@ impl Namespace {
     /// All segments by id, without entries, and whether their headers are lost.
     fn find_segments(&mut self) -> Result<Vec<(Segment, bool)>, Error> {
         let storage = &self.folders.storage;
-        let listed = storage.list(&self.folders.data).map_err(Error::Read)?;
+        let mut ids = numbered(&storage.list(&self.folders.data).map_err(Error::Read)?, 'd');
+        let present = ids.len();
+        // Without index files the log alone has to do.
+        ids.extend(numbered(&storage.list(&self.folders.index).unwrap_or_default(), 'i'));
+        let is_present: BTreeSet<u32> = ids[..present].iter().copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
         for half_made in [NEW_DATA_NAME, COMPACTED_DATA_NAME] {
             let _ = storage.remove(&self.folders.data.join(half_made));
         }
         let _ = storage.remove(&self.folders.index.join(NEW_INDEX_NAME));
-        let mut ids: Vec<u32> = listed
-            .iter()
-            .filter_map(|name| {
-                let id = name.to_str()?.strip_prefix('d')?.parse().ok()?;
-                // `d01` and `d+1` are not ours.
-                (id <= SEGMENT_ID_MAX && **name == *format!("d{id}")).then_some(id)
-            })
-            .collect();
-        ids.sort_unstable();
         let mut found: Vec<(Segment, bool)> = Vec::with_capacity(ids.len());
         for id in ids {
+            if !is_present.contains(&id) {
+                // One that says nothing can't be missed.
+                found.extend(self.index_header(id).map(|h| (Segment::missing(h), false)));
+                continue;
+            }
             let path = self.folders.data_file(id);
             let file = storage.open(&path, Open::Existing).map_err(Error::Read)?;
             let base = found.last().map_or(0, |(segment, _)| segment.header.base);
@@ -186,15 +189,28 @@ impl Namespace {
         *found = kept;
     }
 
-    /// Loads a segment, and adds what is in it to `entries`.
+    /// Loads a segment, and adds what is in it to `arrivals`.
     fn load_segment(
         &mut self,
         mut segment: Segment,
         bound: Option<u64>,
-        entries: &mut Vec<(u32, Entry)>,
+        arrivals: &mut Arrivals,
     ) -> Result<(), Error> {
         let id = segment.id();
-        segment.load_index(&self.folders, &mut |entry| entries.push((id, entry)));
+        let is_sequential = self.descriptor.settings.mode == Mode::Sequential;
+        let mut ids = self.numbers.next_id.max(segment.header.next_id);
+        let mut arrive = |entry: &Entry| {
+            if is_sequential {
+                ids = next_id(ids, entry);
+            }
+            arrivals.push(Arrival::new(id, entry));
+        };
+        segment.load_index(&self.folders, &mut |entry| arrive(&entry));
+        if segment.missing {
+            self.numbers.next_id = ids;
+            self.take_missing(segment, bound.is_none());
+            return Ok(());
+        }
         let file = Arc::clone(segment.file(&self.folders)?);
         let size = file.size().map_err(Error::Read)?;
         if size < segment.end {
@@ -212,32 +228,29 @@ impl Namespace {
                 proven: bound.is_some(),
             })?;
             self.take_scan(&mut segment, &*file, size, found, bound.is_none())?;
-            entries.extend(segment.pending.iter().map(|entry| (id, *entry)));
+            segment.pending.iter().for_each(arrive);
         }
         let header = segment.header;
         self.numbers.last = self.numbers.last.max(header.base).max(segment.last_seq);
-        self.numbers.next_id = self.numbers.next_id.max(header.next_id);
+        self.numbers.next_id = ids;
         self.numbers.forgotten = self.numbers.forgotten.max(header.forgotten);
         self.segments.push(segment);
         self.open_files.push_back(header.id);
         while self.open_files.len() > self.claim.shared.options.open_files_max {
             self.close_one_file();
         }
-        if self.descriptor.settings.mode == Mode::Sequential {
-            let ids = entries
-                .iter()
-                .filter(|(segment, entry)| *segment == id && entry.kind == Kind::Value);
-            self.numbers.next_id =
-                ids.fold(self.numbers.next_id, |id, (_, entry)| next_id(id, entry));
-        }
         Ok(())
     }
 
-    /// Lets the index know many records at once, some segments' in order.
-    fn admit_all(&mut self, entries: &[(u32, Entry)]) -> Result<(), Error> {
-        self.index.reserve(entries.iter().filter(|(_, entry)| !entry.supersedes).count());
-        let sorted = by_shard(entries);
-        sorted.into_iter().try_for_each(|(segment, entry)| self.admit(*segment, entry))
+    /// Takes a segment of which only the index file is there.
+    fn take_missing(&mut self, segment: Segment, is_last: bool) {
+        let header = segment.header;
+        // What its index file doesn't tell of may have had numbers, too.
+        let unknown = if is_last && !segment.index_sealed { LOST_SEQ_COUNT } else { 0 };
+        let last = header.base.max(segment.last_seq).saturating_add(unknown);
+        self.numbers.last = self.numbers.last.max(last);
+        self.numbers.forgotten = self.numbers.forgotten.max(header.forgotten);
+        self.segments.push(segment);
     }
 
     /// Takes what the log told beyond the index file, and cuts a torn tail.
@@ -264,42 +277,12 @@ impl Namespace {
         Ok(())
     }
 
-    /// Lets the index know a record of the log; they come in order.
-    fn admit(&mut self, segment: u32, entry: &Entry) -> Result<(), Error> {
-        let first = self.index.find(entry.hash, None);
-        let second = first.and_then(|(at, _)| self.index.find(entry.hash, Some(at)));
-        let sequential = self.descriptor.settings.mode == Mode::Sequential;
-        let old = match (first, second) {
-            (None, _) => None,
-            // The writer knew the key, and there is one that it can have been.
-            (Some((_, slot)), None)
-                if sequential || (entry.supersedes && slot.key_size() == entry.key_size) =>
-            {
-                first
-            }
-            _ => self.predecessor(segment, entry)?,
-        };
-        self.install(segment, entry, old);
-        Ok(())
-    }
-
-    /// Which of several slots with a record's hash is its key's: only the keys can tell.
-    fn predecessor(&mut self, segment: u32, entry: &Entry) -> Result<Option<(At, Slot)>, Error> {
-        let size = entry.record_size(self.is_encrypted()) as usize;
-        let mut record = Vec::new();
-        let Ok((_, key_at)) = self.read_opened(segment, entry.offset, size, &mut record) else {
-            return Ok(None);
-        };
-        let key = record.get(key_at..key_at + usize::from(entry.key_size)).unwrap_or_default();
-        Ok(self.locate(key, entry.hash, false)?.map(|located| (located.at, located.slot)))
-    }
-
     /// Goes on writing the last segment if that is sound.
     fn continue_tail(&mut self) -> Result<(), Error> {
         let limit = self.segment_size_limit();
         let encrypted = self.is_encrypted();
         let Some(segment) = self.segments.last_mut() else { return Ok(()) };
-        if segment.index_sealed {
+        if segment.index_sealed || segment.missing {
             return Ok(());
         }
         // Who wrote it may have died before a sync; what was found shall stay found.
@@ -314,22 +297,12 @@ impl Namespace {
     }
 }
 
-/// Entries shard by shard of the index, and in order inside each: a shard fits the processor's cache,
-/// the index doesn't. Records of one key are in one shard, so they stay in order.
-fn by_shard(entries: &[(u32, Entry)]) -> Vec<&(u32, Entry)> {
-    let mut starts = [0; SHARD_COUNT + 1];
-    for (_, entry) in entries {
-        starts[usize::from(shard_number(entry.hash)) + 1] += 1;
-    }
-    for shard in 0..SHARD_COUNT {
-        starts[shard + 1] += starts[shard];
-    }
-    let Some(first) = entries.first() else { return Vec::new() };
-    let mut sorted = vec![first; entries.len()];
-    for entry in entries {
-        let place = &mut starts[usize::from(shard_number(entry.1.hash))];
-        sorted[*place] = entry;
-        *place += 1;
-    }
-    sorted
+/// Numbers of files that are named by a letter and a number.
+fn numbered(names: &[OsString], letter: char) -> Vec<u32> {
+    let number = |name: &OsString| {
+        let id = name.to_str()?.strip_prefix(letter)?.parse().ok()?;
+        // `d01` and `d+1` are not ours.
+        (id <= SEGMENT_ID_MAX && **name == *format!("{letter}{id}")).then_some(id)
+    };
+    names.iter().filter_map(number).collect()
 }

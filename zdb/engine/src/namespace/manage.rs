@@ -1,12 +1,12 @@
 //! Properties, keys, numbers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Namespace;
 use crate::index::Index;
 use crate::log::header::HEADER_SIZE;
 use crate::log::segment::Segment;
-use crate::{Error, MasterKey, Name, SeqNo, Settings, Stats};
+use crate::{Derivation, Error, MasterKey, Name, Secret, SeqNo, Settings, Stats};
 
 /// Properties and keys.
 impl Namespace {
@@ -51,26 +51,34 @@ impl Namespace {
     /// On a full disk the reserve makes room for it: freezing must work then, too.
     fn store_descriptor(&mut self) -> Result<(), Error> {
         self.descriptor.generation += 1;
-        let password_key = self.claim.shared.options.password_key.as_ref();
-        let stored = self.descriptor.store(&self.folders, password_key);
+        let secret = self.claim.shared.options.secret.as_ref();
+        let stored = self.descriptor.store(&self.folders, secret);
         match stored {
             Err(Error::DiskFull) if self.claim.shared.give_reserve_up() => {
-                self.descriptor.store(&self.folders, password_key)
+                self.descriptor.store(&self.folders, secret)
             }
             stored => stored,
         }
     }
 
-    /// Gives the key of an encrypted namespace, and loads it.
+    /// How passphrases become the key of this namespace, if one ever did. Whoever makes a key of another
+    /// passphrase for it does it in this way.
+    #[must_use]
+    pub fn derivation(&self) -> Option<&Derivation> {
+        self.descriptor.derivation()
+    }
+
+    /// Gives the key of an encrypted namespace, or its passphrase, and loads it.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongKey`], and as [`Engine::load`](crate::Engine::load).
-    pub fn unlock(&mut self, key: &MasterKey) -> Result<(), Error> {
+    /// [`Error::WrongKey`], [`Error::Derivation`], and as [`Engine::load`](crate::Engine::load).
+    pub fn unlock(&mut self, secret: &Secret) -> Result<(), Error> {
         if !self.descriptor.encrypted {
             return Err(Error::WrongKey);
         }
-        let keys = self.descriptor.keys(Some(key))?;
+        let key = secret.key(self.descriptor.derivation())?;
+        let keys = self.descriptor.keys(Some(&key))?;
         if self.keys.is_some() {
             return Ok(());
         }
@@ -80,25 +88,41 @@ impl Namespace {
             self.unload();
             return Err(error);
         }
-        self.master = Some(key.clone());
+        self.master = Some(key);
         Ok(())
     }
 
-    /// Seals the namespace's keys with another master key.
+    /// Seals the namespace's keys with another master key, or another passphrase's.
     ///
     /// # Errors
     ///
-    /// [`Error::WrongKey`] if it is not encrypted, [`Error::KeyNeeded`], [`Error::File`].
-    pub fn change_master_key(&mut self, key: &MasterKey) -> Result<(), Error> {
+    /// [`Error::WrongKey`] if it is not encrypted, or the secret was derived in another way than this
+    /// namespace's [`derivation`](Self::derivation); [`Error::KeyNeeded`], [`Error::Derivation`],
+    /// [`Error::File`].
+    pub fn change_secret(&mut self, secret: &Secret) -> Result<(), Error> {
         let old = self.master()?;
         let before = self.descriptor.clone();
-        self.descriptor.reseal(&*self.folders.storage, &old, key)?;
-        if let Err(error) = self.store_descriptor() {
-            self.descriptor = before;
-            return Err(error);
+        let changed = self.reseal(&old, secret).and_then(|key| {
+            self.store_descriptor()?;
+            Ok(key)
+        });
+        match changed {
+            Ok(key) => {
+                self.master = Some(key);
+                Ok(())
+            }
+            Err(error) => {
+                self.descriptor = before;
+                Err(error)
+            }
         }
-        self.master = Some(key.clone());
-        Ok(())
+    }
+
+    fn reseal(&mut self, old: &MasterKey, secret: &Secret) -> Result<MasterKey, Error> {
+        let storage = &*self.folders.storage;
+        let key = self.descriptor.first_key(storage, secret)?;
+        self.descriptor.reseal(storage, old, &key)?;
+        Ok(key)
     }
 
     /// Encrypts new records with a new key. Compaction rewrites older segments step by step, then
@@ -106,7 +130,7 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// As [`change_master_key`](Self::change_master_key) and [`rotate`](Self::rotate).
+    /// As [`change_secret`](Self::change_secret) and [`rotate`](Self::rotate).
     pub fn rotate_data_key(&mut self) -> Result<(), Error> {
         let master = self.master()?;
         let before = self.descriptor.clone();
@@ -196,6 +220,15 @@ impl Namespace {
     /// Forgets which segments were written.
     pub fn reset_dirty(&mut self) {
         self.segments.iter_mut().for_each(|segment| segment.dirty = false);
+    }
+
+    /// Files of segments that are not there, though index files tell of them or they were there before.
+    /// Their keys answer [`Error::Damaged`]. Whoever puts a file back heals its keys: those that are
+    /// read from now on, all of them when the namespace is loaded next.
+    #[must_use]
+    pub fn missing_files(&self) -> Vec<PathBuf> {
+        let missing = self.segments.iter().filter(|segment| segment.missing);
+        missing.map(|segment| self.folders.data_file(segment.id())).collect()
     }
 
     /// Folder of its segments `d0`, `d1`, ….

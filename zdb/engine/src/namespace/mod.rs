@@ -5,7 +5,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `load` | from files to an index |
+//! | `load`, `admit` | from files to an index |
 //! | `locate` | from a key to a verified record |
 //! | `read` | values, metadata, history |
 //! | `scan` | live keys in order |
@@ -17,6 +17,7 @@
 //! | `replicate` | the log as a stream, snapshots |
 //! | `manage` | properties, keys, numbers |
 
+mod admit;
 mod commit;
 mod compact;
 mod load;

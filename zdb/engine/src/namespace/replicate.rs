@@ -174,7 +174,7 @@ impl Namespace {
                 storage.link(&from, &to).map_err(|source| file_error(source, &to))?;
             }
         }
-        self.descriptor.store(&copy, self.claim.shared.options.password_key.as_ref())?;
+        self.descriptor.store(&copy, self.claim.shared.options.secret.as_ref())?;
         for folder in [&copy.data, &copy.index] {
             storage.sync_folder(folder).map_err(|source| file_error(source, folder))?;
         }

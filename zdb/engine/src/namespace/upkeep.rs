@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{Namespace, Scrub};
+use crate::log::index_file::Rest;
 use crate::log::record;
 use crate::log::scan::Window;
-use crate::log::segment::{Rest, Segment};
+use crate::log::segment::Segment;
 use crate::{CommitFailed, Error, SeqNo};
 
 /// Bytes of the scratch buffer that an idle namespace keeps.
@@ -55,7 +56,8 @@ impl Namespace {
         let ended = self.segments.len() - usize::from(self.tail.is_some()).min(self.segments.len());
         for segment in self.segments.iter_mut().take(ended) {
             let incomplete = !segment.index_sealed && segment.header.number != 0;
-            if incomplete && segment.seal(&self.folders).is_err() {
+            // What a missing segment held beyond its index file may come back with it.
+            if incomplete && !segment.missing && segment.seal(&self.folders).is_err() {
                 self.counters.index_error_count += 1;
                 // The disk is no better for the next one.
                 break;
@@ -98,7 +100,11 @@ impl Namespace {
         let mut entries = Vec::new();
         segment.group(&self.folders, keys, self.scrub.group, &mut entries)?;
         let (id, seed, end) = (segment.id(), segment.seed, segment.end);
-        let file = self.file(id)?;
+        let file = match self.file(id) {
+            // A missing file is reported as such; the others are to be read all the same.
+            Err(Error::Damaged { .. }) => return Ok(1),
+            file => file?,
+        };
         let mut window = Window::new(&*file, end);
         let (mut size, mut damaged) = (0, Vec::new());
         for entry in &entries {

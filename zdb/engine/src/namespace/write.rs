@@ -233,7 +233,11 @@ impl Namespace {
         let undo =
             Undo { hash: append.hash, segment, offset, old: old.map(|located| located.slot) };
         self.undo.push(undo);
-        self.install(segment, &entry, old.map(|located| (located.at, located.slot)));
+        self.install(
+            entry.hash,
+            entry.slot(segment),
+            old.map(|located| (located.at, located.slot)),
+        );
         self.note_append(&entry);
         Ok(seq)
     }
@@ -283,10 +287,7 @@ impl Namespace {
     }
 
     /// Lets the index point to a record, and counts what that changes. `old` is what it pointed to.
-    pub(super) fn install(&mut self, segment: u32, entry: &Entry, old: Option<(At, Slot)>) {
-        let slot = Slot::new(segment, entry.offset, entry.key_size, entry.value_size)
-            .with_tombstone(entry.kind == Kind::Tombstone)
-            .with_previous(entry.previous != 0);
+    pub(super) fn install(&mut self, hash: u64, slot: Slot, old: Option<(At, Slot)>) {
         match old {
             Some((at, replaced)) => {
                 self.uncount(&replaced);
@@ -295,13 +296,13 @@ impl Namespace {
                 self.count(&slot);
             }
             None => {
-                self.index.insert(entry.hash, slot);
+                self.index.insert(hash, slot);
                 self.count(&slot);
             }
         }
     }
 
-    fn count(&mut self, slot: &Slot) {
+    pub(super) fn count(&mut self, slot: &Slot) {
         if slot.is_needed() {
             let size = self.record_size(slot) as u64;
             self.add_live(slot.segment(), size);

@@ -1,21 +1,19 @@
-//! Snapshots, backups, imports, keys that change: copies that must be equal.
+//! Snapshots, backups, imports: copies that must be equal.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    Chance, check, contents_after, create, data_file, get, load, master, name, open, write,
-};
+use super::{Chance, check, contents_after, create, get, load, name, open, write};
 use crate::storage::sim::SimDisk;
 use crate::storage::{Disk, Open, Storage, write_full};
 use crate::{
-    Change, Compaction, Durability, Engine, Error, Found, LogRecord, MasterKey, Mode, Name,
-    Namespace, Options, Password, SeqNo, Settings, backup, import,
+    Change, Compaction, Durability, Engine, Error, Found, LogRecord, Mode, Name, Namespace,
+    Options, Password, SeqNo, Settings, backup, import,
 };
 
-fn fill(namespace: &mut Namespace, seed: u64, count: usize) -> Vec<super::Op> {
+pub(super) fn fill(namespace: &mut Namespace, seed: u64, count: usize) -> Vec<super::Op> {
     let mut chance = Chance(seed);
     let mut log = Vec::new();
     while log.len() < count {
@@ -76,62 +74,6 @@ fn a_backup_comes_back_and_no_other_stream_does() {
         assert!(backup::restore(&engine, &other, &mut &flipped[..]).is_err());
         assert_eq!(engine.names().unwrap(), [name()], "nothing is left of it");
     }
-}
-
-#[test]
-fn nothing_readable_is_on_the_disk_of_an_encrypted_namespace() {
-    let (disk, engine, mut namespace) = create(1, Durability::Group, true);
-    for number in 0..50u32 {
-        let key = format!("plainkey-{number}");
-        namespace.set(key.as_bytes(), &b"plainvalue".repeat(10), 0).unwrap();
-    }
-    namespace.close().unwrap();
-    for path in [data_file(0), super::index_file(0), "/data/n/zdb-namespace".into()] {
-        let contents = disk.contents(&path).unwrap();
-        for secret in [&b"plain"[..], &master().as_bytes()[..]] {
-            let found = contents.windows(secret.len()).any(|bytes| bytes == secret);
-            assert!(!found, "{}", path.display());
-        }
-    }
-    let mut namespace = engine.load(&name()).unwrap();
-    assert!(matches!(get(&mut namespace, b"plainkey-1"), Err(Error::KeyNeeded)));
-    assert!(matches!(namespace.set(b"k", b"v", 0), Err(Error::KeyNeeded)));
-    assert!(matches!(namespace.unlock(&MasterKey::new([8; 32])), Err(Error::WrongKey)));
-    namespace.unlock(&master()).unwrap();
-    assert_eq!(get(&mut namespace, b"plainkey-1").unwrap().unwrap(), b"plainvalue".repeat(10));
-}
-
-#[test]
-fn keys_rotate_while_it_serves() {
-    let (_disk, engine, mut namespace) = create(1, Durability::Group, true);
-    let log = fill(&mut namespace, 1, 150);
-    let other = MasterKey::new([9; 32]);
-    namespace.change_master_key(&other).unwrap();
-    namespace.rotate_data_key().unwrap();
-    check(&mut namespace, &contents_after(&log, 150), "two data keys");
-    while namespace.compact_step(1 << 20, 0).unwrap() != Compaction::Idle {}
-    namespace.tick(Duration::ZERO).unwrap();
-    check(&mut namespace, &contents_after(&log, 150), "rewritten");
-    namespace.close().unwrap();
-    let mut namespace = engine.load(&name()).unwrap();
-    assert!(matches!(namespace.unlock(&master()), Err(Error::WrongKey)));
-    namespace.unlock(&other).unwrap();
-    check(&mut namespace, &contents_after(&log, 150), "with the other key");
-}
-
-#[test]
-fn passwords_are_sealed_if_there_is_a_key_for_them() {
-    let disk = SimDisk::new(1);
-    let with_key = || Options { password_key: Some(MasterKey::new([5; 32])), ..super::options() };
-    let engine = Engine::open(Arc::new(disk.clone()), with_key()).unwrap();
-    let settings = Settings { password: Some(Password::new(b"opensesame")), ..Settings::default() };
-    assert!(!format!("{settings:?}").contains("opensesame"));
-    engine.create(&name(), settings.clone()).unwrap().close().unwrap();
-    let contents = disk.contents("/data/n/zdb-namespace".as_ref()).unwrap();
-    assert!(!contents.windows(4).any(|bytes| bytes == b"open"));
-    assert_eq!(engine.load(&name()).unwrap().settings(), &settings);
-    drop(engine);
-    assert!(matches!(load(&open(&disk).unwrap()), Err(Error::PasswordSealed)));
 }
 
 #[test]

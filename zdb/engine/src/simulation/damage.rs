@@ -137,6 +137,52 @@ fn without_index_files_everything_comes_back() {
     }
 }
 
+/// Whoever takes a segment away takes its keys' values, and nothing else: they say so, the others are
+/// right, no number comes twice, and with the file they are back.
+#[test]
+fn a_missing_segment_is_missed_and_its_return_heals() {
+    for (encrypted, id) in [(false, 0), (false, 1), (true, 0)] {
+        let (disk, expected) = filled(encrypted, true);
+        let path = data_file(id);
+        let taken = disk.contents(&path).unwrap();
+        let last = load(&open(&disk).unwrap()).unwrap().last();
+        disk.remove(&path).unwrap();
+        let copy = disk.copy(1);
+        assert!(check_damaged(&copy, &expected, "taken away") > 0);
+
+        let engine = open(&disk).unwrap();
+        let mut namespace = load(&engine).unwrap();
+        assert_eq!(namespace.missing_files(), std::slice::from_ref(&path));
+        assert_eq!(namespace.stats().quarantined_segments, [id]);
+        // Of the tail nobody knows what else was in it.
+        let is_known = namespace.last() == last;
+        assert!(is_known == (id == 0) && namespace.last() >= last, "{:?}", namespace.last());
+        assert!(matches!(namespace.scrub_step(1 << 30).unwrap(), crate::Scrub::Finished { .. }));
+        let file = disk.open(&path, crate::storage::Open::New).unwrap();
+        crate::storage::write_full(&*file, &taken, 0).unwrap();
+        check(&mut namespace, &expected, "put back");
+        assert_eq!(namespace.missing_files(), [] as [std::path::PathBuf; 0]);
+        drop(namespace);
+        check(&mut load(&engine).unwrap(), &expected, "put back, loaded again");
+    }
+}
+
+/// The tail's index file may lack its newest records: nobody knows their numbers, so none that they may
+/// have had is given out again.
+#[test]
+fn numbers_of_a_missing_tail_are_not_given_out_again() {
+    let (disk, _) = filled(false, false);
+    let last = load(&open(&disk).unwrap()).unwrap().last();
+    disk.remove(&data_file(1)).unwrap();
+    let engine = open(&disk).unwrap();
+    let mut namespace = load(&engine).unwrap();
+    let written = namespace.set(b"new", b"value", 1).unwrap().unwrap();
+    assert!(written.seq > last, "{written:?}");
+    namespace.sync().unwrap();
+    drop(namespace);
+    assert_eq!(get(&mut load(&engine).unwrap(), b"new").unwrap().unwrap(), b"value");
+}
+
 #[test]
 fn a_namespace_without_descriptor_is_not_served_and_others_are() {
     let (disk, _) = filled(false, true);

@@ -11,6 +11,7 @@ mod damage;
 mod faults;
 mod golden;
 mod model;
+mod secrets;
 mod space;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use std::sync::Arc;
 
 use crate::storage::sim::SimDisk;
 use crate::{
-    Direction, Durability, Engine, Error, Found, MasterKey, Name, Namespace, Options, Settings,
+    Direction, Durability, Engine, Error, Found, MasterKey, Name, Namespace, Options, Secret,
+    Settings,
 };
 
 /// Keys are few, so that they are overwritten.
@@ -93,13 +95,17 @@ fn master() -> MasterKey {
     MasterKey::new([7; 32])
 }
 
+fn secret() -> Secret {
+    master().into()
+}
+
 /// A new disk with a namespace that is durable.
 fn create(seed: u64, durability: Durability, encrypted: bool) -> (SimDisk, Engine, Namespace) {
     let disk = SimDisk::new(seed);
     let engine = open(&disk).unwrap();
     let settings = Settings { durability, ..Settings::default() };
     let namespace = if encrypted {
-        engine.create_encrypted(&name(), settings, &master()).unwrap()
+        engine.create_encrypted(&name(), settings, &secret()).unwrap()
     } else {
         engine.create(&name(), settings).unwrap()
     };
@@ -110,7 +116,7 @@ fn create(seed: u64, durability: Durability, encrypted: bool) -> (SimDisk, Engin
 fn load(engine: &Engine) -> Result<Namespace, Error> {
     let mut namespace = engine.load(&name())?;
     if namespace.stats().encrypted {
-        namespace.unlock(&master())?;
+        namespace.unlock(&secret())?;
     }
     Ok(namespace)
 }

@@ -10,18 +10,26 @@ use zdb_engine::backup::{self, Summary};
 use zdb_engine::{Name, Namespace};
 
 use super::folders::{Folders, parse_name};
+use super::snapshot::Snapshot;
 
 /// Bytes read or written at once.
 const BUFFER_SIZE: usize = 1024 * 1024;
 
 /// Write a namespace, with its properties and history, to one file
 ///
-/// Encrypted namespaces are written decrypted: keep the file where only you can read it. No server may
-/// run on these folders; of a running one, follow its namespaces (zdb follow).
+/// Encrypted namespaces are written decrypted: keep the file where only you can read it. With --socket,
+/// the server that runs there makes an instant snapshot, which is read while it goes on serving; without,
+/// no server may run on the folders.
 #[derive(Args)]
 pub(crate) struct BackupArguments {
     #[command(flatten)]
     folders: Folders,
+    /// Unix socket of a running server, whose folders are taken instead of --data and --index
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// File with that server's administrator's password
+    #[arg(long, value_name = "PATH", requires = "socket")]
+    admin_file: Option<PathBuf>,
     /// The namespace
     #[arg(value_parser = parse_name)]
     name: Name,
@@ -52,7 +60,16 @@ pub(crate) struct VerifyArguments {
 
 /// Writes the backup beside its place and renames it when it is durable.
 pub(crate) fn backup(arguments: &BackupArguments) -> anyhow::Result<()> {
-    let opened = arguments.folders.open()?;
+    let admin = arguments.admin_file.as_deref();
+    // Lives longer than what reads it.
+    let snapshot = match &arguments.socket {
+        Some(socket) => Some(Snapshot::take(socket, admin, &arguments.name)?),
+        None => None,
+    };
+    let opened = match &snapshot {
+        Some(snapshot) => arguments.folders.open_in(&snapshot.data, &snapshot.index)?,
+        None => arguments.folders.open()?,
+    };
     let mut namespace = opened.load(&arguments.name)?;
     let path = &arguments.file;
     let mut partial = path.clone().into_os_string();

@@ -45,11 +45,14 @@ fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)>
 fn classify_engine(error: &zdb_engine::Error) -> (u8, Option<&'static str>) {
     use zdb_engine::Error;
     match error {
-        Error::InUse { .. } => (75, Some("a server serves these folders; stop it first")),
+        Error::InUse { .. } => (
+            75,
+            Some("a server serves these folders; stop it first, or give `zdb backup` its --socket"),
+        ),
         Error::NoSuchNamespace(_) => (3, None),
         Error::Exists(_) => (4, Some("choose another name, or remove that namespace first")),
         Error::KeyNeeded | Error::WrongKey | Error::PasswordSealed => {
-            (4, Some("give the key that these folders were written with: --keyfile"))
+            (4, Some("give what these folders were written with: --keyfile or --passphrase-file"))
         }
         _ => (1, None),
     }

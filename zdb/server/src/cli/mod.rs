@@ -6,5 +6,7 @@ pub(crate) mod exit;
 pub(crate) mod folders;
 pub(crate) mod follow;
 pub(crate) mod import;
+pub(crate) mod key;
 pub(crate) mod serve;
 pub(crate) mod server_address;
+pub(crate) mod snapshot;

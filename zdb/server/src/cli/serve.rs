@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::filter::LevelFilter;
 use zdb_engine::Engine;
 use zdb_engine::storage::Disk;
+use zdb_server::announce_crashes;
 use zdb_server::config::{Config, Settings};
 use zdb_server::core::Core;
 use zdb_server::event_loop::{Listener, Server};
@@ -44,6 +45,9 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let metrics = bind_metrics(&config)?;
     if let Some(address) = listeners.first().and_then(Listener::tcp_address) {
         config.policy.instance = format!("tcp://{address}");
+    }
+    if let Some(hook) = &config.policy.hook {
+        announce_crashes(hook.clone(), config.policy.instance.clone());
     }
     let mut core = Core::open(engine, config.policy)?;
     core.announce_start()?;

@@ -1,13 +1,11 @@
-//! Rights: passwords, challenges, and keys of encrypted namespaces.
+//! Rights: passwords and challenges.
 
-use zdb_engine::{Error, NAME_SIZE_MAX, Name};
+use zdb_engine::NAME_SIZE_MAX;
 use zdb_resp::write;
 
 use super::Call;
-use crate::core::{Entry, NAMESPACE_COUNT_MAX};
-use crate::refusal::{ACCESS_DENIED, Outcome, Refusal, common};
-use crate::seal::{Agreement, KEY_SIZE, SEALED_SIZE};
-use crate::session::{ANSWER_SIZE, CHALLENGE_SIZE, is_answer, is_same, read_hex, write_hex};
+use crate::refusal::{ACCESS_DENIED, Outcome, Refusal};
+use crate::session::{ANSWER_SIZE, CHALLENGE_SIZE, is_answer, is_same, write_hex};
 
 /// Longest password of the administrator, in bytes.
 const ADMIN_PASSWORD_SIZE_MAX: usize = 128;
@@ -30,16 +28,18 @@ pub(super) fn auth(call: &mut Call<'_, '_>) -> Outcome {
         }
         return auth_secure(call);
     }
-    let password = call.argument(1);
+    check_admin(call, call.argument(1))?;
+    call.session.is_admin = true;
+    call.ok()
+}
+
+/// Whether this is the administrator's password.
+pub(super) fn check_admin(call: &Call<'_, '_>, password: &[u8]) -> Outcome {
     if password.len() > ADMIN_PASSWORD_SIZE_MAX {
         return Err(TOO_LONG.into());
     }
     let admin = call.core.policy.admin.as_ref().ok_or("Authentication disabled")?;
-    if !is_same(admin.reveal(), password) {
-        return Err(ACCESS_DENIED);
-    }
-    call.session.is_admin = true;
-    call.ok()
+    if is_same(admin.reveal(), password) { Ok(()) } else { Err(ACCESS_DENIED) }
 }
 
 /// A new challenge; the one before is forgotten.
@@ -127,73 +127,10 @@ fn check_answer(call: &Call<'_, '_>, password: &[u8]) -> Outcome {
     if is_answer(&challenge, password, answer) { Ok(()) } else { Err(ACCESS_DENIED) }
 }
 
-/// `NSKEY`: our half of an agreement. `NSKEY name sealed`: unlocks an encrypted namespace, seals its
-/// keys anew if it is open, makes it if there is none. `NSKEY name ROTATE`: new records get a new key.
-pub(super) fn nskey(call: &mut Call<'_, '_>) -> Outcome {
-    if !call.session.is_local {
-        return Err(Refusal::unauthorized("Keys are handed over on the unix socket only"));
-    }
-    match call.count() {
-        1 => {
-            let agreement = Agreement::new().ok_or("No randomness available")?;
-            let mut digits = [0; 2 * KEY_SIZE];
-            write_hex(agreement.public(), &mut digits);
-            call.session.agreement = Some(agreement);
-            write::bulk(call.output.buffer(), &digits);
-            Ok(())
-        }
-        3 if call.argument(2).eq_ignore_ascii_case(b"ROTATE") => rotate_key(call),
-        3 => take_key(call),
-        _ => Err("Unexpected arguments".into()),
-    }
-}
-
-fn rotate_key(call: &mut Call<'_, '_>) -> Outcome {
-    let id = call.core.namespaces.find(call.argument(1)).ok_or("Namespace not found")?;
-    let entry = call.core.namespaces.get_mut(id).ok_or("Namespace not found")?;
-    let rotated = entry.loaded()?.rotate_data_key();
-    rotated.map_err(|error| common(&error, "Cannot change the key"))?;
-    call.ok()
-}
-
-fn take_key(call: &mut Call<'_, '_>) -> Outcome {
-    let bytes = call.argument(1);
-    let name = Name::new(bytes).map_err(|_| "This name is not allowed")?;
-    let sealed = read_hex::<SEALED_SIZE>(call.argument(2));
-    let sealed = sealed.ok_or("A sealed key has 160 hex digits")?;
-    let agreement = call.session.agreement.take().ok_or("Ask for our half first: NSKEY")?;
-    let refused = Refusal::unauthorized("This key was not sealed for us");
-    let key = agreement.open(bytes, &sealed).ok_or(refused)?;
-    let Some(id) = call.core.namespaces.find(bytes) else {
-        if call.core.namespaces.ids().len() >= NAMESPACE_COUNT_MAX {
-            return Err("Could not create namespace".into());
-        }
-        let settings = call.core.new_settings();
-        let made = call.core.engine.create_encrypted(&name, settings, &key);
-        let made = made.map_err(|error| common(&error, "Could not create namespace"))?;
-        call.core.namespaces.insert(Entry::new(name, Ok(made)));
-        call.core.announce("namespace-created", bytes);
-        return call.ok();
-    };
-    let entry = call.core.namespaces.get_mut(id).ok_or("Namespace not found")?;
-    let namespace = entry.loaded()?;
-    let stats = namespace.stats();
-    let taken = if !stats.encrypted {
-        Err(Error::WrongKey)
-    } else if stats.key_needed {
-        namespace.unlock(&key)
-    } else {
-        namespace.change_master_key(&key)
-    };
-    taken.map_err(|error| common(&error, "Cannot take the key"))?;
-    call.ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Server, error, simple};
     use super::*;
-    use crate::seal;
 
     fn answer(reply: zdb_client::Value, password: &str) -> Vec<u8> {
         use sha1::{Digest, Sha1};
@@ -231,35 +168,5 @@ mod tests {
         assert_eq!(ask(&[b"DEL", b"k"]), error("Key not found"));
         assert_eq!(ask(&[b"SELECT", b"default"]), simple("OK"));
         assert_eq!(ask(&[b"SET", b"k", b"v"]), read_only);
-    }
-
-    #[test]
-    fn keys_come_on_the_unix_socket_and_open_what_they_made() {
-        let mut server = Server::new();
-        let mut far = server.client();
-        let far_reply = server.ask(&mut far, &[b"NSKEY"]);
-        assert_eq!(far_reply, error("Keys are handed over on the unix socket only"));
-        let mut client = server.local_client();
-        let hand_over = |server: &mut Server, client: &mut _, key: u8| {
-            let zdb_client::Value::Bulk(digits) = server.ask(client, &[b"NSKEY"]) else { panic!() };
-            let public = read_hex(&digits).unwrap();
-            let sealed = seal::seal(b"dark", &[key; KEY_SIZE], &public).unwrap();
-            let mut digits = vec![0; 2 * SEALED_SIZE];
-            write_hex(&sealed, &mut digits);
-            server.ask(client, &[b"NSKEY", b"dark", &digits])
-        };
-        assert_eq!(hand_over(&mut server, &mut client, 1), simple("OK"));
-        server.ask(&mut client, &[b"SELECT", b"dark"]);
-        server.ask(&mut client, &[b"SET", b"k", b"v"]);
-        server.restart();
-        let mut client = server.local_client();
-        server.ask(&mut client, &[b"SELECT", b"dark"]);
-        let locked = server.ask(&mut client, &[b"GET", b"k"]);
-        assert_eq!(locked, error("Namespace is encrypted, its key is needed"));
-        let wrong = hand_over(&mut server, &mut client, 2);
-        assert_eq!(wrong, error("This key does not open the namespace"));
-        assert_eq!(hand_over(&mut server, &mut client, 1), simple("OK"));
-        let opened = server.ask(&mut client, &[b"GET", b"k"]);
-        assert_eq!(opened, super::super::testing::bulk(b"v"));
     }
 }

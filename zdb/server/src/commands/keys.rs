@@ -3,7 +3,7 @@
 use zdb_engine::{Found, Health, KEY_SIZE_MAX, Metadata};
 use zdb_resp::write;
 
-use super::{Call, leading_number};
+use super::{Call, leading_number, write_nil};
 use crate::refusal::{
     DELETE_FAILED, Outcome, PERMISSION_DENIED, READ_ONLY, Refusal, delete, read, set as set_error,
 };
@@ -28,7 +28,7 @@ pub(super) fn set(call: &mut Call<'_, '_>) -> Outcome {
     }
     let written = call.core.active(call.session)?.set(key, value, timestamp);
     let Some(written) = written.map_err(|error| set_error(&error))? else {
-        write::nil(call.output.buffer());
+        call.nil();
         return Ok(());
     };
     let begin = call.output.end();
@@ -78,7 +78,7 @@ pub(super) fn mget(call: &mut Call<'_, '_>) -> Outcome {
     for key in request.arguments().skip(1) {
         let before = call.output.buffer().len();
         let written = if key.is_empty() {
-            write::nil(call.output.buffer());
+            call.nil();
             Ok(())
         } else if copied > REPLY_SIZE_MAX {
             Err(Refusal::from("Reply too large, ask for less at once"))
@@ -149,7 +149,7 @@ fn metadata(call: &mut Call<'_, '_>) -> Result<Option<Metadata>, Refusal> {
 fn write_integer(call: &mut Call<'_, '_>, number: Option<i64>) -> Outcome {
     match number {
         Some(number) => write::integer(call.output.buffer(), number),
-        None => write::nil(call.output.buffer()),
+        None => call.nil(),
     }
     Ok(())
 }
@@ -159,7 +159,7 @@ fn write_value(call: &mut Call<'_, '_>, key: &[u8]) -> Outcome {
     let out = call.output.buffer();
     let found = namespace.get(key, EXTENT_SIZE_MIN, out, write::bulk_header);
     match found.map_err(|error| read(&error))? {
-        Found::Missing => write::nil(out),
+        Found::Missing => write_nil(out, call.session),
         Found::Inline { .. } => out.extend_from_slice(b"\r\n"),
         Found::Extent(extent) => {
             let size = usize::try_from(extent.size).map_err(|_| "Internal Error")?;

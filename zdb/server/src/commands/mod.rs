@@ -4,23 +4,27 @@
 //! |---|---|
 //! | [`keys`] | `SET SETX GET MGET DEL EXISTS CHECK LENGTH KEYTIME` |
 //! | [`scan`] | `SCAN SCANX RSCAN KEYCUR HISTORY KSCAN DBSIZE` |
-//! | [`access`] | `AUTH SELECT NSKEY` |
-//! | [`spaces`] | `NSNEW NSDEL NSLIST NSSET NSINFO NSJUMP NSSNAP FLUSH RELOAD` |
-//! | [`system`] | `PING TIME INFO HOOKS STOP MIRROR MASTER *` |
+//! | [`access`], [`nskey`] | `AUTH SELECT NSKEY` |
+//! | [`spaces`], [`nsinfo`] | `NSNEW NSDEL NSLIST NSSET NSINFO NSJUMP NSSNAP FLUSH RELOAD` |
+//! | [`system`] | `PING HELLO TIME INFO HOOKS STOP MIRROR MASTER *` |
 //! | [`watch`] | `WAIT` |
 //! | [`segments`] | `INDEX DATA REPL` |
 //!
 //! The table says who may call a command and with how many arguments; what that refuses, a handler
-//! never sees. A handler writes its reply, or gives a [`Refusal`] and has written nothing.
+//! never sees. A handler writes its reply, or gives a [`Refusal`] and has written nothing, or begins a
+//! [`Task`](crate::core::Task) whose answer is the reply. One that needs a namespace asks for it before it
+//! does anything else, because another thread may have it: then the request is postponed as it is.
 
 mod access;
 mod keys;
+mod nsinfo;
+mod nskey;
 mod scan;
 mod segments;
 mod spaces;
 mod system;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod watch;
 
 use std::time::Instant;
@@ -29,7 +33,7 @@ pub(crate) use spaces::{parse_durability, unavailable};
 use zdb_resp::request::Request;
 use zdb_resp::write;
 
-use crate::core::Core;
+use crate::core::{Asker, Core};
 use crate::output::Output;
 use crate::refusal::{Outcome, PERMISSION_DENIED, Refusal};
 use crate::session::Session;
@@ -47,6 +51,17 @@ pub(crate) struct Call<'c, 'r> {
     pub(crate) session: &'c mut Session,
     pub(crate) output: &'c mut Output,
     pub(crate) request: Request<'r>,
+    /// When it began.
+    pub(crate) begin: Instant,
+}
+
+/// How far a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Executed {
+    /// When it ended, so that a batch reads the clock once for each request.
+    pub(crate) end: Instant,
+    /// Whether nothing was done, because a namespace is away: it is to be executed again.
+    pub(crate) is_postponed: bool,
 }
 
 impl<'r> Call<'_, 'r> {
@@ -60,11 +75,33 @@ impl<'r> Call<'_, 'r> {
         self.request.count()
     }
 
+    /// For a task: its answer will be this command's reply. To be called when the task has begun.
+    pub(crate) fn asker(&self) -> Asker {
+        let command = CommandId::find(self.argument(0));
+        Asker { client: self.session.client, command, begin: self.begin }
+    }
+
+    /// A task has begun: the reply comes later.
+    pub(crate) fn later(&mut self) -> Outcome {
+        self.session.is_asking = true;
+        Ok(())
+    }
+
+    /// Replies nil.
+    pub(crate) fn nil(&mut self) {
+        write_nil(self.output.buffer(), self.session);
+    }
+
     /// Replies `+OK`.
     pub(crate) fn ok(&mut self) -> Outcome {
         write::simple(self.output.buffer(), b"OK");
         Ok(())
     }
+}
+
+/// Nil, as the client's protocol has it.
+pub(crate) fn write_nil(out: &mut Vec<u8>, session: &Session) {
+    if session.is_resp3 { write::null(out) } else { write::nil(out) }
 }
 
 type Handler = fn(&mut Call<'_, '_>) -> Outcome;
@@ -109,13 +146,14 @@ static TABLE: &[Command] = &[
     command("KSCAN", Arguments::Any, scan::kscan),
     command("DBSIZE", Arguments::Any, scan::dbsize),
     command("SELECT", Arguments::Any, access::select),
+    command("HELLO", Arguments::Any, system::hello),
     command("AUTH", Arguments::Filled(2, 3), access::auth),
-    admin("NSKEY", Arguments::Between(1, 3), access::nskey),
+    admin("NSKEY", Arguments::Between(1, 4), nskey::nskey),
     admin("NSNEW", Arguments::Filled(2, 2), spaces::nsnew),
     admin("NSDEL", Arguments::Filled(2, 2), spaces::nsdel),
     command("NSLIST", Arguments::Any, spaces::nslist),
     admin("NSSET", Arguments::Filled(4, 4), spaces::nsset),
-    command("NSINFO", Arguments::Filled(2, 2), spaces::nsinfo),
+    command("NSINFO", Arguments::Filled(2, 2), nsinfo::nsinfo),
     admin("NSJUMP", Arguments::Any, spaces::nsjump),
     command("FLUSH", Arguments::Any, spaces::flush),
     admin("RELOAD", Arguments::Filled(2, 2), spaces::reload),
@@ -148,7 +186,7 @@ static KEYS: [u64; COMMAND_COUNT] = {
 };
 
 /// Commands in the table.
-pub(crate) const COMMAND_COUNT: usize = 40;
+pub(crate) const COMMAND_COUNT: usize = 41;
 const _: () = assert!(TABLE.len() == COMMAND_COUNT);
 
 const fn command(name: &'static str, arguments: Arguments, handler: Handler) -> Command {
@@ -180,6 +218,11 @@ impl CommandId {
         (0..COMMAND_COUNT).map(Self)
     }
 
+    /// Its row's number.
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+
     fn row(self) -> &'static Command {
         &TABLE[self.0]
     }
@@ -203,41 +246,31 @@ const fn pack(name: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(bytes))
 }
 
-/// Executes a request and writes its reply. `begin` is when it began; gives when it ended, so that a
-/// batch reads the clock once for each request.
-pub(crate) fn execute(call: &mut Call<'_, '_>, begin: Instant) -> Instant {
+/// Executes a request, and writes its reply unless that comes later.
+pub(crate) fn execute(call: &mut Call<'_, '_>) -> Executed {
     let id = CommandId::find(call.argument(0));
     let outcome = match id {
         Some(id) => admit(call, id).and_then(|()| (id.row().handler)(call)),
         None => Err(UNKNOWN.into()),
     };
     let end = Instant::now();
-    let metrics = &mut call.core.metrics;
-    let command = id.and_then(|id| metrics.commands.get_mut(id.0));
-    let failed_count = match command {
-        Some(command) => {
-            command.latency.record(end.saturating_duration_since(begin));
-            &mut command.failed_count
-        }
-        None => &mut metrics.unknown_count,
-    };
-    match outcome {
-        Ok(()) => {
-            if id.is_none() {
-                *failed_count += 1;
-            }
-        }
-        Err(refusal) => {
-            *failed_count += 1;
-            metrics.unauthorized_count += u64::from(refusal.is_unauthorized);
-            call.session.is_closing |= refusal.closes;
-            write::error(call.output.buffer(), refusal.text.as_bytes());
-        }
+    if let Err(Refusal { waits_for: Some(namespace), .. }) = &outcome {
+        call.core.postpone(call.session.client, *namespace);
+        return Executed { end, is_postponed: true };
+    }
+    // A task's answer is counted when it comes.
+    if !call.session.is_asking {
+        let took = end.saturating_duration_since(call.begin);
+        call.core.metrics.note(id, took, outcome.as_ref().err());
+    }
+    if let Err(refusal) = outcome {
+        call.session.is_closing |= refusal.closes;
+        write::error(call.output.buffer(), refusal.text.as_bytes());
     }
     if let Some(id) = id {
         call.core.notify(call.session, id);
     }
-    end
+    Executed { end, is_postponed: false }
 }
 
 /// Checks rights and arguments, as far as the table knows.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use zdb_engine::{Direction, Error, HISTORY_CURSOR_SIZE, Mode};
 use zdb_resp::write;
 
-use super::Call;
+use super::{Call, write_nil};
 use crate::refusal::{Outcome, Refusal, read};
 
 /// How long one `SCAN` may take (`reference: zdb 2.3`).
@@ -89,7 +89,7 @@ pub(super) fn history(call: &mut Call<'_, '_>) -> Outcome {
         write::array(out, 3);
         match entry.next {
             Some(next) => write::bulk(out, &next),
-            None => write::nil(out),
+            None => write_nil(out, call.session),
         }
         write::bulk(out, entry.timestamp.to_string().as_bytes());
         write::bulk(out, payload.get(..entry.size).unwrap_or(&payload));

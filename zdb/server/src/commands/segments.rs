@@ -3,7 +3,7 @@
 use zdb_engine::{Change, Error, LogRecord, SeqNo};
 use zdb_resp::write;
 
-use super::{Call, leading_number};
+use super::{Call, leading_number, write_nil};
 use crate::refusal::{DELETE_FAILED, Outcome, Refusal, SET_FAILED, common};
 
 /// `INDEX DIRTY`: segments that were written. `INDEX DIRTY RESET` forgets them.
@@ -14,6 +14,9 @@ pub(super) fn index(call: &mut Call<'_, '_>) -> Outcome {
     }
     let id = call.session.namespace;
     let entry = call.core.namespaces.get_mut(id).ok_or(super::DETACHED)?;
+    if entry.is_away() {
+        return Err(Refusal::postponed(id));
+    }
     if call.request.count() > 2 {
         if !call.request.argument(2).is_some_and(|word| word.eq_ignore_ascii_case(b"RESET")) {
             return Err("Unknown INDEX DIRTY subcommand".into());
@@ -61,7 +64,7 @@ pub(super) fn data(call: &mut Call<'_, '_>) -> Outcome {
         write::integer(out, record.deleted.into());
         write::integer(out, record.timestamp.into());
         if record.deleted {
-            write::nil(out);
+            write_nil(out, call.session);
         } else {
             write::bulk(out, payload);
         }
@@ -70,8 +73,9 @@ pub(super) fn data(call: &mut Call<'_, '_>) -> Outcome {
     outcome
 }
 
-/// `REPL namespace`: the number of its newest write. `REPL namespace after`: follow. `REPL ACK seq`: a follower's word for what it has. `REPL APPLY
-/// namespace seq SET|DEL|FLUSH ...`: a write that was made elsewhere.
+/// `REPL namespace`: the number of its newest write. `REPL namespace after`: follow. `REPL ACK seq`: a
+/// follower's word for what it has. `REPL APPLY namespace seq SET|DEL|FLUSH ...`: a write that was made
+/// elsewhere.
 pub(super) fn repl(call: &mut Call<'_, '_>) -> Outcome {
     match (call.argument(1), call.count()) {
         (b"ACK", 3) => {

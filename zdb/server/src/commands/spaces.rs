@@ -1,32 +1,35 @@
 //! Namespaces: their coming, going and properties.
 
 use std::ffi::OsStr;
-use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use zdb_engine::{
-    Durability, Error, History, Mode, NAME_SIZE_MAX, Name, NameError, Password, Settings, Stats,
+    Durability, Error, History, Mode, NAME_SIZE_MAX, Name, NameError, Password, Settings,
 };
 use zdb_resp::write;
 
 use super::{Call, leading_number};
-use crate::core::{Entry, NAMESPACE_COUNT_MAX, NamespaceId};
+use crate::core::{Answer, NAMESPACE_COUNT_MAX, NamespaceId, Worked};
 use crate::refusal::{Outcome, READ_ONLY, Refusal, common, display_chain};
 
 /// Longest value of a property, in bytes.
 const VALUE_SIZE_MAX: usize = 63;
 /// Longest name of a property, in bytes.
 const PROPERTY_SIZE_MAX: usize = 256;
-const MIB: f64 = 1024.0 * 1024.0;
 
-const NOT_FOUND: &str = "Namespace not found";
+pub(super) const NOT_FOUND: &str = "Namespace not found";
 const NAME_TOO_LONG: &str = "Namespace too long";
 const NOT_ALLOWED: &str = "This name is not allowed";
 const EXPECTED_DURABILITY: &str =
     "Invalid property value (expected: none, group, interval:MILLISECONDS)";
 const EXPECTED_HISTORY: &str = "Invalid property value (expected: none, all, SECONDS)";
+
+/// What hooks are told when properties changed.
+const UPDATED: &str = "namespace-updated";
+/// And when all keys are others, or gone.
+const RELOADED: &str = "namespace-reloaded";
 
 /// `NSNEW name`.
 pub(super) fn nsnew(call: &mut Call<'_, '_>) -> Outcome {
@@ -36,25 +39,33 @@ pub(super) fn nsnew(call: &mut Call<'_, '_>) -> Outcome {
         NameError::TooLong { .. } => NAME_TOO_LONG,
         NameError::NotAllowed => NOT_ALLOWED,
     })?;
-    let core = &mut call.core;
-    if core.namespaces.find(bytes) == Some(core.default) {
-        return Err(NOT_ALLOWED.into());
+    check_new(call, bytes, FAILED)?;
+    let asker = call.asker();
+    call.core.begin_new(name, asker, FAILED);
+    call.later()
+}
+
+/// Whether a namespace of that name may be made.
+pub(super) fn check_new(call: &Call<'_, '_>, name: &[u8], failure: &'static str) -> Outcome {
+    let namespaces = &call.core.namespaces;
+    if let Some(id) = namespaces.find(name) {
+        if id == call.core.default {
+            return Err(NOT_ALLOWED.into());
+        }
+        return match namespaces.get(id) {
+            // Whether it will be made is not known yet.
+            Some(entry) if entry.is_coming => Err(Refusal::postponed(id)),
+            _ => Err("This namespace is not available".into()),
+        };
     }
-    if core.namespaces.find(bytes).is_some() {
-        return Err("This namespace is not available".into());
+    if namespaces.ids().len() >= NAMESPACE_COUNT_MAX {
+        return Err(failure.into());
     }
-    if core.namespaces.ids().len() >= NAMESPACE_COUNT_MAX {
-        return Err(FAILED.into());
-    }
-    let made = core.new_namespace(&name).map_err(|error| common(&error, FAILED))?;
-    core.namespaces.insert(Entry::new(name, Ok(made)));
-    core.announce("namespace-created", bytes);
-    call.ok()
+    Ok(())
 }
 
 /// `NSDEL name`.
 pub(super) fn nsdel(call: &mut Call<'_, '_>) -> Outcome {
-    const FAILED: &str = "Could not delete this namespace";
     let name = call.argument(1);
     if name.len() > NAME_SIZE_MAX {
         return Err(NAME_TOO_LONG.into());
@@ -66,32 +77,15 @@ pub(super) fn nsdel(call: &mut Call<'_, '_>) -> Outcome {
     if id == call.session.namespace {
         return Err("Cannot remove namespace you're currently using.".into());
     }
-    let entry = call.core.namespaces.remove(id).ok_or(FAILED)?;
-    for watcher in &entry.watchers {
-        call.core.stop_waiting(watcher.client);
-    }
-    for follower in &entry.followers {
-        let mut message = Vec::new();
-        write::error(&mut message, super::DETACHED.text.as_bytes());
-        call.core.messages.push((follower.client, message));
-    }
-    // Loaded namespaces can't be removed.
-    drop(entry.namespace);
-    if let Err(error) = call.core.engine.remove(&entry.name) {
-        let error = display_chain(&error);
-        tracing::error!(namespace = %entry.name, error, "not removed");
-        let loaded = call.core.load(&entry.name).map_err(|error| unavailable(&error));
-        call.core.namespaces.insert(Entry::new(entry.name, loaded));
-        return Err(FAILED.into());
-    }
-    call.core.announce("namespace-deleted", name);
-    call.ok()
+    let asker = call.asker();
+    call.core.begin_removing(id, asker)?;
+    call.later()
 }
 
 /// `NSLIST`: names, in the order in which they came.
 pub(super) fn nslist(call: &mut Call<'_, '_>) -> Outcome {
-    let names: Vec<&[u8]> =
-        call.core.namespaces.entries().map(|entry| entry.name.as_bytes()).collect();
+    let known = call.core.namespaces.entries().filter(|entry| !entry.is_coming);
+    let names: Vec<&[u8]> = known.map(|entry| entry.name.as_bytes()).collect();
     write::request(call.output.buffer(), &names);
     Ok(())
 }
@@ -115,12 +109,16 @@ pub(super) fn nsset(call: &mut Call<'_, '_>) -> Outcome {
         return Err("This server instance is configured to use a single runtime mode".into());
     }
     change(&mut settings, property, value)?;
-    if settings != *namespace.settings() {
-        let updated = namespace.update(settings);
-        updated.map_err(|error| common(&error, "Cannot update this namespace"))?;
+    if settings == *namespace.settings() {
+        call.core.announce(UPDATED, name);
+        return call.ok();
     }
-    call.core.announce("namespace-updated", name);
-    call.ok()
+    let asker = call.asker();
+    call.core.begin(id, Some(asker), Some(UPDATED), |mut namespace| {
+        let updated = namespace.update(settings);
+        Worked::done(namespace, updated, "Cannot update this namespace")
+    })?;
+    call.later()
 }
 
 /// Sets a property of that name.
@@ -178,87 +176,11 @@ fn parse_history(value: &[u8]) -> Option<History> {
     }
 }
 
-/// `NSINFO name`.
-pub(super) fn nsinfo(call: &mut Call<'_, '_>) -> Outcome {
-    let id = find(call, call.argument(1))?;
-    let entry = call.core.namespaces.get_mut(id).ok_or(NOT_FOUND)?;
-    entry.loaded()?;
-    let mut text = String::new();
-    // Writing to a string does not fail.
-    let _ = describe(call, id, &mut text);
-    write::bulk(call.output.buffer(), text.as_bytes());
-    Ok(())
-}
-
-fn describe(call: &Call<'_, '_>, id: NamespaceId, text: &mut String) -> std::fmt::Result {
-    let core = &*call.core;
-    let Some(entry) = core.namespaces.get(id) else { return Ok(()) };
-    let Ok(namespace) = &entry.namespace else { return Ok(()) };
-    let (stats, settings) = (namespace.stats(), namespace.settings());
-    let yes = |is: bool| if is { "yes" } else { "no" };
-    let name = String::from_utf8_lossy(entry.name.as_bytes());
-    writeln!(text, "# namespace\nname: {name}\nentries: {}", stats.entry_count)?;
-    writeln!(text, "public: {}\nworm: {}", yes(settings.public), yes(settings.worm))?;
-    writeln!(text, "locked: {}", yes(settings.locked || settings.frozen))?;
-    writeln!(text, "password: {}", yes(core.password(id).is_some()))?;
-    writeln!(text, "data_size_bytes: {}", stats.value_size)?;
-    writeln!(text, "data_size_mb: {:.2}", mib(stats.value_size))?;
-    writeln!(text, "data_limits_bytes: {}", settings.size_max)?;
-    writeln!(text, "index_size_bytes: {}", stats.index_memory_size)?;
-    writeln!(text, "index_size_kb: {:.2}", mib(stats.index_memory_size) * 1024.0)?;
-    writeln!(text, "next_internal_id: {:#x}", stats.next_id)?;
-    let mode = match settings.mode {
-        Mode::User => "userkey",
-        Mode::Sequential => "sequential",
-    };
-    writeln!(text, "mode: {mode}")?;
-    describe_health(text, entry, &stats)?;
-    if settings.size_max > 0 {
-        let left = settings.size_max.saturating_sub(stats.value_size);
-        writeln!(text, "space_available: {left}")?;
-    }
-    let space = core.engine.free_space().unwrap_or_default();
-    for (kind, space) in [("index", space.index), ("data", space.data)] {
-        writeln!(text, "{kind}_disk_freespace_bytes: {}", space.free)?;
-        writeln!(text, "{kind}_disk_freespace_mb: {:.2}", mib(space.free))?;
-    }
-    if !call.session.is_admin {
-        return Ok(());
-    }
-    let active = stats.active_segment;
-    for (kind, file, folder) in
-        [("data", 'd', namespace.data_folder()), ("index", 'i', namespace.index_folder())]
-    {
-        writeln!(text, "{kind}_path: {}", folder.display())?;
-        writeln!(text, "{kind}_active: {}", folder.join(format!("{file}{active}")).display())?;
-    }
-    writeln!(text, "data_current_id: {active}\ndata_current_offset: {}", stats.active_offset)
-}
-
-fn describe_health(text: &mut String, entry: &Entry, stats: &Stats) -> std::fmt::Result {
-    let errors = &entry.errors;
-    let rows = [
-        ("index", stats.index_error_count, errors.index_last, 0),
-        ("data", stats.data_error_count, errors.data_last, stats.damaged_record_count),
-    ];
-    for (kind, count, last, faults) in rows {
-        writeln!(text, "stats_{kind}_io_errors: {count}")?;
-        writeln!(text, "stats_{kind}_io_error_last: {last}")?;
-        writeln!(text, "stats_{kind}_faults: {faults}")?;
-    }
-    Ok(())
-}
-
-/// For people; exact up to 2^53 bytes.
-#[expect(clippy::cast_precision_loss, reason = "a figure for people, with two decimals")]
-fn mib(size: u64) -> f64 {
-    size as f64 / MIB
-}
-
 /// `NSJUMP`: the next write goes to a new segment.
 pub(super) fn nsjump(call: &mut Call<'_, '_>) -> Outcome {
-    call.core.rotate(call.session.namespace)?;
-    call.ok()
+    let asker = call.asker();
+    call.core.begin_rotation(call.session.namespace, Some(asker))?;
+    call.later()
 }
 
 /// `FLUSH`: removes all keys of a private namespace with a password.
@@ -272,20 +194,20 @@ pub(super) fn flush(call: &mut Call<'_, '_>) -> Outcome {
     if !call.session.is_writable {
         return Err(READ_ONLY);
     }
-    namespace.clear().map_err(|error| common(&error, "Cannot remove all keys"))?;
-    let name = namespace.name().as_bytes().to_vec();
-    call.core.touch(id);
-    call.core.announce("namespace-reloaded", &name);
-    call.ok()
+    let asker = call.asker();
+    call.core.begin(id, Some(asker), Some(RELOADED), |mut namespace| {
+        let cleared = namespace.clear();
+        Worked::done(namespace, cleared, "Cannot remove all keys")
+    })?;
+    call.later()
 }
 
 /// `RELOAD name`: reads a namespace from the disk again.
 pub(super) fn reload(call: &mut Call<'_, '_>) -> Outcome {
-    let name = call.argument(1);
-    let id = find(call, name)?;
-    call.core.reload(id).map_err(|error| common(&error, "Could not reload this namespace"))?;
-    call.core.announce("namespace-reloaded", name);
-    call.ok()
+    let id = find(call, call.argument(1))?;
+    let asker = call.asker();
+    call.core.begin_reloading(id, asker)?;
+    call.later()
 }
 
 /// `NSSNAP name data-folder index-folder`: an instant copy by hard links, below two folders on the same
@@ -296,20 +218,22 @@ pub(super) fn nssnap(call: &mut Call<'_, '_>) -> Outcome {
         return Err(Refusal::unauthorized("Snapshots are made over the unix socket only"));
     }
     let id = find(call, call.argument(1))?;
-    let [data, index] = [2, 3].map(|number| Path::new(OsStr::from_bytes(call.argument(number))));
+    let [data, index] =
+        [2, 3].map(|number| PathBuf::from(OsStr::from_bytes(call.argument(number))));
     if !data.is_absolute() || !index.is_absolute() {
         return Err("A snapshot's folders are absolute paths".into());
     }
-    let entry = call.core.namespaces.get_mut(id).ok_or(NOT_FOUND)?;
-    let seq = entry.loaded()?.snapshot(data, index);
-    let seq = seq.map_err(|error| common(&error, "Could not make this snapshot"))?;
-    // It ended the segment that was written.
-    call.core.announce_rotation(id);
-    write::integer(call.output.buffer(), i64::try_from(seq.0).unwrap_or(i64::MAX));
-    Ok(())
+    let asker = call.asker();
+    call.core.begin(id, Some(asker), None, move |mut namespace| {
+        let seq = namespace.snapshot(&data, &index);
+        let seq = seq.map_err(|error| common(&error, "Could not make this snapshot"));
+        Worked::kept(namespace, seq.map(|seq| Answer::Integer(seq.0)))
+    })?;
+    call.later()
 }
 
-fn find(call: &Call<'_, '_>, name: &[u8]) -> Result<NamespaceId, Refusal> {
+/// A namespace that a command names.
+pub(super) fn find(call: &Call<'_, '_>, name: &[u8]) -> Result<NamespaceId, Refusal> {
     if name.len() > NAME_SIZE_MAX {
         return Err(NAME_TOO_LONG.into());
     }

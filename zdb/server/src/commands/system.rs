@@ -13,10 +13,62 @@ const DATA_VERSION: u32 = 3;
 const INDEX_VERSION: u32 = 4;
 const SEQUENTIAL_KEY_SIZE: u32 = 8;
 const MIB: f64 = 1024.0 * 1024.0;
+/// What `HELLO` tells.
+const HELLO_ROWS: usize = 7;
 
 /// `PING`.
 pub(super) fn ping(call: &mut Call<'_, '_>) -> Outcome {
     write::simple(call.output.buffer(), b"PONG");
+    Ok(())
+}
+
+/// `HELLO [2|3 [AUTH default password] [SETNAME name]]`: which protocol replies are written in, for
+/// client libraries that ask before anything else. The existing server doesn't know it.
+///
+/// RESP3 differs in what we say in nil alone, and in this reply, which is a map.
+pub(super) fn hello(call: &mut Call<'_, '_>) -> Outcome {
+    let is_resp3 = match call.request.argument(1) {
+        None => call.session.is_resp3,
+        Some(b"2") => false,
+        Some(b"3") => true,
+        Some(_) => return Err("NOPROTO unsupported protocol version".into()),
+    };
+    let mut index = 2;
+    while index < call.count() {
+        let word = call.argument(index);
+        if word.eq_ignore_ascii_case(b"AUTH") && index + 2 < call.count() {
+            super::access::check_admin(call, call.argument(index + 2))?;
+            call.session.is_admin = true;
+            index += 3;
+        } else if word.eq_ignore_ascii_case(b"SETNAME") && index + 1 < call.count() {
+            // Names of clients are shown nowhere.
+            index += 2;
+        } else {
+            return Err("Unexpected arguments".into());
+        }
+    }
+    call.session.is_resp3 = is_resp3;
+    let instance = call.core.instance_id;
+    let out = call.output.buffer();
+    if is_resp3 {
+        write::map(out, HELLO_ROWS);
+    } else {
+        write::array(out, 2 * HELLO_ROWS);
+    }
+    for (name, text) in
+        [("server", "zdb"), ("version", env!("CARGO_PKG_VERSION")), ("mode", "standalone")]
+    {
+        write::bulk(out, name.as_bytes());
+        write::bulk(out, text.as_bytes());
+    }
+    for (name, number) in [("proto", if is_resp3 { 3 } else { 2 }), ("id", instance.into())] {
+        write::bulk(out, name.as_bytes());
+        write::integer(out, number);
+    }
+    write::bulk(out, b"role");
+    write::bulk(out, b"master");
+    write::bulk(out, b"modules");
+    write::array(out, 0);
     Ok(())
 }
 
@@ -94,7 +146,8 @@ fn describe(call: &Call<'_, '_>, text: &mut String) -> std::fmt::Result {
     let mut totals = Totals::default();
     for entry in core.namespaces.entries() {
         let Ok(namespace) = &entry.namespace else {
-            totals.unavailable += 1;
+            // Those that another thread has are back in a moment.
+            totals.unavailable += u64::from(!entry.is_away());
             continue;
         };
         totals.add(&namespace.stats());
@@ -172,6 +225,32 @@ mod tests {
         server.core().policy.has_test_commands = true;
         assert_eq!(server.ask(&mut client, &[b"STOP"]), simple("Stopping"));
         assert!(server.core().is_stopping());
+    }
+
+    #[test]
+    fn clients_of_resp3_are_greeted_and_get_its_nil() {
+        let mut server = Server::with_admin("secret");
+        let mut client = server.client();
+        server.tell(&mut client, &[b"GET", b"k"]);
+        assert_eq!(server.raw(&mut client), b"$-1\r\n");
+        let four = server.ask(&mut client, &[b"HELLO", b"4"]);
+        assert_eq!(four, error("NOPROTO unsupported protocol version"));
+        let wrong = server.ask(&mut client, &[b"HELLO", b"3", b"AUTH", b"default", b"x"]);
+        assert_eq!(wrong, error("Access denied"));
+        server.tell(&mut client, &[b"GET", b"k"]);
+        assert_eq!(server.raw(&mut client), b"$-1\r\n", "refused, and nothing changed");
+        let words: [&[u8]; 7] = [b"HELLO", b"3", b"auth", b"default", b"secret", b"SETNAME", b"me"];
+        server.tell(&mut client, &words);
+        let greeting = server.raw(&mut client);
+        assert!(greeting.starts_with(b"%7\r\n$6\r\nserver\r\n$3\r\nzdb\r\n"));
+        assert!(greeting.windows(13).any(|part| part == b"proto\r\n:3\r\n$2"));
+        server.tell(&mut client, &[b"GET", b"k"]);
+        assert_eq!(server.raw(&mut client), b"_\r\n");
+        assert_eq!(server.ask(&mut client, &[b"NSNEW", b"n"]), simple("OK"), "an administrator");
+        let two = server.ask(&mut client, &[b"HELLO", b"2"]);
+        assert!(matches!(two, Value::Array(rows) if rows.len() == 14));
+        server.tell(&mut client, &[b"MGET", b"k", b"l"]);
+        assert_eq!(server.raw(&mut client), b"*2\r\n$-1\r\n$-1\r\n");
     }
 
     #[test]

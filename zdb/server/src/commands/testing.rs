@@ -63,17 +63,78 @@ impl Server {
 
     /// Sends a request whose reply comes later.
     pub(crate) fn tell(&mut self, client: &mut Connection, arguments: &[&[u8]]) {
-        let mut bytes = Vec::new();
-        write::request(&mut bytes, arguments);
+        self.send(client, arguments);
+        self.run_tasks(client);
         let core = self.core();
-        core.begin_batch();
-        client.receive(core, &bytes, Instant::now());
+        client.output_mut().release(|id| core.acknowledged(id));
+    }
+
+    /// Ends a batch.
+    pub(crate) fn settle(&mut self) {
+        let core = self.core();
         core.commit();
         let syncs: Vec<_> = core.take_syncs().collect();
         for sync in syncs {
             core.synced(sync.run());
         }
+    }
+
+    /// Runs what a client asked for and what takes long, until nothing is left.
+    fn run_tasks(&mut self, client: &mut Connection) {
+        while self.run_pending() {
+            self.deliver(client);
+        }
+    }
+
+    /// Runs what takes long and has begun; whether there was anything.
+    pub(crate) fn run_pending(&mut self) -> bool {
+        let tasks: Vec<_> = self.core().take_tasks().collect();
+        let is_any = !tasks.is_empty();
+        for task in tasks {
+            self.core().finish_task(task.run());
+        }
+        self.settle();
+        is_any
+    }
+
+    /// Gives a client its answer, and another chance.
+    pub(crate) fn deliver(&mut self, client: &mut Connection) {
+        let core = self.core();
+        for (asker, reply) in core.take_answers() {
+            assert_eq!(asker, client.session().client, "somebody else's answer");
+            client.answer(&reply);
+        }
+        core.take_woken();
+        client.wake();
+        if client.may_resume() {
+            client.resume(core, Instant::now());
+        }
+    }
+
+    /// Sends a request, and leaves what takes long undone.
+    pub(crate) fn send(&mut self, client: &mut Connection, arguments: &[&[u8]]) {
+        let mut bytes = Vec::new();
+        write::request(&mut bytes, arguments);
+        let core = self.core();
+        core.begin_batch();
+        client.receive(core, &bytes, Instant::now());
+        self.settle();
+        let core = self.core();
         client.output_mut().release(|id| core.acknowledged(id));
+    }
+
+    /// What a client was sent since it last looked.
+    pub(crate) fn received(&mut self, client: &mut Connection) -> Vec<Value> {
+        let core = self.core();
+        client.output_mut().release(|id| core.acknowledged(id));
+        replies(client)
+    }
+
+    /// The same, as bytes.
+    pub(crate) fn raw(&mut self, client: &mut Connection) -> Vec<u8> {
+        let core = self.core();
+        client.output_mut().release(|id| core.acknowledged(id));
+        bytes(client)
     }
 
     /// Sends a request and reads its reply.
@@ -102,6 +163,20 @@ fn open(folder: &tempfile::TempDir, policy: &Policy) -> Core {
 
 /// All that a client was sent.
 fn replies(client: &mut Connection) -> Vec<Value> {
+    let bytes = bytes(client);
+    let mut rest = bytes.as_slice();
+    let mut replies = Vec::new();
+    while !rest.is_empty() {
+        let Parsed::Complete(reply, size) = reply::parse(rest, &Limits::default()).unwrap() else {
+            panic!("half a reply")
+        };
+        replies.push(reply.into());
+        rest = &rest[size..];
+    }
+    replies
+}
+
+fn bytes(client: &mut Connection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some(piece) = client.output_mut().next() {
         let count = match piece {
@@ -118,16 +193,7 @@ fn replies(client: &mut Connection) -> Vec<Value> {
         };
         client.output_mut().advance(count);
     }
-    let mut rest = bytes.as_slice();
-    let mut replies = Vec::new();
-    while !rest.is_empty() {
-        let Parsed::Complete(reply, size) = reply::parse(rest, &Limits::default()).unwrap() else {
-            panic!("half a reply")
-        };
-        replies.push(reply.into());
-        rest = &rest[size..];
-    }
-    replies
+    bytes
 }
 
 pub(crate) fn simple(text: &str) -> Value {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use zdb_engine::{CommitFailed, Durability, SeqNo, SyncDone, SyncTicket};
 
-use super::{Core, NamespaceId};
+use super::{Absence, Core, NamespaceId};
 use crate::refusal::display_chain;
 
 /// A sync that is due. It blocks, so another thread runs it.
@@ -66,13 +66,17 @@ impl Core {
 
     /// Takes a sync's result. What was written meanwhile is planned to be synced next.
     pub fn synced(&mut self, synced: Synced) {
-        self.metrics.syncs.record(synced.took);
         let id = synced.namespace;
         let Some(entry) = self.namespaces.get_mut(id) else { return };
         // A namespace that was loaded anew knows nothing of this sync.
         if entry.epoch != synced.epoch {
             return;
         }
+        if entry.is_away() {
+            entry.late_sync = Some(synced);
+            return;
+        }
+        self.metrics.syncs.record(synced.took);
         let Ok(namespace) = &mut entry.namespace else { return };
         let finished = namespace.finish_sync(synced.done);
         self.note(id, finished);
@@ -93,7 +97,11 @@ impl Core {
     #[must_use]
     pub fn acknowledged(&self, id: NamespaceId) -> Option<SeqNo> {
         let entry = self.namespaces.get(id)?;
-        let acknowledged = entry.namespace.as_ref().ok()?.acknowledged();
+        let acknowledged = match &entry.namespace {
+            Ok(namespace) => namespace.acknowledged(),
+            Err(Absence::Away { acknowledged, .. }) => *acknowledged,
+            Err(Absence::Unavailable(_)) => return None,
+        };
         Some(acknowledged.min(self.followed(entry)))
     }
 

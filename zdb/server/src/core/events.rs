@@ -3,9 +3,9 @@
 //! Names of events, the order of arguments and the file names in them are an interface: the hook of
 //! quantum storage reads them.
 
-use super::{Core, Entry, NamespaceId};
-use crate::hooks::{Event, HookError};
-use crate::refusal::{Refusal, common};
+use super::{Asker, Core, Entry, NamespaceId, Worked};
+use crate::hooks::{Event, HookError, MISSING_DATA};
+use crate::refusal::Outcome;
 
 impl Core {
     /// Asks the hook whether to serve.
@@ -16,17 +16,17 @@ impl Core {
         let options = self.engine.options();
         let folders = [&options.index, &options.data].map(|path| path.display().to_string());
         let unix = self.clock.unix;
-        let event = Event { name: "namespaces-init", arguments: folders.to_vec(), cleans: None };
+        let event = Event::new("namespaces-init", folders.to_vec());
         // Its answer is nobody's permission.
         if let Err(error) = self.hooks.ask(event, unix) {
             tracing::warn!(%error, "a hook failed");
         }
-        self.hooks.ask(Event { name: "ready", arguments: Vec::new(), cleans: None }, unix)
+        self.hooks.ask(Event::new("ready", Vec::new()), unix)
     }
 
     /// Tells the hook that serving has ended.
     pub fn announce_end(&mut self) {
-        let event = Event { name: "close", arguments: Vec::new(), cleans: None };
+        let event = Event::new("close", Vec::new());
         if let Err(error) = self.hooks.ask(event, self.clock.unix) {
             tracing::warn!(%error, "a hook failed");
         }
@@ -36,7 +36,7 @@ impl Core {
     pub(crate) fn announce(&mut self, name: &'static str, namespace: &[u8]) {
         if self.hooks.is_enabled() {
             let arguments = vec![String::from_utf8_lossy(namespace).into_owned()];
-            self.hooks.tell(Event { name, arguments, cleans: None }, self.clock.unix);
+            self.hooks.tell(Event::new(name, arguments), self.clock.unix);
         }
     }
 
@@ -53,17 +53,29 @@ impl Core {
             namespace.data_folder().join(format!("d{active}")).display().to_string(),
             numbers(&entry.dirty()),
         ];
-        let event = Event { name: "namespace-closing", arguments, cleans: None };
+        let event = Event::new("namespace-closing", arguments);
         self.hooks.tell(event, self.clock.unix);
     }
 
-    /// Closes the segment that is written.
-    pub(crate) fn rotate(&mut self, id: NamespaceId) -> Result<(), Refusal> {
-        let entry = self.namespaces.get_mut(id).ok_or(crate::commands::DETACHED)?;
-        let rotated = entry.loaded()?.rotate();
-        rotated.map_err(|error| common(&error, "Cannot start a new file"))?;
-        self.announce_rotation(id);
-        Ok(())
+    /// Closes the segment that is written, beside the loop.
+    pub(crate) fn begin_rotation(&mut self, id: NamespaceId, asker: Option<Asker>) -> Outcome {
+        self.begin(id, asker, None, |mut namespace| {
+            let rotated = namespace.rotate();
+            Worked::done(namespace, rotated, "Cannot start a new file")
+        })
+    }
+
+    /// Tells of files that went while we serve. What the hook brings back is found when it is wanted.
+    pub(crate) fn announce_missing(&mut self, id: NamespaceId) {
+        let Some(entry) = self.namespaces.get_mut(id) else { return };
+        let Ok(namespace) = &entry.namespace else { return };
+        let missing = namespace.missing_files();
+        let before = std::mem::replace(&mut entry.missing_files, missing.clone());
+        for file in missing.into_iter().filter(|file| !before.contains(file)) {
+            let file = file.display().to_string();
+            tracing::error!(file, "missing");
+            self.hooks.tell(Event::new(MISSING_DATA, vec![file]), self.clock.unix);
+        }
     }
 
     /// Remembers which segment is written.
@@ -96,7 +108,7 @@ impl Core {
         let arguments = vec![path(index, 'i', old), path(index, 'i', new), numbers(&dirty)];
         let index_event = Event { name: "jump-index", arguments, cleans: Some((id, dirty)) };
         let arguments = vec![path(data, 'd', old), path(data, 'd', new)];
-        let data_event = Event { name: "jump-data", arguments, cleans: None };
+        let data_event = Event::new("jump-data", arguments);
         self.hooks.tell(index_event, self.clock.unix);
         self.hooks.tell(data_event, self.clock.unix);
     }

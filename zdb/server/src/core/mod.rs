@@ -10,13 +10,15 @@
 //!       └──────────────── replies of level group go <──── synced <──────── Sync::run
 //! ```
 //!
-//! Nothing here opens a socket, starts a thread (except to load namespaces faster) or waits.
+//! Nothing here opens a socket, starts a thread (except to load namespaces faster) or waits. What would
+//! have to wait is a [`Task`] for others' threads.
 
 mod batch;
 mod events;
 mod namespaces;
 mod open;
 mod replicate;
+mod tasks;
 pub(crate) mod upkeep;
 mod waits;
 
@@ -24,10 +26,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use batch::{Failure, Sync, Synced};
 pub use namespaces::NamespaceId;
-pub(crate) use namespaces::{Entry, Follower, NAMESPACE_COUNT_MAX, Namespaces, Watcher};
+pub(crate) use namespaces::{Absence, Entry, Follower, NAMESPACE_COUNT_MAX, Namespaces, Watcher};
 pub use open::OpenError;
+pub(crate) use tasks::{Answer, Asker, Worked};
+pub use tasks::{Answered, Reply, Task, TaskDone};
 pub(crate) use waits::Waits;
-use zdb_engine::{Durability, Engine, MasterKey, Mode, Namespace, Password, SeqNo};
+use zdb_engine::{Durability, Engine, Mode, Namespace, Password, Secret, SeqNo};
 
 use crate::commands::CommandId;
 use crate::hooks::Hooks;
@@ -67,7 +71,7 @@ pub struct Policy {
     /// After how long a segment that was written to is closed.
     pub rotate: Option<Duration>,
     /// Encrypts new namespaces and opens those that it opens.
-    pub master_key: Option<MasterKey>,
+    pub secret: Option<Secret>,
     /// How many followers must have a write before its reply is sent.
     pub follower_count_min: usize,
 }
@@ -105,6 +109,9 @@ pub struct Core {
     follower_count: usize,
     touched: Vec<NamespaceId>,
     syncs: Vec<Sync>,
+    tasks: Vec<Task>,
+    answers: Vec<Answered>,
+    woken: Vec<ClientId>,
     failures: Vec<Failure>,
     upkeep: upkeep::Upkeep,
 }

@@ -4,10 +4,11 @@
 //! even if another one took the place.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use zdb_engine::{Name, Namespace, SeqNo};
 
-use super::ClientId;
+use super::{ClientId, Synced};
 use crate::commands::CommandId;
 use crate::refusal::Refusal;
 
@@ -33,8 +34,13 @@ pub(crate) const NAMESPACE_COUNT_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) name: Name,
-    /// Why there is nothing to serve, if there is nothing.
-    pub(crate) namespace: Result<Namespace, String>,
+    pub(crate) namespace: Result<Namespace, Absence>,
+    /// Whether it is being made, and nobody knows of it yet.
+    pub(crate) is_coming: bool,
+    /// Clients whose requests wait until it is back.
+    pub(crate) waiting: Vec<ClientId>,
+    /// A sync that ended while it was away.
+    pub(crate) late_sync: Option<Synced>,
     /// Tells syncs of this namespace from those of an earlier load.
     pub(crate) epoch: u32,
     /// Whether it was written to in the running batch.
@@ -47,10 +53,36 @@ pub(crate) struct Entry {
     pub(crate) dirty_kept: Vec<u32>,
     /// The segment that was written when somebody last looked.
     pub(crate) active_segment: u32,
+    /// Files that were missing when somebody last looked.
+    pub(crate) missing_files: Vec<PathBuf>,
     /// Errors of the disk that were counted when somebody last looked, and when they rose.
     pub(crate) errors: ErrorTimes,
     /// When its upkeep is due.
     pub(crate) upkeep: super::upkeep::Schedule,
+}
+
+/// Why a namespace can't be used.
+#[derive(Debug)]
+pub(crate) enum Absence {
+    /// Another thread has it, and will bring it back.
+    Away {
+        /// Which it is.
+        id: NamespaceId,
+        /// Up to which write its replies may be sent meanwhile.
+        acknowledged: SeqNo,
+    },
+    /// There is nothing to serve, and this is why.
+    Unavailable(String),
+}
+
+impl Absence {
+    /// What a client is told, or that its request waits.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Self::Away { id, .. } => Refusal::postponed(*id),
+            Self::Unavailable(reason) => reason.clone().into(),
+        }
+    }
 }
 
 /// A client behind a `WAIT`.
@@ -81,24 +113,40 @@ pub(crate) struct ErrorTimes {
 }
 
 impl Entry {
-    pub(crate) fn new(name: Name, namespace: Result<Namespace, String>) -> Self {
+    pub(crate) fn new(name: Name, namespace: Result<Namespace, Absence>) -> Self {
         Self {
             name,
             namespace,
+            is_coming: false,
+            waiting: Vec::new(),
+            late_sync: None,
             epoch: 0,
             is_touched: false,
             watchers: Vec::new(),
             followers: Vec::new(),
             dirty_kept: Vec::new(),
             active_segment: 0,
+            missing_files: Vec::new(),
             errors: ErrorTimes::default(),
             upkeep: super::upkeep::Schedule::default(),
         }
     }
 
+    /// One that is being made. [`Namespaces::insert`] gives it its id.
+    pub(crate) fn coming(name: Name) -> Self {
+        let id = NamespaceId { place: 0, generation: 0 };
+        let away = Absence::Away { id, acknowledged: SeqNo(0) };
+        Self { is_coming: true, ..Self::new(name, Err(away)) }
+    }
+
     /// The namespace, or why it can't be served.
     pub(crate) fn loaded(&mut self) -> Result<&mut Namespace, Refusal> {
-        self.namespace.as_mut().map_err(|reason| Refusal::from(reason.clone()))
+        self.namespace.as_mut().map_err(|absence| absence.refusal())
+    }
+
+    /// Whether another thread has it.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self.namespace, Err(Absence::Away { .. }))
     }
 }
 
@@ -114,15 +162,18 @@ pub(crate) struct Namespaces {
 
 impl Namespaces {
     /// Adds one, whose name is new.
-    pub(crate) fn insert(&mut self, entry: Entry) -> NamespaceId {
+    pub(crate) fn insert(&mut self, mut entry: Entry) -> NamespaceId {
         let name = entry.name.as_bytes().to_vec();
         let place = self.free.pop().unwrap_or_else(|| {
             self.places.push((0, None));
             u32::try_from(self.places.len() - 1).expect("there are fewer namespaces")
         });
         let (generation, slot) = &mut self.places[place as usize];
-        *slot = Some(entry);
         let id = NamespaceId { place, generation: *generation };
+        if let Err(Absence::Away { id: own, .. }) = &mut entry.namespace {
+            *own = id;
+        }
+        *slot = Some(entry);
         self.by_name.insert(name, id);
         self.order.push(id);
         id
@@ -180,7 +231,7 @@ mod tests {
     use super::*;
 
     fn entry(name: &[u8]) -> Entry {
-        Entry::new(Name::new(name).unwrap(), Err("not loaded".to_owned()))
+        Entry::new(Name::new(name).unwrap(), Err(Absence::Unavailable("not loaded".to_owned())))
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use zdb_engine::{Engine, Error, Mode, Name, Namespace, Settings};
 
 use super::upkeep::Upkeep;
-use super::{Clock, Core, Entry, NamespaceId, Namespaces, Policy, Waits};
+use super::{Absence, Asker, Clock, Core, Entry, NamespaceId, Namespaces, Policy, Waits, Worked};
 use crate::commands::unavailable;
-use crate::hooks::Hooks;
+use crate::hooks::{self, Event, Hooks, MISSING_DATA};
 use crate::metrics::Metrics;
 use crate::refusal::display_chain;
 
@@ -49,7 +49,7 @@ impl Core {
         for (name, namespace) in load_all(&engine, &policy, names) {
             let namespace = namespace.map_err(|error| {
                 tracing::error!(namespace = %name, error = display_chain(&error), "not served");
-                unavailable(&error)
+                Absence::Unavailable(unavailable(&error))
             });
             ids.push(namespaces.insert(Entry::new(name, namespace)));
         }
@@ -71,6 +71,9 @@ impl Core {
             follower_count: 0,
             touched: Vec::new(),
             syncs: Vec::new(),
+            tasks: Vec::new(),
+            answers: Vec::new(),
+            woken: Vec::new(),
             failures: Vec::new(),
             upkeep: Upkeep::default(),
         };
@@ -116,38 +119,12 @@ impl Core {
         settings(&self.policy)
     }
 
-    /// Makes a namespace as the policy says.
-    pub(crate) fn new_namespace(&self, name: &Name) -> Result<Namespace, Error> {
-        create(&self.engine, &self.policy, name)
-    }
-
-    /// Loads a namespace, and opens it if the policy has its key.
-    pub(crate) fn load(&self, name: &Name) -> Result<Namespace, Error> {
-        load(&self.engine, &self.policy, name)
-    }
-
-    /// Ends a namespace well and loads it again, whatever became of it before.
-    pub(crate) fn reload(&mut self, id: NamespaceId) -> Result<(), Error> {
-        let Some(entry) = self.namespaces.get_mut(id) else { return Ok(()) };
-        let name = entry.name.clone();
-        entry.epoch = entry.epoch.wrapping_add(1);
-        let before = std::mem::replace(&mut entry.namespace, Err("Loading".to_owned()));
-        if let Ok(namespace) = before {
-            let closed = namespace.close();
-            self.note(id, closed);
-        }
-        let loaded = self.load(&name);
-        let Some(entry) = self.namespaces.get_mut(id) else { return Ok(()) };
-        match loaded {
-            Ok(namespace) => {
-                entry.namespace = Ok(namespace);
-                Ok(())
-            }
-            Err(error) => {
-                entry.namespace = Err(unavailable(&error));
-                Err(error)
-            }
-        }
+    /// Makes a namespace as the policy says, beside the loop.
+    pub(crate) fn begin_new(&mut self, name: Name, asker: Asker, failure: &'static str) {
+        let (engine, policy) = (self.engine.clone(), self.policy.clone());
+        let new = name.clone();
+        let work = move || Worked::made(create(&engine, &policy, &new), failure);
+        self.begin_making(name, Some(asker), work);
     }
 }
 
@@ -163,28 +140,54 @@ fn settings(policy: &Policy) -> Settings {
 /// Makes a namespace as the policy says.
 fn create(engine: &Engine, policy: &Policy, name: &Name) -> Result<Namespace, Error> {
     let settings = settings(policy);
-    match &policy.master_key {
-        Some(key) => engine.create_encrypted(name, settings, key),
+    match &policy.secret {
+        Some(secret) => engine.create_encrypted(name, settings, secret),
         None => engine.create(name, settings),
     }
 }
 
 /// Loads a namespace, and opens it if the policy has its key. A lock, which guards an operator's
 /// work, ends with the process; a freeze does not.
-fn load(engine: &Engine, policy: &Policy, name: &Name) -> Result<Namespace, Error> {
-    let mut namespace = engine.load(name)?;
-    if let Some(key) = &policy.master_key
-        && namespace.stats().key_needed
-    {
-        match namespace.unlock(key) {
-            Ok(()) => {}
-            Err(Error::WrongKey) => tracing::info!(namespace = %name, "waits for its key"),
-            Err(error) => return Err(error),
-        }
+pub(super) fn load(engine: &Engine, policy: &Policy, name: &Name) -> Result<Namespace, Error> {
+    let mut namespace = open(engine, policy, name)?;
+    if restore_missing(policy, &namespace) {
+        drop(namespace);
+        namespace = open(engine, policy, name)?;
     }
     if namespace.settings().locked {
         let settings = Settings { locked: false, ..namespace.settings().clone() };
         namespace.update(settings)?;
+    }
+    Ok(namespace)
+}
+
+/// Asks the hook for files that are not there (`reference: zdb 2.6`); whether it brought any.
+fn restore_missing(policy: &Policy, namespace: &Namespace) -> bool {
+    let mut is_restored = false;
+    for file in namespace.missing_files() {
+        let file = file.display().to_string();
+        tracing::error!(namespace = %namespace.name(), file, "missing");
+        let Some(program) = &policy.hook else { continue };
+        let event = Event::new(MISSING_DATA, vec![file]);
+        match hooks::run(program, &policy.instance, &event) {
+            Ok(()) => is_restored = true,
+            Err(error) => tracing::error!(error = display_chain(&error), "not restored"),
+        }
+    }
+    is_restored
+}
+
+/// Loads a namespace, and opens it if the policy has its key.
+fn open(engine: &Engine, policy: &Policy, name: &Name) -> Result<Namespace, Error> {
+    let mut namespace = engine.load(name)?;
+    if let Some(secret) = &policy.secret
+        && namespace.stats().key_needed
+    {
+        match namespace.unlock(secret) {
+            Ok(()) => {}
+            Err(Error::WrongKey) => tracing::info!(namespace = %name, "waits for its key"),
+            Err(error) => return Err(error),
+        }
     }
     Ok(namespace)
 }

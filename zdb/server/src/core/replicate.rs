@@ -90,7 +90,10 @@ impl Core {
     fn feed_once(&mut self, session: &Session, output: &mut Output) -> Result<bool, Refusal> {
         let Some(id) = session.follows else { return Ok(false) };
         let entry = self.namespaces.get_mut(id).ok_or(crate::commands::DETACHED)?;
-        let namespace = entry.namespace.as_mut().map_err(|reason| reason.clone())?;
+        if entry.is_away() {
+            return Ok(false);
+        }
+        let namespace = entry.namespace.as_mut().map_err(|absence| absence.refusal())?;
         let newest = namespace.acknowledged();
         let mut followers = entry.followers.iter_mut();
         let Some(follower) = followers.find(|follower| follower.client == session.client) else {

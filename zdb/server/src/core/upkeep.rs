@@ -124,7 +124,9 @@ impl Core {
             let must_rotate = rotates && std::mem::take(&mut entry.upkeep.is_written);
             self.note(id, result);
             self.plan_sync(id);
-            if must_rotate && let Err(refusal) = self.rotate(id) {
+            self.announce_missing(id);
+            // It is there, so nothing refuses to begin.
+            if must_rotate && let Err(refusal) = self.begin_rotation(id, None) {
                 tracing::warn!(error = %refusal.text, "no rotation by time");
             }
         }

@@ -3,8 +3,8 @@
 //! ```text
 //!   ┌─> wait (epoll) ─> receive and serve each ready client ─> commit ─> send ─> upkeep ─┐
 //!   └────────────────────────────────────────────────────────────────────────────────────┘
-//!                ▲ eventfd                                        │ syncs
-//!                └────────── threads that sync ◄──────────────────┘
+//!                ▲ eventfd                                        │ syncs, tasks
+//!                └────────── threads that wait for the disk ◄─────┘
 //! ```
 //!
 //! Clients are registered once, edge-triggered; what is readable and writable is remembered here, so
@@ -17,7 +17,8 @@ mod listen;
 mod metrics_http;
 mod poll;
 mod send;
-mod syncer;
+mod settle;
+mod workers;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,9 +32,9 @@ pub use listen::{Address, BindError, Listener};
 pub use metrics_http::MetricsServer;
 use poll::{Poll, Ready, Token, Waker};
 use rustix::io::Errno;
-use syncer::Syncer;
+use workers::Workers;
 
-use crate::core::{ClientId, Core};
+use crate::core::{ClientId, Core, Sync, Synced, Task, TaskDone};
 
 /// Bytes received from a client in one turn.
 pub(crate) const RECEIVE_SIZE: usize = 256 * 1024;
@@ -43,6 +44,10 @@ pub(crate) const BUFFERS_SIZE_MAX: usize = 512 * 1024 * 1024;
 const BUFFER_SIZE_FREE: usize = 512 * 1024;
 /// Descriptors that are not for clients: segments, folders, hooks. A quarter, if there are few.
 const DESCRIPTOR_RESERVE: u64 = 1024;
+/// Syncs that run at the same time.
+const SYNC_THREAD_COUNT: usize = 4;
+/// Tasks that run at the same time.
+const TASK_THREAD_COUNT: usize = 2;
 /// How often idle buffers are looked for, and how long a client is idle before.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -57,7 +62,8 @@ pub struct Server {
     listeners: Vec<Listener>,
     spare: Spare,
     clients: Clients,
-    syncer: Syncer,
+    syncs: Workers<Sync, Synced>,
+    tasks: Workers<Task, TaskDone>,
     metrics: Option<MetricsServer>,
     /// What is received, before it belongs to a client.
     shared: Vec<u8>,
@@ -95,7 +101,8 @@ impl Server {
         Ok(Self {
             core,
             poll,
-            syncer: Syncer::start(&waker)?,
+            syncs: Workers::start(&waker, "sync", SYNC_THREAD_COUNT, Sync::run)?,
+            tasks: Workers::start(&waker, "task", TASK_THREAD_COUNT, Task::run)?,
             waker,
             _signals: signals,
             listeners,
@@ -237,73 +244,6 @@ impl Server {
         }
     }
 
-    /// Ends the batch: writes, plans syncs, takes those that were done, and sends what may be sent.
-    fn settle(&mut self) {
-        self.core.commit();
-        for synced in self.syncer.take_done() {
-            self.core.synced(synced);
-        }
-        for sync in self.core.take_syncs() {
-            self.syncer.push(sync);
-        }
-        self.release();
-        self.deliver();
-        for id in std::mem::take(&mut self.unsent) {
-            self.send(id);
-        }
-        if let Some(metrics) = &self.metrics {
-            metrics.answer(&self.core);
-        }
-    }
-
-    /// Lets go of replies whose writes are durable, or failed.
-    fn release(&mut self) {
-        let failures = self.core.take_failures();
-        let mut index = 0;
-        while let Some(id) = self.waiting.get(index).copied() {
-            let Some(client) = self.clients.get_mut(id) else {
-                self.waiting.swap_remove(index);
-                continue;
-            };
-            let output = client.connection.output_mut();
-            for failure in &failures {
-                output.fail(failure.namespace, failure.from);
-            }
-            let before = output.held_count();
-            output.release(|namespace| self.core.acknowledged(namespace));
-            let left = output.held_count();
-            if left < before || !failures.is_empty() {
-                Self::queue_unsent(&mut self.unsent, id, client);
-            }
-            if left == 0 {
-                client.is_waiting = false;
-                self.waiting.swap_remove(index);
-            } else {
-                index += 1;
-            }
-        }
-    }
-
-    /// Tells clients what is no reply: ends of waits, and writes to followers.
-    fn deliver(&mut self) {
-        for (id, message) in self.core.take_messages() {
-            if let Some(client) = self.clients.get_mut(id) {
-                client.connection.tell(&message);
-                Self::queue_unsent(&mut self.unsent, id, client);
-            }
-        }
-        self.must_feed = false;
-        if !self.core.has_followers() {
-            return;
-        }
-        for id in self.core.lagging_followers() {
-            if let Some(client) = self.clients.get_mut(id) {
-                client.connection.feed(&mut self.core);
-                Self::queue_unsent(&mut self.unsent, id, client);
-            }
-        }
-    }
-
     /// Takes new clients.
     fn accept(&mut self, index: usize) {
         let Some(listener) = self.listeners.get(index) else { return };
@@ -384,18 +324,22 @@ impl Server {
     /// Ends well: what was promised becomes durable, and clients hear of it.
     fn end(mut self) -> io::Result<()> {
         self.listeners.clear();
-        self.syncer.finish();
+        self.tasks.finish();
+        self.syncs.finish();
         // Twice: what was written while the last sync ran has a sync of its own.
         for _ in 0..2 {
+            self.take_done();
             self.core.commit();
-            for synced in self.syncer.take_done() {
-                self.core.synced(synced);
+            let tasks: Vec<_> = self.core.take_tasks().collect();
+            for task in tasks {
+                self.core.finish_task(task.run());
             }
             let syncs: Vec<_> = self.core.take_syncs().collect();
             for sync in syncs {
                 self.core.synced(sync.run());
             }
         }
+        self.take_done();
         self.release();
         for id in std::mem::take(&mut self.unsent) {
             self.send(id);

@@ -46,15 +46,17 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Client {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Client { stream, input: Vec::new() }
+        Client::connect(self.port)
     }
 
     /// Ends it by SIGTERM (well) or SIGKILL, and starts it again on the same folders.
     pub(crate) fn restart(&mut self, kill: bool) {
         self.stop(kill);
+        self.resume();
+    }
+
+    /// Starts it again, when it has ended.
+    pub(crate) fn resume(&mut self) {
         self.child = spawn(self.folder.path(), self.port, &self.arguments);
         self.wait_ready();
     }
@@ -153,6 +155,13 @@ impl From<Reply<'_>> for Received {
 }
 
 impl Client {
+    pub(crate) fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, input: Vec::new() }
+    }
+
     /// Sends bytes as they are. A server that hung up is noticed when reading.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);

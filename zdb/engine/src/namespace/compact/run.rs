@@ -1,54 +1,26 @@
-//! Replacing segments by smaller ones, in small steps, while reads and writes go on.
-//!
-//! ```text
-//!  d3 |A..B.....C| d4 |.D...|      dots: superseded, or deletions that hide nothing any more
-//!        └────────────┴─> d.new |A B C D|   ── rename ──> d3 (stands for 3 through 4), d4 removed
-//! ```
-//!
-//! The order of records stays, so a segment goes on covering its range of sequence numbers. The new
-//! file is durable before the rename, and the rename before the index points to it. What was
-//! overwritten meanwhile is garbage in the new file. A crash leaves `d.new`, which is removed, or
-//! `d4`, which `d3` says it stands for.
-//!
-//! A deletion stays while an older record of its key is in the log, for it would come back at the
-//! next start: the index counts them. It also stays while followers need it.
+//! One rewrite: some neighbouring segments become one, step by step.
 
 use std::io;
 use std::sync::Arc;
 
-use super::{Compaction, Namespace};
+use super::chunk::{CHUNK_SIZE, Chunk};
 use crate::index::slot::Slot;
 use crate::log::block::Entry;
 use crate::log::header::{HEADER_SIZE, Header, Part};
+use crate::log::index_file::Rest;
 use crate::log::record::{self, Kind};
-use crate::log::segment::{Rest, Segment, write_error};
-use crate::storage::{File, Open, is_full, read_full, write_full};
+use crate::log::segment::{Segment, write_error};
+use crate::namespace::Namespace;
+use crate::storage::{File, Open, is_full, write_full};
 use crate::{Error, History};
 
-/// Files may be larger than what lives by this many hundredths, and by [`SLACK_SIZE`].
-const TARGET_PERCENT: u64 = 140;
-/// Garbage below which nothing is done, in bytes; a segment's limit if that is smaller.
-const SLACK_SIZE: u64 = 1024 * 1024;
-/// Garbage of a segment below which it is not worth a rewrite, in hundredths.
-const GARBAGE_PERCENT_MIN: u64 = 5;
-/// A neighbour with so much garbage, in hundredths, is rewritten along.
-const NEIGHBOUR_PERCENT_MIN: u64 = 25;
-/// A segment is small if it has less than this part of what it may have. Restarts leave such, and
-/// rotation on demand.
-const SMALL_PART: u64 = 4;
-/// Small neighbours beyond which they are merged, garbage or not.
-const SMALL_COUNT_MAX: usize = 16;
-/// Segments rewritten at once.
-const SOURCE_COUNT_MAX: usize = 16;
-/// Bytes read and written at once.
-const CHUNK_SIZE: usize = 1024 * 1024;
 /// Bytes of a record's flags, at offset 4, that say "after sync": the new file has other syncs.
 const FLAGS_AT: usize = 4;
 const AFTER_SYNC: u8 = 1 << 5;
 
 /// A rewrite under way.
 #[derive(Debug)]
-pub(super) struct Run {
+pub(in crate::namespace) struct Run {
     sources: Vec<u32>,
     /// Whether everything is kept, and what can't be read passed over.
     again: bool,
@@ -80,11 +52,11 @@ struct Moved {
 }
 
 /// How a rewrite ended: the new file is in use.
-pub(super) struct Finished {
+pub(in crate::namespace) struct Finished {
     /// Bytes freed.
-    size: u64,
+    pub(super) size: u64,
     /// Whether a crash can't bring the old files back.
-    pub(super) durable: bool,
+    pub(in crate::namespace) durable: bool,
 }
 
 /// What becomes of a record.
@@ -95,143 +67,13 @@ enum Fate {
     Freed,
 }
 
-/// Upkeep, in small steps that the server's scheduler calls.
-impl Namespace {
-    /// Compacts about `budget` bytes of the log. `now` is the time of day, in seconds, against
-    /// which the age of history is measured. Writes that go on meanwhile are not disturbed. Some
-    /// steps block on syncs.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DiskFull`], [`Error::Read`], [`Error::Write`], [`Error::Sync`], [`Error::File`],
-    /// [`Error::Damaged`]: this attempt is given up, nothing is lost.
-    pub fn compact_step(&mut self, budget: u64, now: u32) -> Result<Compaction, Error> {
-        self.keys()?;
-        let run = match self.compaction.take() {
-            Some(run) => run,
-            None => {
-                let Some(sources) = self.choose(now)? else { return Ok(Compaction::Idle) };
-                Run::new(self, sources, now)?
-            }
-        };
-        let stepped = self.step_run(run, budget);
-        if stepped.is_err() {
-            // On a full disk every byte counts.
-            let _ = self.folders.storage.remove(&self.folders.compacted_data_file());
-            let _ = self.folders.storage.remove(&self.folders.new_index_file());
-        }
-        stepped
-    }
-
-    fn step_run(&mut self, mut run: Run, budget: u64) -> Result<Compaction, Error> {
-        if run.step(self, budget)? {
-            return Ok(Compaction::Reclaimed { size: run.finish(self)?.size });
-        }
-        self.compaction = Some(run);
-        Ok(Compaction::Working)
-    }
-
-    /// Which segments to rewrite now, if any.
-    fn choose(&mut self, now: u32) -> Result<Option<Vec<u32>>, Error> {
-        let live = self.numbers.live_size;
-        let total = self.file_size();
-        let kept: u64 = self.segments.iter().map(|segment| kept_size(segment, now)).sum();
-        let full = self.claim.shared.disk_full();
-        let target = (live + kept) * TARGET_PERCENT / 100 + if full { 0 } else { self.slack() };
-        let history = self.descriptor.settings.history;
-        let wanted = total > target && history != History::All;
-        if wanted {
-            self.end_segment_of_garbage(total - live - kept)?;
-        }
-        let current = self.keys()?.current;
-        let old_key = |segment: &Segment| segment.header.key_id != current;
-        let count = self.segments.len() - usize::from(self.tail.is_some()).min(self.segments.len());
-        let sealed = &self.segments[..count];
-        // The newest stays: it says where ids go on, and its file may still be continued.
-        let sealed = sealed.get(..sealed.len().min(self.segments.len().saturating_sub(1)));
-        let sealed = sealed.unwrap_or_default();
-        let small = self.segment_size_limit() / SMALL_PART;
-        let is_pair = |pair: &&[Segment]| pair.iter().all(|s| !s.damaged && s.end < small);
-        let crowded = sealed.windows(2).filter(is_pair).count() >= SMALL_COUNT_MAX;
-        let has_small_neighbour = |at: usize| sealed.get(at..at + 2).is_some_and(|p| is_pair(&p));
-        let candidates = sealed.iter().enumerate().filter(|(_, segment)| !segment.damaged);
-        let best = candidates
-            .filter(|(at, segment)| {
-                let percent = garbage_percent(segment, now);
-                let garbage = wanted && percent >= GARBAGE_PERCENT_MIN;
-                old_key(segment) || garbage || (crowded && has_small_neighbour(*at))
-            })
-            .max_by_key(|(_, segment)| match full {
-                true => (0, u64::MAX - segment.live_size),
-                false => (u64::from(old_key(segment)), garbage_percent(segment, now)),
-            });
-        let Some((first, _)) = best else { return Ok(None) };
-        Ok(Some(self.with_neighbours(first, sealed.len(), now, full)))
-    }
-
-    /// When most garbage is in the segment that is written, it ends.
-    fn end_segment_of_garbage(&mut self, garbage: u64) -> Result<(), Error> {
-        let Some(segment) = self.segments.last().filter(|_| self.tail.is_some()) else {
-            return Ok(());
-        };
-        let here = segment.end.saturating_sub(segment.live_size);
-        if segment.end >= self.slack() && here * 2 >= garbage {
-            self.flush_amid_batch()?;
-            self.mend()?;
-            self.end_segment()?;
-            self.begin_segment(false)?;
-        }
-        Ok(())
-    }
-
-    /// A segment and those around it that are worth it, as far as they fit one segment.
-    fn with_neighbours(&self, chosen: usize, count: usize, now: u32, full: bool) -> Vec<u32> {
-        let limit = self.segment_size_limit();
-        let needed = |segment: &Segment| segment.live_size + kept_size(segment, now);
-        let worth = |segment: &Segment| {
-            let small = segment.end < limit / SMALL_PART;
-            let garbage = garbage_percent(segment, now) >= NEIGHBOUR_PERCENT_MIN;
-            !segment.damaged && !full && (small || garbage)
-        };
-        let (mut first, mut end) = (chosen, chosen + 1);
-        let mut size = needed(&self.segments[chosen]);
-        while end - first < SOURCE_COUNT_MAX {
-            let before = first.checked_sub(1).map(|at| (at, end));
-            let after = (end < count).then_some((first, end + 1));
-            let wider = [(before, first.wrapping_sub(1)), (after, end)];
-            let fits = wider.into_iter().find_map(|(range, at)| {
-                let segment = self.segments.get(at).filter(|segment| worth(segment))?;
-                Some((range?, size + needed(segment))).filter(|(_, size)| *size <= limit)
-            });
-            let Some((range, wider_size)) = fits else { break };
-            ((first, end), size) = (range, wider_size);
-        }
-        self.segments[first..end].iter().map(Segment::id).collect()
-    }
-
-    fn slack(&self) -> u64 {
-        SLACK_SIZE.min(self.claim.shared.options.segment_size.into())
-    }
-
-    /// Bytes of all segments.
-    pub(super) fn file_size(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.end).sum()
-    }
-}
-
-fn kept_size(segment: &Segment, now: u32) -> u64 {
-    let (size, until) = segment.kept;
-    if now < until { size } else { 0 }
-}
-
-fn garbage_percent(segment: &Segment, now: u32) -> u64 {
-    let needed = HEADER_SIZE as u64 + segment.live_size + kept_size(segment, now);
-    segment.end.saturating_sub(needed) * 100 / segment.end.max(1)
-}
-
 impl Run {
     /// Begins to rewrite some segments, which are neighbours and not the newest.
-    fn new(namespace: &mut Namespace, sources: Vec<u32>, now: u32) -> Result<Self, Error> {
+    pub(super) fn new(
+        namespace: &mut Namespace,
+        sources: Vec<u32>,
+        now: u32,
+    ) -> Result<Self, Error> {
         for id in &sources {
             // Groups of entries must stay where they are from one step to the next.
             if let Some(position) = namespace.position(*id) {
@@ -245,7 +87,7 @@ impl Run {
         let header = |id: &u32| namespace.position(*id).map(|at| &namespace.segments[at].header);
         let (first, last) = (sources.first().and_then(header), sources.last().and_then(header));
         let (Some(first), Some(last)) = (first, last) else {
-            return Err(super::locate::missing(0));
+            return Err(crate::namespace::locate::missing(0));
         };
         let header = Header {
             through: last.through,
@@ -278,19 +120,23 @@ impl Run {
     }
 
     /// Begins to write a segment again, with all that can be read of it.
-    pub(super) fn again(namespace: &Namespace, id: u32) -> Result<Self, Error> {
+    pub(in crate::namespace) fn again(namespace: &Namespace, id: u32) -> Result<Self, Error> {
         Ok(Self { again: true, ..Self::begin(namespace, vec![id], 0)? })
     }
 
     /// Copies about so many bytes; says whether all is copied.
-    pub(super) fn step(&mut self, namespace: &mut Namespace, budget: u64) -> Result<bool, Error> {
+    pub(in crate::namespace) fn step(
+        &mut self,
+        namespace: &mut Namespace,
+        budget: u64,
+    ) -> Result<bool, Error> {
         let mut done = 0;
         while let Some(id) = self.sources.get(self.source).copied() {
             if done >= budget {
                 return Ok(false);
             }
             let Some(position) = namespace.position(id) else {
-                return Err(super::locate::missing(id));
+                return Err(crate::namespace::locate::missing(id));
             };
             let segment = &mut namespace.segments[position];
             if self.group >= segment.group_count() {
@@ -421,7 +267,7 @@ impl Run {
             let number = self.out.header.number;
             sealer.seal(&mut self.buffer, from, head.head_size(), number, offset)
         })();
-        resealed.ok_or_else(|| super::locate::damaged(id, entry.offset))
+        resealed.ok_or_else(|| crate::namespace::locate::damaged(id, entry.offset))
     }
 
     /// Writes the buffer if it is large enough.
@@ -443,7 +289,10 @@ impl Run {
     }
 
     /// Makes the new file durable, lets it take the old ones' place, and tells the index.
-    pub(super) fn finish(mut self, namespace: &mut Namespace) -> Result<Finished, Error> {
+    pub(in crate::namespace) fn finish(
+        mut self,
+        namespace: &mut Namespace,
+    ) -> Result<Finished, Error> {
         // What superseded the records left out must be durable before they are gone.
         namespace.flush_amid_batch()?;
         if !self.again {
@@ -459,6 +308,7 @@ impl Run {
             self.out.count == 0 && !self.again && !self.out.header.clears && self.freed.is_empty();
         if nothing_left {
             let _ = namespace.folders.storage.remove(&namespace.folders.compacted_data_file());
+            namespace.forget_index_files(&self.sources);
             for id in &self.sources {
                 namespace.remove_files(*id);
             }
@@ -538,15 +388,17 @@ impl Run {
         // By hash, which is how the index lies in memory.
         self.moved.sort_unstable_by_key(|moved| moved.hash);
         self.dropped.sort_unstable();
+        let mut live_size = 0;
         for moved in &self.moved {
             let found = namespace.index.find_record(moved.hash, moved.segment, moved.from);
             let Some((at, slot)) = found else { continue };
             let slot = slot.moved(id, moved.to);
             namespace.index.replace(at, slot);
             if slot.is_needed() {
-                namespace.add_live(id, namespace.record_size(&slot) as u64);
+                live_size += namespace.record_size(&slot) as u64;
             }
         }
+        namespace.add_live(id, live_size);
         for (hash, segment, offset) in &self.freed {
             let found = namespace.index.find_record(*hash, *segment, *offset);
             if let Some((at, _)) = found.filter(|(_, slot)| slot.is_tombstone()) {
@@ -572,54 +424,6 @@ impl Namespace {
         self.index.replace(at, fewer);
         if slot.is_needed() && !fewer.is_needed() {
             self.take_live(slot.segment(), self.record_size(&slot) as u64);
-        }
-    }
-}
-
-/// Part of a source in memory.
-#[derive(Debug, Default)]
-struct Chunk {
-    segment: u32,
-    start: u64,
-    bytes: Vec<u8>,
-    record: Vec<u8>,
-}
-
-impl Chunk {
-    /// A record, verified.
-    fn record(
-        &mut self,
-        namespace: &mut Namespace,
-        id: u32,
-        entry: &Entry,
-    ) -> Result<&[u8], Error> {
-        let size = entry.record_size(namespace.is_encrypted()) as usize;
-        if let Some(bytes) = namespace.in_memory(id, entry.offset, size) {
-            self.record.clear();
-            self.record.extend_from_slice(bytes);
-            return Ok(&self.record);
-        }
-        let offset = u64::from(entry.offset);
-        let loaded = self.segment == id
-            && offset >= self.start
-            && offset + size as u64 <= self.start + self.bytes.len() as u64;
-        if !loaded {
-            let file = namespace.file(id)?;
-            self.bytes.resize(size.max(CHUNK_SIZE), 0);
-            let read = read_full(&*file, &mut self.bytes, offset);
-            let read = read.map_err(|error| namespace.read_error(error))?;
-            self.bytes.truncate(read);
-            (self.segment, self.start) = (id, offset);
-        }
-        let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
-        let bytes = self.bytes.get(from..from + size);
-        let seed = namespace.position(id).map(|position| namespace.segments[position].seed);
-        match (bytes, seed) {
-            (Some(bytes), Some(seed)) if record::verify(bytes, seed, offset) => Ok(bytes),
-            _ => {
-                namespace.note_damage(id, entry.offset);
-                Err(super::locate::damaged(id, entry.offset))
-            }
         }
     }
 }

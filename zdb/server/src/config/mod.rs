@@ -4,11 +4,14 @@
 //! own. A flag overrides the file, the file overrides the defaults; `--print-config` shows the result.
 //! Every value is checked here, and an error names the flag and its rule.
 
+mod secrets;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+pub use secrets::{read_key, read_passphrase, read_secret};
 use serde::{Deserialize, Serialize};
 use zdb_engine::{Durability, Mode, Options, Password};
 
@@ -106,6 +109,11 @@ pub struct Settings {
     #[arg(long, value_name = "PATH", help_heading = "Rights")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyfile: Option<PathBuf>,
+
+    /// File with a passphrase that the key is made of, instead of --keyfile
+    #[arg(long, value_name = "PATH", help_heading = "Rights")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<PathBuf>,
 
     /// Program that is told what happens
     #[arg(long, value_name = "PATH", help_heading = "Process")]
@@ -213,6 +221,7 @@ impl Settings {
             admin: self.admin.or(file.admin),
             protect: self.protect || file.protect,
             keyfile: self.keyfile.or(file.keyfile),
+            passphrase_file: self.passphrase_file.or(file.passphrase_file),
             hook: self.hook.or(file.hook),
             logfile: self.logfile.or(file.logfile),
             verbose: self.verbose || file.verbose,
@@ -247,9 +256,9 @@ impl Settings {
         }
         let addresses = self.addresses()?;
         let instance = addresses.first().map(Address::to_string).unwrap_or_default();
-        let master_key = self.keyfile.as_deref().map(read_key).transpose()?;
+        let secret = read_secret(self.keyfile.as_deref(), self.passphrase_file.as_deref())?;
         let mut engine = self.engine()?;
-        engine.password_key.clone_from(&master_key);
+        engine.secret.clone_from(&secret);
         let policy = crate::core::Policy {
             admin: self.admin()?,
             is_protected: self.protect,
@@ -260,15 +269,15 @@ impl Settings {
             instance,
             hook: self.hook.clone(),
             rotate: self.rotate.map(|seconds| Duration::from_secs(seconds.into())),
-            master_key,
+            secret,
             follower_count_min: self.semi_sync.unwrap_or(0),
         };
         Ok(Config { engine, policy, addresses, metrics: self.metrics_listen })
     }
 
     fn engine(&self) -> Result<Options, ConfigError> {
-        let data = self.data.clone().unwrap_or_else(|| PathBuf::from(DATA));
-        let index = self.index.clone().unwrap_or_else(|| PathBuf::from(INDEX));
+        let data = absolute(self.data.as_deref().unwrap_or_else(|| Path::new(DATA)))?;
+        let index = absolute(self.index.as_deref().unwrap_or_else(|| Path::new(INDEX)))?;
         if data == index {
             return Err(ConfigError::Together("--data and --index must be different folders"));
         }
@@ -348,6 +357,11 @@ fn value(flag: &'static str, value: &str, rule: &'static str) -> ConfigError {
     ConfigError::Value { flag, value: value.to_owned(), rule }
 }
 
+/// Hooks and backups are told where files are, and have folders of their own.
+fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })
+}
+
 /// `4096`, `512K`, `64M`, `2G`, `1T`: bytes, with binary suffixes in either case.
 fn size(flag: &'static str, text: Option<&str>) -> Result<Option<u64>, ConfigError> {
     let Some(text) = text else { return Ok(None) };
@@ -366,17 +380,6 @@ fn size(flag: &'static str, text: Option<&str>) -> Result<Option<u64>, ConfigErr
     Ok(Some(size))
 }
 
-/// A key file: 32 bytes, or their hex digits.
-fn read_key(path: &Path) -> Result<zdb_engine::MasterKey, ConfigError> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-    let key = <[u8; crate::seal::KEY_SIZE]>::try_from(bytes.as_slice()).ok();
-    let key = key.or_else(|| crate::session::read_hex(bytes.trim_ascii()));
-    let rule = "a key file holds 32 bytes, or 64 hex digits";
-    let key = key.ok_or_else(|| value("keyfile", &path.display().to_string(), rule))?;
-    Ok(zdb_engine::MasterKey::new(key))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,7 +392,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_flag_and_its_rule() {
-        let broken: [(Settings, &str); 8] = [
+        let broken: [(Settings, &str); 9] = [
             (settings(|all| all.datasize = Some("1K".into())), "--datasize 1K: 512K to 4G"),
             (settings(|all| all.datasize = Some("4G".into())), "--datasize 4G: 512K to 4G"),
             (settings(|all| all.maxsize = Some("x".into())), "--maxsize x: a whole number"),
@@ -398,6 +401,13 @@ mod tests {
             (settings(|all| all.protect = true), "--protect needs --admin"),
             (settings(|all| all.dualnet = true), "--dualnet needs --socket"),
             (settings(|all| (all.sync, all.synctime) = (true, Some(1))), "give one of"),
+            (
+                settings(|all| {
+                    all.keyfile = Some("/k".into());
+                    all.passphrase_file = Some("/p".into());
+                }),
+                "give one of --keyfile and --passphrase-file",
+            ),
         ];
         for (settings, text) in broken {
             let error = settings.check().unwrap_err().to_string();
