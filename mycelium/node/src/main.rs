@@ -1,0 +1,3 @@
+//! The `mycelium` program.
+
+fn main() {}

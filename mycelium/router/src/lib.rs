@@ -1,0 +1,1 @@
+//! Which neighbour leads where, without a socket or a clock.

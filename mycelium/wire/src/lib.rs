@@ -1,0 +1,1 @@
+//! The bytes that Mycelium nodes exchange, without a socket.
