@@ -14,7 +14,7 @@ use std::io::{self, IoSlice};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use mycelium_wire::OVERLAY;
+use mycelium_wire::identity::OVERLAY;
 
 use crate::sys::{self, Offload};
 

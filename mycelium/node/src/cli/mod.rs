@@ -1,0 +1,5 @@
+//! What the subcommands of `mycelium` share; each family has a file of its own beside this one.
+
+pub(crate) mod exit;
+pub(crate) mod keys;
+pub(crate) mod log;

@@ -1,0 +1,198 @@
+//! What a node is told: flags, and a TOML file with the same names (`-` as `_`). Flags override the
+//! file.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::endpoint::{Endpoint, EndpointError};
+use crate::sys::INTERFACE_NAME_SIZE_MAX;
+
+/// Settings, as far as somebody gave them.
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// File with the node's secret key, 32 raw bytes; made if missing
+    ///
+    /// Default: $HOME/.local/share/mycelium/priv_key.bin
+    #[arg(short = 'k', long, value_name = "PATH", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+
+    /// Peers to dial: tcp://HOST:PORT or vsock://CID:PORT
+    #[arg(long, value_name = "ENDPOINT", num_args = 1..)]
+    pub peers: Vec<String>,
+
+    /// Port for TCP connections of peers [default: 9651]
+    #[arg(short = 't', long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_listen_port: Option<u16>,
+
+    /// Port for vsock connections of peers; none by default
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock_listen_port: Option<u32>,
+
+    /// Name of the TUN device [default: mycelium]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tun_name: Option<String>,
+
+    /// Route for others and carry messages, but have no TUN device
+    #[arg(long)]
+    pub no_tun: bool,
+
+    /// Mark of all packets to peers, for firewalls and policy routing
+    #[arg(long, value_name = "MARK")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firewall_mark: Option<u32>,
+}
+
+/// Settings that make no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("configuration {path}: can't be read")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("configuration {path}")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A peer is none.
+    #[error("--peers")]
+    Peer(#[from] EndpointError),
+    /// The name of the device can't be one.
+    #[error("--tun-name {0:?}: a name has 1 to {INTERFACE_NAME_SIZE_MAX} bytes and no slash")]
+    TunName(String),
+}
+
+/// What a node runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// File with the secret key.
+    pub key_file: Option<PathBuf>,
+    /// Peers to dial.
+    pub peers: Vec<Endpoint>,
+    /// Port for TCP.
+    pub tcp_listen_port: u16,
+    /// Port for vsock.
+    pub vsock_listen_port: Option<u32>,
+    /// Name of the TUN device; none when there is none.
+    pub tun_name: Option<String>,
+    /// `SO_MARK`.
+    pub firewall_mark: Option<u32>,
+}
+
+/// TCP port of existing nodes.
+const TCP_LISTEN_PORT: u16 = 9651;
+/// Name of existing nodes' devices.
+const TUN_NAME: &str = "mycelium";
+
+/// Where the configuration is looked for when nobody says: `$HOME/.config/mycelium/mycelium.toml`.
+pub fn default_path() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
+    Some(Path::new(&home).join(".config/mycelium/mycelium.toml"))
+}
+
+impl Settings {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Reads the file that was named, or the default one if it is there.
+    pub fn read_file(named: Option<&Path>) -> Result<Self, ConfigError> {
+        match named {
+            Some(path) => Self::read(path),
+            None => match default_path() {
+                Some(path) if path.exists() => Self::read(&path),
+                _ => Ok(Self::default()),
+            },
+        }
+    }
+
+    /// These settings, and where they are silent, those of `file`.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            key_file: self.key_file.or(file.key_file),
+            peers: if self.peers.is_empty() { file.peers } else { self.peers },
+            tcp_listen_port: self.tcp_listen_port.or(file.tcp_listen_port),
+            vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
+            tun_name: self.tun_name.or(file.tun_name),
+            no_tun: self.no_tun || file.no_tun,
+            firewall_mark: self.firewall_mark.or(file.firewall_mark),
+        }
+    }
+
+    /// What results.
+    pub fn check(&self) -> Result<Config, ConfigError> {
+        let tun_name = self.tun_name.clone().unwrap_or_else(|| TUN_NAME.to_owned());
+        let is_name = (1..=INTERFACE_NAME_SIZE_MAX).contains(&tun_name.len())
+            && !tun_name.contains(['/', '\0'])
+            && !tun_name.contains(char::is_whitespace);
+        if !is_name {
+            return Err(ConfigError::TunName(tun_name));
+        }
+        let peers = self.peers.iter().map(|peer| peer.parse()).collect::<Result<Vec<_>, _>>()?;
+        Ok(Config {
+            key_file: self.key_file.clone(),
+            peers,
+            tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
+            vsock_listen_port: self.vsock_listen_port,
+            tun_name: (!self.no_tun).then_some(tun_name),
+            firewall_mark: self.firewall_mark,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    #[test]
+    fn a_file_of_existing_nodes_is_understood_and_flags_win() {
+        let text = "peers = [\"tcp://192.0.2.1:9651\"]\ntcp_listen_port = 1\ntun_name = \"my0\"\n";
+        let flags = Settings { tcp_listen_port: Some(2), ..Settings::default() };
+        let config = flags.or(parse(text).unwrap()).check().unwrap();
+        assert_eq!((config.tcp_listen_port, config.tun_name.as_deref()), (2, Some("my0")));
+        assert_eq!(config.peers.len(), 1);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        assert!(parse("tcp_listen_prot = 1").is_err());
+        assert!(parse("tcp_listen_port = 65536").is_err());
+        for (peers, name) in [(vec!["192.0.2.1"], "my0"), (vec![], "a-name-of-17-byte"), (vec![], "")] {
+            let settings = Settings {
+                peers: peers.into_iter().map(str::to_owned).collect(),
+                tun_name: Some(name.to_owned()),
+                ..Settings::default()
+            };
+            assert!(settings.check().is_err(), "{settings:?}");
+        }
+    }
+}

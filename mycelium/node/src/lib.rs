@@ -1,0 +1,30 @@
+//! A node of the Mycelium overlay: sockets, a TUN device, and the tasks between them.
+//!
+//! What bytes mean is in `mycelium-wire`, which way they go in `mycelium-router`; this crate moves them.
+//! The `mycelium` program is a thin shell around it.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`daemon`] | one node, put together |
+//! | [`config`], [`key_file`], [`endpoint`] | what people give it |
+//! | `peers` | whom it dials and who dials it |
+//! | `link` | a link: its socket and what waits for it |
+//! | `routing` | the task that owns the router |
+//! | `data` | the way of packets between TUN and links |
+//! | `tun` | the device: super packets, checksums |
+//! | `sys` | the one module with `unsafe` |
+
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod daemon;
+mod data;
+pub mod endpoint;
+pub mod key_file;
+mod link;
+pub mod messages;
+pub mod peers;
+mod routing;
+#[allow(unsafe_code, reason = "system calls that no safe crate wraps; see its story")]
+mod sys;
+pub mod tun;
