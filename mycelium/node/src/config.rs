@@ -22,7 +22,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
 
-    /// Peers to dial: tcp://HOST:PORT or vsock://CID:PORT
+    /// Peers to dial: tcp://HOST:PORT, quic://HOST:PORT or vsock://CID:PORT
     #[arg(long, value_name = "ENDPOINT", num_args = 1..)]
     pub peers: Vec<String>,
 
@@ -30,6 +30,15 @@ pub struct Settings {
     #[arg(short = 't', long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_listen_port: Option<u16>,
+
+    /// No QUIC at all
+    #[arg(long)]
+    pub disable_quic: bool,
+
+    /// UDP port for QUIC connections of peers [default: 9651]
+    #[arg(short = 'q', long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quic_listen_port: Option<u16>,
 
     /// Port for vsock connections of peers; none by default
     #[arg(long, value_name = "PORT")]
@@ -44,6 +53,29 @@ pub struct Settings {
     /// Route for others and carry messages, but have no TUN device
     #[arg(long)]
     pub no_tun: bool,
+
+    /// Do not look for peers on the local network
+    #[arg(long)]
+    pub disable_peer_discovery: bool,
+
+    /// UDP port on which peers on the local network find each other [default: 9650]
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_discovery_port: Option<u16>,
+
+    /// Interface to look for peers on, instead of all; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub peer_discovery_interface: Vec<String>,
+
+    /// Name of a private network, whose members alone are peers; needs --network-key-file
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_name: Option<String>,
+
+    /// File with the private network's key, 32 raw bytes
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_key_file: Option<PathBuf>,
 
     /// Mark of all packets to peers, for firewalls and policy routing
     #[arg(long, value_name = "MARK")]
@@ -78,6 +110,9 @@ pub enum ConfigError {
     /// The name of the device can't be one.
     #[error("--tun-name {0:?}: a name has 1 to {INTERFACE_NAME_SIZE_MAX} bytes and no slash")]
     TunName(String),
+    /// One of a private network's two settings is missing.
+    #[error("--network-name and --network-key-file go together")]
+    HalfPrivateNetwork,
 }
 
 /// What a node runs with.
@@ -89,14 +124,22 @@ pub struct Config {
     pub peers: Vec<Endpoint>,
     /// Port for TCP.
     pub tcp_listen_port: u16,
+    /// Port for QUIC; none when there is none.
+    pub quic_listen_port: Option<u16>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
     /// Name of the TUN device; none when there is none.
     pub tun_name: Option<String>,
+    /// Port and interfaces of discovery; none when there is none.
+    pub peer_discovery: Option<(u16, Vec<String>)>,
+    /// Name and key file of a private network.
+    pub private_network: Option<(String, PathBuf)>,
     /// `SO_MARK`.
     pub firewall_mark: Option<u32>,
 }
 
+/// UDP port of existing nodes' QUIC.
+const QUIC_LISTEN_PORT: u16 = 9651;
 /// TCP port of existing nodes.
 const TCP_LISTEN_PORT: u16 = 9651;
 /// Name of existing nodes' devices.
@@ -137,9 +180,20 @@ impl Settings {
             key_file: self.key_file.or(file.key_file),
             peers: if self.peers.is_empty() { file.peers } else { self.peers },
             tcp_listen_port: self.tcp_listen_port.or(file.tcp_listen_port),
+            disable_quic: self.disable_quic || file.disable_quic,
+            quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
             tun_name: self.tun_name.or(file.tun_name),
             no_tun: self.no_tun || file.no_tun,
+            disable_peer_discovery: self.disable_peer_discovery || file.disable_peer_discovery,
+            peer_discovery_port: self.peer_discovery_port.or(file.peer_discovery_port),
+            peer_discovery_interface: if self.peer_discovery_interface.is_empty() {
+                file.peer_discovery_interface
+            } else {
+                self.peer_discovery_interface
+            },
+            network_name: self.network_name.or(file.network_name),
+            network_key_file: self.network_key_file.or(file.network_key_file),
             firewall_mark: self.firewall_mark.or(file.firewall_mark),
         }
     }
@@ -153,12 +207,25 @@ impl Settings {
         if !is_name {
             return Err(ConfigError::TunName(tun_name));
         }
+        let private_network = match (self.network_name.clone(), self.network_key_file.clone()) {
+            (Some(name), Some(key_file)) => Some((name, key_file)),
+            (None, None) => None,
+            _ => return Err(ConfigError::HalfPrivateNetwork),
+        };
+        // QUIC carries no private network.
+        let has_quic = !self.disable_quic && private_network.is_none();
+        let discovery_port = self.peer_discovery_port.unwrap_or(mycelium_wire::beacon::PORT);
+        let discovery = (discovery_port, self.peer_discovery_interface.clone());
         let peers = self.peers.iter().map(|peer| peer.parse()).collect::<Result<Vec<_>, _>>()?;
         Ok(Config {
             key_file: self.key_file.clone(),
             peers,
             tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
+            quic_listen_port: has_quic
+                .then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
             vsock_listen_port: self.vsock_listen_port,
+            peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
+            private_network,
             tun_name: (!self.no_tun).then_some(tun_name),
             firewall_mark: self.firewall_mark,
         })

@@ -4,6 +4,7 @@
 //!  listeners, dials ──> peers ──> link tasks ──inputs──> routing::Owner ──> table
 //!  TUN threads ────────────────────────┬──signals──────────────┘             │
 //!                                      └──────────── DataPlane <─────────────┘
+//!                                                        └──packets──> Messenger
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -14,17 +15,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use mycelium_router::{Router, incarnation};
+use mycelium_wire::beacon::Beacon;
 use mycelium_wire::identity::{RouterId, SecretKey};
 use rustix::event::{EventfdFlags, eventfd};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::{Config, Settings};
 use crate::data::table::{Table, TableWriter};
-use crate::data::{DataPlane, MessagePacket, egress};
+use crate::data::{DataPlane, egress};
+use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::key_file;
+use crate::messages::Topics;
+use crate::messenger::Messenger;
 use crate::peers::connect::Connector;
-use crate::peers::{PeerKind, Peers, listen};
+use crate::peers::private::PrivateNetwork;
+use crate::peers::{PeerKind, Peers, listen, quic};
 use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
 use crate::tun::Tun;
 
@@ -64,47 +72,50 @@ fn thread_count() -> usize {
 struct Node {
     peers: Arc<Peers>,
     tun_threads: TunThreads,
-    /// Kept so that the data plane can hand them on.
-    _messages: mpsc::Receiver<MessagePacket>,
+}
+
+/// All that a node listens on.
+struct Sockets {
+    tcp: TcpListener,
+    quic: Option<quinn::Endpoint>,
+    vsock: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Node {
     fn start(config: Config) -> anyhow::Result<Self> {
-        let key_path = config.key_file.map_or_else(key_file::default_path, Ok)?;
+        let key_path = config.key_file.clone().map_or_else(key_file::default_path, Ok)?;
         let secret = key_file::read_or_create(&key_path)?;
-        let connector = Connector { mark: config.firewall_mark };
-        let tcp = listen::tcp_listener(&connector, config.tcp_listen_port)?;
-        let vsock = config
-            .vsock_listen_port
-            .map(|port| listen::vsock_listener(&connector, port))
-            .transpose()?;
+        let router_id = new_router_id(&secret)?;
+        let (connector, sockets) = open_sockets(&config, router_id)?;
         let address = secret.public().address();
         let open = |name: &String| Tun::open(name, thread_count(), address);
         let tun = config.tun_name.as_ref().map(open).transpose()?;
 
-        let router = new_router(&secret)?;
+        let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
+        let subnet = secret.public().subnet();
+        let router = Router::new(mycelium_router::Config { router_id, subnet, seed });
         let table = Arc::new(Table::default());
         let (inputs, inputs_taken) = mpsc::channel(INPUT_COUNT_MAX);
         let (signals, signals_taken) = mpsc::channel(SIGNAL_COUNT_MAX);
-        let (messages, messages_taken) = mpsc::channel(MESSAGE_PACKET_COUNT_MAX);
-        let plane = DataPlane::new(secret, Arc::clone(&table), tun, signals, messages)?;
+        let (packets, packets_taken) = mpsc::channel(MESSAGE_PACKET_COUNT_MAX);
+        let plane = DataPlane::new(secret, Arc::clone(&table), tun, signals, packets)?;
         let plane = Arc::new(plane);
         let writer = TableWriter::new(table);
         let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
         tokio::spawn(owner.run());
+        let messenger = Arc::new(Messenger::new(Topics::default(), Arc::clone(&plane)));
+        tokio::spawn(messenger.run(address, packets_taken));
         let tun_threads = TunThreads::start(&plane)?;
         let peers = Arc::new(Peers::new(connector, plane, inputs));
-        tokio::spawn(listen::serve_tcp(Arc::clone(&peers), tcp));
-        if let Some(listener) = vsock {
-            tokio::spawn(listen::serve_vsock(Arc::clone(&peers), listener));
-        }
+        serve(&peers, sockets);
+        discover(&peers, &config, router_id);
         for endpoint in config.peers {
             if let Err(error) = peers.add(endpoint, PeerKind::Static) {
                 tracing::warn!(%error, "peer not added");
             }
         }
         tracing::info!(%address, port = config.tcp_listen_port, "node up");
-        Ok(Self { peers, tun_threads, _messages: messages_taken })
+        Ok(Self { peers, tun_threads })
     }
 
     async fn until_stopped(self, flags: &Settings, file: Option<PathBuf>) -> anyhow::Result<()> {
@@ -136,13 +147,53 @@ impl Node {
     }
 }
 
-fn new_router(secret: &SecretKey) -> anyhow::Result<Router> {
-    let public = secret.public();
+fn new_router_id(secret: &SecretKey) -> anyhow::Result<RouterId> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let random = u16::from_be_bytes(mycelium_wire::random_bytes()?);
-    let router_id = RouterId::new(public, ZONE, incarnation(seconds, random));
-    let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
-    Ok(Router::new(mycelium_router::Config { router_id, subnet: public.subnet(), seed }))
+    Ok(RouterId::new(secret.public(), ZONE, incarnation(seconds, random)))
+}
+
+fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connector, Sockets)> {
+    let private = match &config.private_network {
+        Some((name, key_file)) => Some(PrivateNetwork::new(name, key_file)?),
+        None => None,
+    };
+    let mut connector = Connector { mark: config.firewall_mark, private, quic: None };
+    let tcp = listen::tcp_listener(&connector, config.tcp_listen_port)?;
+    if let Some(port) = config.quic_listen_port {
+        connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
+    }
+    let vsock = match config.vsock_listen_port {
+        Some(port) => Some(listen::vsock_listener(&connector, port)?),
+        None => None,
+    };
+    let quic = connector.quic.clone();
+    Ok((connector, Sockets { tcp, quic, vsock }))
+}
+
+/// Takes connections from now on.
+fn serve(peers: &Arc<Peers>, sockets: Sockets) {
+    tokio::spawn(listen::serve_tcp(Arc::clone(peers), sockets.tcp));
+    if let Some(endpoint) = sockets.quic {
+        tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
+    }
+    if let Some(listener) = sockets.vsock {
+        tokio::spawn(listen::serve_vsock(Arc::clone(peers), listener));
+    }
+}
+
+/// Looks for peers on the local network. A node lives without: its port is often taken by another
+/// instance on the same machine.
+fn discover(peers: &Arc<Peers>, config: &Config, router_id: RouterId) {
+    let Some((port, interfaces)) = config.peer_discovery.clone() else { return };
+    let beacon = Beacon { tcp_port: config.tcp_listen_port, router_id };
+    let config = DiscoveryConfig { port, interfaces };
+    match Discovery::new(config, beacon, Arc::clone(peers)) {
+        Ok(discovery) => drop(tokio::spawn(discovery.run())),
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "no peers are found on the local network");
+        }
+    }
 }
 
 /// The threads that read TUN.

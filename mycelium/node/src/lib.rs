@@ -11,6 +11,8 @@
 //! | `link` | a link: its socket and what waits for it |
 //! | `routing` | the task that owns the router |
 //! | `data` | the way of packets between TUN and links |
+//! | `discovery` | peers on the local network |
+//! | [`messages`], `messenger` | messages between nodes |
 //! | `tun` | the device: super packets, checksums |
 //! | `sys` | the one module with `unsafe` |
 
@@ -19,10 +21,12 @@
 pub mod config;
 pub mod daemon;
 mod data;
+mod discovery;
 pub mod endpoint;
 pub mod key_file;
 mod link;
 pub mod messages;
+mod messenger;
 pub mod peers;
 mod routing;
 #[allow(unsafe_code, reason = "system calls that no safe crate wraps; see its story")]

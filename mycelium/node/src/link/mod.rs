@@ -5,7 +5,9 @@
 
 pub(crate) mod codel;
 pub(crate) mod outbound;
+pub(crate) mod quic;
 pub(crate) mod stream;
+pub(crate) mod tls;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,21 +15,40 @@ use std::time::Instant;
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
 
-use crate::link::stream::StreamCarrier;
+use crate::link::quic::QuicCarrier;
+use crate::link::stream::{Inbound, LinkError, StreamCarrier};
+
+/// What moves a link's packets.
+pub(crate) enum Carrier {
+    /// A TCP or vsock connection.
+    Stream(StreamCarrier),
+    /// A QUIC connection.
+    Quic(QuicCarrier),
+}
+
+impl Carrier {
+    /// Carries packets both ways until the connection ends.
+    pub(crate) async fn run(&self, inbound: &mut impl Inbound) -> LinkError {
+        match self {
+            Self::Stream(stream) => stream.run(inbound).await,
+            Self::Quic(quic) => quic.run(inbound).await,
+        }
+    }
+}
 
 /// A link to a neighbour.
 pub(crate) struct Link {
     id: LinkId,
     /// As the API shows it: protocol and both ends.
     description: String,
-    carrier: StreamCarrier,
+    carrier: Carrier,
     received_size: AtomicU64,
     /// Bytes came since the router was last told so.
     is_heard: AtomicBool,
 }
 
 impl Link {
-    pub(crate) fn new(id: LinkId, description: String, carrier: StreamCarrier) -> Self {
+    pub(crate) fn new(id: LinkId, description: String, carrier: Carrier) -> Self {
         let (received_size, is_heard) = (AtomicU64::new(0), AtomicBool::new(false));
         Self { id, description, carrier, received_size, is_heard }
     }
@@ -42,25 +63,34 @@ impl Link {
     }
 
     /// What moves its packets.
-    pub(crate) fn carrier(&self) -> &StreamCarrier {
+    pub(crate) fn carrier(&self) -> &Carrier {
         &self.carrier
     }
 
     /// Sends whole data packets, one behind the other. Never waits; what there is no room for is lost.
     pub(crate) fn send_data(&self, packets: &[u8], now: Instant) {
-        self.carrier.send_data(packets, now);
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.send_data(packets, now),
+            Carrier::Quic(quic) => quic.send_data(packets, now),
+        }
     }
 
     /// Sends a control packet.
     pub(crate) fn send_control(&self, tlv: &Tlv) {
         let mut packet = Vec::with_capacity(CONTROL_SIZE_USUAL);
         tlv.encode(&mut packet);
-        self.carrier.send_control(&packet);
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.send_control(&packet),
+            Carrier::Quic(quic) => quic.send_control(&packet),
+        }
     }
 
     /// Ends it; its task finds out at once.
     pub(crate) fn close(&self) {
-        self.carrier.close();
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.close(),
+            Carrier::Quic(quic) => quic.close(),
+        }
     }
 
     /// Counts what arrived. True when the router has not been told since [`Self::listen`] that
@@ -82,7 +112,18 @@ impl Link {
 
     /// Bytes given to it to send.
     pub(crate) fn sent_size(&self) -> u64 {
-        self.carrier.sent_size()
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.sent_size(),
+            Carrier::Quic(quic) => quic.sent_size(),
+        }
+    }
+
+    /// Data packets that had to be dropped.
+    pub(crate) fn dropped(&self) -> u64 {
+        match &self.carrier {
+            Carrier::Stream(stream) => stream.dropped(),
+            Carrier::Quic(quic) => quic.dropped(),
+        }
     }
 }
 

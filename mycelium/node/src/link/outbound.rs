@@ -33,6 +33,11 @@ const BACKLOG_SIZE_MIN: usize = 1500;
 /// Writes bytes without waiting, as many as it can; `WouldBlock` when none.
 pub(crate) trait Transmit {
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Writes what it took but holds back. Whether nothing is held back any more.
+    fn flush(&self) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 /// The packets of one link that wait.
@@ -77,7 +82,7 @@ impl Outbound {
         }
         let sent = transmit(socket, packets)?;
         if sent == packets.len() {
-            return Ok(Sent::Done);
+            return flushed(socket);
         }
         // The rest of the packet that was cut must follow; those after it may wait or go.
         let mut end = 0;
@@ -94,7 +99,7 @@ impl Outbound {
         if self.is_empty() {
             let sent = transmit(socket, packet)?;
             if sent == packet.len() {
-                return Ok(Sent::Done);
+                return flushed(socket);
             }
             self.stage(&packet[sent..]);
             return Ok(Sent::Waiting);
@@ -112,7 +117,7 @@ impl Outbound {
             if self.staged_sent == self.staged.len() {
                 self.fill(now);
                 if self.staged.is_empty() {
-                    return Ok(Sent::Done);
+                    return flushed(socket);
                 }
             }
             let sent = transmit(socket, &self.staged[self.staged_sent..])?;
@@ -183,6 +188,10 @@ impl Outbound {
             self.staged.shrink_to(SIZE_KEPT);
         }
     }
+}
+
+fn flushed(socket: &impl Transmit) -> io::Result<Sent> {
+    Ok(if socket.flush()? { Sent::Done } else { Sent::Waiting })
 }
 
 /// Writes until all is written or nothing more is taken, and gives how much was.

@@ -1,11 +1,11 @@
 //! A link over a stream: a TCP or vsock connection, bare or with TLS on top.
 //!
 //! Any thread may send; it writes to the socket itself, under the link's lock and without waiting
-//! ([`Outbound`]). Two futures of the link's task do the rest: [`StreamCarrier::drain`] sends what had to
-//! wait, [`read`] takes what arrives, decodes it where it lies and hands it on.
+//! ([`Outbound`]). The link's task, [`StreamCarrier::run`], does the rest: it sends what had to wait, takes
+//! what arrives, and has it decoded where it lies.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use crate::link::outbound::{Outbound, Sent, Transmit};
+use crate::link::tls::TlsSession;
 use crate::sys;
 
 /// A connection, and what waits to leave on it.
@@ -27,8 +28,11 @@ pub(crate) struct StreamCarrier {
     sent_size: AtomicU64,
 }
 
-/// A connected socket that does not block.
-struct Socket(OwnedFd);
+/// A connected socket that does not block, and the session on top of it, if there is one.
+struct Socket {
+    file: OwnedFd,
+    tls: Option<TlsSession>,
+}
 
 /// Why a link came to its end.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +71,15 @@ const USER_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl StreamCarrier {
     /// Takes over a connection. Must be called inside a runtime.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
+    pub(crate) fn new(file: OwnedFd) -> io::Result<Self> {
+        Self::with_tls(file, None)
+    }
+
+    /// Takes over a connection and the session on top of it.
+    pub(crate) fn with_tls(file: OwnedFd, tls: Option<TlsSession>) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&file, true)?;
         Ok(Self {
-            socket: AsyncFd::new(Socket(socket))?,
+            socket: AsyncFd::new(Socket { file, tls })?,
             outbound: Mutex::default(),
             waiting: Notify::new(),
             sent_size: AtomicU64::new(0),
@@ -118,8 +127,16 @@ impl StreamCarrier {
         }
     }
 
+    /// Carries packets both ways until the connection ends.
+    pub(crate) async fn run(&self, inbound: &mut impl Inbound) -> LinkError {
+        tokio::select! {
+            error = self.read(inbound) => error,
+            error = self.drain() => error,
+        }
+    }
+
     /// Sends what waits, as long as the connection lives.
-    pub(crate) async fn drain(&self) -> LinkError {
+    async fn drain(&self) -> LinkError {
         loop {
             self.waiting.notified().await;
             if let Err(error) = self.drain_waiting().await {
@@ -145,7 +162,7 @@ impl StreamCarrier {
     }
 
     /// Takes what arrives until the connection ends or says what is no packet.
-    pub(crate) async fn read(&self, inbound: &mut impl Inbound) -> LinkError {
+    async fn read(&self, inbound: &mut impl Inbound) -> LinkError {
         let mut buffer = vec![0; BUFFER_SIZE].into_boxed_slice();
         let mut end = 0;
         let mut reads = 0;
@@ -175,6 +192,11 @@ impl StreamCarrier {
         }
     }
 
+    /// TLS gives a record at a time, so a short read says nothing of what is left.
+    fn has_tls(&self) -> bool {
+        self.socket.get_ref().tls.is_some()
+    }
+
     async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let mut ready = self.socket.readable().await?;
@@ -183,7 +205,7 @@ impl StreamCarrier {
             match received {
                 Ok(Ok(size)) => {
                     // Less than there was room for: nothing is left, and what comes next wakes us.
-                    if size > 0 && size < room {
+                    if size > 0 && size < room && !self.has_tls() {
                         ready.clear_ready();
                     }
                     return Ok(size);
@@ -198,26 +220,36 @@ impl StreamCarrier {
 
 impl Socket {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (size, _) = rustix::net::recv(&self.0, buffer, RecvFlags::DONTWAIT)?;
-        Ok(size)
+        match &self.tls {
+            Some(tls) => tls.receive(buffer),
+            None => Ok(rustix::net::recv(&self.file, buffer, RecvFlags::DONTWAIT)?.1),
+        }
     }
 }
 
 impl AsFd for Socket {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.0.as_fd()
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
-impl std::os::fd::AsRawFd for Socket {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 }
 
 impl Transmit for Socket {
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::net::send(&self.0, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match &self.tls {
+            Some(tls) => tls.transmit(bytes),
+            None => Ok(rustix::net::send(&self.file, bytes, flags)?),
+        }
+    }
+
+    fn flush(&self) -> io::Result<bool> {
+        self.tls.as_ref().map_or(Ok(true), TlsSession::flush)
     }
 }
 

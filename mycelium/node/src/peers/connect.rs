@@ -12,8 +12,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::endpoint::{Address, Endpoint, Protocol};
+use crate::link::Carrier;
 use crate::link::stream::{StreamCarrier, tune_tcp};
-use crate::peers::{AddPeerError, shown};
+use crate::link::tls::Side;
+use crate::peers::private::PrivateNetwork;
+use crate::peers::{AddPeerError, quic, shown};
 use crate::sys::{self, VsockAddress};
 
 /// How long a dial may take.
@@ -26,11 +29,15 @@ const ADDRESS_COUNT_MAX: usize = 8;
 pub(crate) struct Connector {
     /// `SO_MARK` of all sockets.
     pub(crate) mark: Option<u32>,
+    /// The network whose members alone are peers.
+    pub(crate) private: Option<PrivateNetwork>,
+    /// What dials over QUIC.
+    pub(crate) quic: Option<quinn::Endpoint>,
 }
 
 /// A connection that is ready to be a link.
 pub(crate) struct Connection {
-    pub(crate) carrier: StreamCarrier,
+    pub(crate) carrier: Carrier,
     /// As the API shows it: protocol and both ends.
     pub(crate) description: String,
     pub(crate) info: LinkInfo,
@@ -40,8 +47,16 @@ impl Connector {
     /// Whether links to this endpoint can be made at all.
     pub(crate) fn check(&self, endpoint: &Endpoint) -> Result<(), AddPeerError> {
         match endpoint.protocol {
-            Protocol::Tls => Err(AddPeerError::NoPrivateNetwork(endpoint.clone())),
-            Protocol::Tcp | Protocol::Quic | Protocol::Vsock => Ok(()),
+            Protocol::Tls if self.private.is_none() => {
+                Err(AddPeerError::NoPrivateNetwork(endpoint.clone()))
+            }
+            Protocol::Quic if self.private.is_some() => {
+                Err(AddPeerError::QuicInPrivateNetwork(endpoint.clone()))
+            }
+            Protocol::Quic if self.quic.is_none() => {
+                Err(AddPeerError::QuicDisabled(endpoint.clone()))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -63,7 +78,11 @@ impl Connector {
         };
         let mut last = None;
         for address in addresses {
-            match self.dial_tcp(address).await {
+            let dialed = match (endpoint.protocol, &self.quic) {
+                (Protocol::Quic, Some(quic)) => quic::dial(quic, address).await,
+                _ => self.dial_tcp(address).await,
+            };
+            match dialed {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = Some(error.context(format!("{address}"))),
             }
@@ -75,7 +94,28 @@ impl Connector {
         let socket =
             if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         self.mark(&socket)?;
-        Ok(tcp(socket.connect(address).await?)?)
+        Ok(self.tcp(socket.connect(address).await?, Side::Client).await?)
+    }
+
+    /// A link over a TCP connection; with TLS in a private network.
+    pub(crate) async fn tcp(&self, stream: TcpStream, side: Side) -> io::Result<Connection> {
+        tune_tcp(&stream)?;
+        let (local, peer) = (canonical(stream.local_addr()?), canonical(stream.peer_addr()?));
+        let file = OwnedFd::from(stream.into_std()?);
+        let (tls, protocol) = match &self.private {
+            Some(network) => (Some(network.establish(&file, side).await?), Protocol::Tls),
+            None => (None, Protocol::Tcp),
+        };
+        Ok(Connection {
+            carrier: Carrier::Stream(StreamCarrier::with_tls(file, tls)?),
+            description: format!("{} {local} <-> {peer}", shown(protocol)),
+            info: if peer.is_ipv4() { LinkInfo::TCP4 } else { LinkInfo::TCP6 },
+        })
+    }
+
+    /// What links over TCP are called here.
+    pub(crate) fn tcp_protocol(&self) -> Protocol {
+        if self.private.is_some() { Protocol::Tls } else { Protocol::Tcp }
     }
 
     async fn dial_vsock(&self, cid: u32, port: u32) -> anyhow::Result<Connection> {
@@ -100,22 +140,10 @@ impl Connector {
     }
 }
 
-/// A link over a TCP connection.
-pub(crate) fn tcp(stream: TcpStream) -> io::Result<Connection> {
-    tune_tcp(&stream)?;
-    let (local, peer) = (canonical(stream.local_addr()?), canonical(stream.peer_addr()?));
-    let info = if peer.is_ipv4() { LinkInfo::TCP4 } else { LinkInfo::TCP6 };
-    Ok(Connection {
-        carrier: StreamCarrier::new(OwnedFd::from(stream.into_std()?))?,
-        description: format!("{} {local} <-> {peer}", shown(Protocol::Tcp)),
-        info,
-    })
-}
-
 /// A link over a vsock connection.
 pub(crate) fn vsock(socket: OwnedFd, peer: &str) -> io::Result<Connection> {
     Ok(Connection {
-        carrier: StreamCarrier::new(socket)?,
+        carrier: Carrier::Stream(StreamCarrier::new(socket)?),
         description: format!("{} <-> {peer}", shown(Protocol::Vsock)),
         info: LinkInfo::VSOCK,
     })

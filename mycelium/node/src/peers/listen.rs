@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::endpoint::{Address, Endpoint, Protocol};
-use crate::peers::connect::{Connector, canonical, tcp, vsock, vsock_socket};
+use crate::link::tls::Side;
+use crate::peers::connect::{Connector, canonical, vsock, vsock_socket};
 use crate::peers::Peers;
 use crate::sys::VsockAddress;
 
@@ -54,15 +55,23 @@ pub(crate) fn tcp_listener(connector: &Connector, port: u16) -> anyhow::Result<T
 pub(crate) async fn serve_tcp(peers: Arc<Peers>, listener: TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => match tcp(stream) {
-                Ok(connection) => {
-                    let endpoint = Endpoint::new(Protocol::Tcp, canonical(from));
-                    tokio::spawn(Arc::clone(&peers).serve(endpoint, connection));
-                }
-                Err(error) => tracing::debug!(%from, %error, "a connection ended at once"),
-            },
+            Ok((stream, from)) => {
+                tokio::spawn(accept_tcp(Arc::clone(&peers), stream, canonical(from)));
+            }
             Err(error) => rest(&error).await,
         }
+    }
+}
+
+async fn accept_tcp(peers: Arc<Peers>, stream: TcpStream, from: SocketAddr) {
+    // Held through a handshake as well, so that those are bounded too.
+    let Ok(permit) = peers.inbound_permit() else { return };
+    match peers.connector().tcp(stream, Side::Server).await {
+        Ok(connection) => {
+            let endpoint = Endpoint::new(peers.connector().tcp_protocol(), from);
+            peers.serve(endpoint, connection, permit).await;
+        }
+        Err(error) => tracing::debug!(%from, %error, "a connection ended at once"),
     }
 }
 
@@ -94,7 +103,9 @@ pub(crate) async fn serve_vsock(peers: Arc<Peers>, listener: AsyncFd<OwnedFd>) {
             Ok(connection) => {
                 let address = Address::Vsock { cid: VsockAddress::CID_ANY, port: number };
                 let endpoint = Endpoint { protocol: Protocol::Vsock, address };
-                tokio::spawn(Arc::clone(&peers).serve(endpoint, connection));
+                if let Ok(permit) = peers.inbound_permit() {
+                    tokio::spawn(Arc::clone(&peers).serve(endpoint, connection, permit));
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => rest(&error).await,

@@ -7,6 +7,8 @@
 
 pub(crate) mod connect;
 pub(crate) mod listen;
+pub(crate) mod private;
+pub(crate) mod quic;
 
 pub use listen::ListenError;
 
@@ -16,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mycelium_router::LinkId;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
 
 use crate::data::DataPlane;
 use crate::data::ingress::Ingress;
@@ -82,6 +84,9 @@ pub enum AddPeerError {
     /// QUIC carries no private network.
     #[error("peer {0}: quic:// carries no private network")]
     QuicInPrivateNetwork(Endpoint),
+    /// QUIC was switched off.
+    #[error("peer {0}: QUIC is disabled (--disable-quic)")]
+    QuicDisabled(Endpoint),
 }
 
 /// All peers of a node.
@@ -91,7 +96,7 @@ pub(crate) struct Peers {
     inputs: mpsc::Sender<Input>,
     records: Mutex<BTreeMap<Endpoint, Record>>,
     next_link: AtomicU64,
-    inbound: Semaphore,
+    inbound: Arc<Semaphore>,
     connection_attempts: AtomicU64,
     peers_added: AtomicU64,
 }
@@ -172,7 +177,7 @@ impl Peers {
             inputs,
             records: Mutex::default(),
             next_link: AtomicU64::new(1),
-            inbound: Semaphore::new(INBOUND_COUNT_MAX),
+            inbound: Arc::new(Semaphore::new(INBOUND_COUNT_MAX)),
             connection_attempts: AtomicU64::new(0),
             peers_added: AtomicU64::new(0),
         }
@@ -216,9 +221,9 @@ impl Peers {
         self.records().iter().map(|(endpoint, record)| record.status(endpoint)).collect()
     }
 
-    /// Whether a peer at this endpoint is known, over whatever protocol.
-    pub(crate) fn knows(&self, endpoint: &Endpoint) -> bool {
-        self.records().contains_key(endpoint)
+    /// How many peers of a kind are known.
+    pub(crate) fn count(&self, kind: PeerKind) -> usize {
+        self.records().values().filter(|record| record.kind == kind).count()
     }
 
     /// Makes the peers that somebody named those of `endpoints`; others stay.
@@ -246,6 +251,16 @@ impl Peers {
     pub(crate) fn counts(&self) -> (u64, u64) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (load(&self.connection_attempts), load(&self.peers_added))
+    }
+
+    /// What makes connections.
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Allows one more connection of somebody else, unless there are too many.
+    fn inbound_permit(&self) -> Result<OwnedSemaphorePermit, TryAcquireError> {
+        Arc::clone(&self.inbound).try_acquire_owned()
     }
 
     fn records(&self) -> MutexGuard<'_, BTreeMap<Endpoint, Record>> {
@@ -323,9 +338,12 @@ impl Peers {
     }
 
     /// Carries a connection that somebody else made, to its end.
-    async fn serve(self: Arc<Self>, endpoint: Endpoint, connection: Connection) {
-        // More than this many were refused when they came.
-        let Ok(_permit) = self.inbound.try_acquire() else { return };
+    async fn serve(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        connection: Connection,
+        _permit: OwnedSemaphorePermit,
+    ) {
         let (link, info) = self.link(connection);
         let mut record = Record::new(PeerKind::Inbound);
         record.begin(&link);
@@ -370,10 +388,7 @@ impl Peers {
 
     async fn carry(&self, link: &Arc<Link>) -> LinkError {
         let mut ingress = Ingress::new(&self.plane, link, &self.inputs);
-        tokio::select! {
-            error = link.carrier().read(&mut ingress) => error,
-            error = link.carrier().drain() => error,
-        }
+        link.carrier().run(&mut ingress).await
     }
 }
 
