@@ -12,21 +12,23 @@
 //! | `routing` | the task that owns the router |
 //! | `data` | the way of packets between TUN and links |
 //! | `discovery` | peers on the local network |
-//! | [`messages`], `messenger` | messages between nodes |
+//! | [`messages`] | messages between nodes |
+//! | [`api`], `control` | what programs ask of it, and its answers |
 //! | `tun` | the device: super packets, checksums |
 //! | `sys` | the one module with `unsafe` |
 
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod config;
 pub mod daemon;
+mod control;
 mod data;
 mod discovery;
 pub mod endpoint;
 pub mod key_file;
 mod link;
 pub mod messages;
-mod messenger;
 pub mod peers;
 mod routing;
 #[allow(unsafe_code, reason = "system calls that no safe crate wraps; see its story")]

@@ -12,6 +12,8 @@
 //!                                          └─ deadline ──> when to poll again
 //! ```
 //!
+//! [`mailbox`] is the machine with a clock and a lock, as the rest of the node sees it.
+//!
 //! Where an arrived message goes: to whoever waits for it as a reply, else to the socket of its topic,
 //! else to the inbox. It is acknowledged only when there is room for it there, so that its sender tries
 //! again when there is not.
@@ -21,6 +23,7 @@
 mod inbox;
 mod incoming;
 pub mod limits;
+pub mod mailbox;
 mod outgoing;
 #[cfg(test)]
 mod tests;
@@ -365,8 +368,7 @@ impl Messages {
     }
 
     fn tell_read(&mut self, message: &Message) {
-        let packet =
-            MessagePacket { id: message.id, is_reply: message.is_reply, kind: MessageKind::Read };
+        let packet = MessagePacket { id: message.id, is_reply: false, kind: MessageKind::Read };
         self.answer(message.source.address, packet);
     }
 
