@@ -2,12 +2,13 @@
 //! file.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use crate::api;
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::sys::INTERFACE_NAME_SIZE_MAX;
 
@@ -44,6 +45,16 @@ pub struct Settings {
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_listen_port: Option<u32>,
+
+    /// Address of the HTTP API [default: 127.0.0.1:8989]
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_addr: Option<SocketAddr>,
+
+    /// Address of the JSON-RPC API [default: 127.0.0.1:8990]
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jsonrpc_addr: Option<SocketAddr>,
 
     /// Name of the TUN device [default: mycelium]
     #[arg(long, value_name = "NAME")]
@@ -128,6 +139,10 @@ pub struct Config {
     pub quic_listen_port: Option<u16>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
+    /// Where the HTTP API is.
+    pub api_address: ApiAddress,
+    /// Where JSON-RPC is.
+    pub jsonrpc_address: ApiAddress,
     /// Name of the TUN device; none when there is none.
     pub tun_name: Option<String>,
     /// Port and interfaces of discovery; none when there is none.
@@ -136,6 +151,22 @@ pub struct Config {
     pub private_network: Option<(String, PathBuf)>,
     /// `SO_MARK`.
     pub firewall_mark: Option<u32>,
+}
+
+/// Where programs reach a node.
+#[derive(Clone, Copy, Debug)]
+pub struct ApiAddress {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Nobody chose it.
+    pub is_default: bool,
+}
+
+impl ApiAddress {
+    fn new(chosen: Option<SocketAddr>, port: u16) -> Self {
+        let address = chosen.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
+        Self { address, is_default: chosen.is_none() }
+    }
 }
 
 /// UDP port of existing nodes' QUIC.
@@ -183,6 +214,8 @@ impl Settings {
             disable_quic: self.disable_quic || file.disable_quic,
             quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
+            api_addr: self.api_addr.or(file.api_addr),
+            jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
             tun_name: self.tun_name.or(file.tun_name),
             no_tun: self.no_tun || file.no_tun,
             disable_peer_discovery: self.disable_peer_discovery || file.disable_peer_discovery,
@@ -226,6 +259,8 @@ impl Settings {
             vsock_listen_port: self.vsock_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,
+            api_address: ApiAddress::new(self.api_addr, api::HTTP_PORT),
+            jsonrpc_address: ApiAddress::new(self.jsonrpc_addr, api::RPC_PORT),
             tun_name: (!self.no_tun).then_some(tun_name),
             firewall_mark: self.firewall_mark,
         })

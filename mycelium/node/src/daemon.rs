@@ -4,7 +4,7 @@
 //!  listeners, dials ──> peers ──> link tasks ──inputs──> routing::Owner ──> table
 //!  TUN threads ────────────────────────┬──signals──────────────┘             │
 //!                                      └──────────── DataPlane <─────────────┘
-//!                                                        └──packets──> Messenger
+//!                                                        └──packets──> Mailbox <── APIs
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -17,22 +17,25 @@ use anyhow::Context as _;
 use mycelium_router::{Router, incarnation};
 use mycelium_wire::beacon::Beacon;
 use mycelium_wire::identity::{RouterId, SecretKey};
+use mycelium_wire::inner::InnerType;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::config::{Config, Settings};
+use crate::api::{self, Control};
+use crate::config::{ApiAddress, Config, Settings};
+use crate::control::NodeControl;
 use crate::data::table::{Table, TableWriter};
-use crate::data::{DataPlane, egress};
+use crate::data::{DataPlane, MessagePacket, egress};
 use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::key_file;
-use crate::messages::Topics;
-use crate::messenger::Messenger;
+use crate::messages::mailbox::Mailbox;
+use crate::messages::{Peer, Topics};
 use crate::peers::connect::Connector;
 use crate::peers::private::PrivateNetwork;
-use crate::peers::{PeerKind, Peers, listen, quic};
+use crate::peers::{ListenError, PeerKind, Peers, listen, quic};
 use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
 use crate::tun::Tun;
 
@@ -76,6 +79,13 @@ struct Node {
 
 /// All that a node listens on.
 struct Sockets {
+    links: LinkSockets,
+    http: Option<TcpListener>,
+    rpc: Option<TcpListener>,
+}
+
+/// What peers connect to.
+struct LinkSockets {
     tcp: TcpListener,
     quic: Option<quinn::Endpoint>,
     vsock: Option<AsyncFd<OwnedFd>>,
@@ -87,12 +97,13 @@ impl Node {
         let secret = key_file::read_or_create(&key_path)?;
         let router_id = new_router_id(&secret)?;
         let (connector, sockets) = open_sockets(&config, router_id)?;
-        let address = secret.public().address();
+        let key = secret.public();
+        let address = key.address();
         let open = |name: &String| Tun::open(name, thread_count(), address);
         let tun = config.tun_name.as_ref().map(open).transpose()?;
 
         let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
-        let subnet = secret.public().subnet();
+        let subnet = key.subnet();
         let router = Router::new(mycelium_router::Config { router_id, subnet, seed });
         let table = Arc::new(Table::default());
         let (inputs, inputs_taken) = mpsc::channel(INPUT_COUNT_MAX);
@@ -100,14 +111,19 @@ impl Node {
         let (packets, packets_taken) = mpsc::channel(MESSAGE_PACKET_COUNT_MAX);
         let plane = DataPlane::new(secret, Arc::clone(&table), tun, signals, packets)?;
         let plane = Arc::new(plane);
-        let writer = TableWriter::new(table);
+        let writer = TableWriter::new(Arc::clone(&table));
         let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
         tokio::spawn(owner.run());
-        let messenger = Arc::new(Messenger::new(Topics::default(), Arc::clone(&plane)));
-        tokio::spawn(messenger.run(address, packets_taken));
+        let own = Peer { address, key };
+        let mailbox = Mailbox::new(own, Topics::default());
+        tokio::spawn(send_messages(Arc::clone(&mailbox), Arc::clone(&plane)));
+        tokio::spawn(take_messages(Arc::clone(&mailbox), packets_taken));
         let tun_threads = TunThreads::start(&plane)?;
-        let peers = Arc::new(Peers::new(connector, plane, inputs));
-        serve(&peers, sockets);
+        let peers = Peers::new(connector, Arc::clone(&plane), inputs.clone());
+        let peers = Arc::new(peers);
+        serve(&peers, sockets.links);
+        let control = NodeControl::new(mailbox, Arc::clone(&peers), table, plane, inputs);
+        serve_apis(&Arc::new(control), sockets.http, sockets.rpc);
         discover(&peers, &config, router_id);
         for endpoint in config.peers {
             if let Err(error) = peers.add(endpoint, PeerKind::Static) {
@@ -167,18 +183,68 @@ fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connect
         Some(port) => Some(listen::vsock_listener(&connector, port)?),
         None => None,
     };
-    let quic = connector.quic.clone();
-    Ok((connector, Sockets { tcp, quic, vsock }))
+    let links = LinkSockets { tcp, quic: connector.quic.clone(), vsock };
+    let http = api_listener(config.api_address, "--api-addr")?;
+    let rpc = api_listener(config.jsonrpc_address, "--jsonrpc-addr")?;
+    Ok((connector, Sockets { links, http, rpc }))
 }
 
 /// Takes connections from now on.
-fn serve(peers: &Arc<Peers>, sockets: Sockets) {
+fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
     tokio::spawn(listen::serve_tcp(Arc::clone(peers), sockets.tcp));
     if let Some(endpoint) = sockets.quic {
         tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
     }
     if let Some(listener) = sockets.vsock {
         tokio::spawn(listen::serve_vsock(Arc::clone(peers), listener));
+    }
+}
+
+/// Listens for programs. A port of the default address that is taken, by another node on this machine, is
+/// no reason to stay down; one that somebody chose is.
+fn api_listener(address: ApiAddress, flag: &'static str) -> anyhow::Result<Option<TcpListener>> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address.address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    match bind() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) if address.is_default => {
+            tracing::warn!(address = %address.address, error = %source, "no API there");
+            Ok(None)
+        }
+        Err(source) => Err(ListenError { port: address.address.port().into(), flag, source }.into()),
+    }
+}
+
+fn serve_apis(
+    control: &Arc<NodeControl>,
+    http: Option<TcpListener>,
+    rpc: Option<TcpListener>,
+) {
+    if let Some(listener) = http {
+        tokio::spawn(api::serve_http(Arc::clone(control) as Arc<dyn Control>, listener));
+    }
+    if let Some(listener) = rpc {
+        tokio::spawn(api::serve_rpc(Arc::clone(control) as Arc<dyn Control>, listener));
+    }
+}
+
+/// Seals and routes packets of messages when they are due.
+async fn send_messages(mailbox: Arc<Mailbox>, plane: Arc<DataPlane>) {
+    let source = mailbox.own().address;
+    let send = |destination, payload: &[u8]| {
+        plane.send(InnerType::Message, source, destination, payload);
+    };
+    mailbox.run(send).await;
+}
+
+/// Gives packets that links brought to the messages' machine, which may start tasks.
+async fn take_messages(mailbox: Arc<Mailbox>, mut packets: mpsc::Receiver<MessagePacket>) {
+    while let Some(packet) = packets.recv().await {
+        let source = Peer { address: packet.source, key: packet.public_key };
+        mailbox.received(source, packet.destination, &packet.payload);
     }
 }
 

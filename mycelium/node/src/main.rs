@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use cli::http::{Client, default_address};
 use mycelium_node::config::Settings;
 
 /// Join the Mycelium overlay: an IPv6 network between nodes, encrypted end to end
@@ -21,6 +22,8 @@ Examples:
   mycelium --peers tcp://192.0.2.1:9651
   mycelium --key-file node.key --tun-name my0 --peers tcp://192.0.2.1:9651 tcp://[2001:db8::1]:9651
   mycelium inspect --json --key-file node.key
+  mycelium status
+  mycelium message send 4a2:3c81:: 'hello'
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused, 75 try again."
 )]
@@ -45,12 +48,23 @@ struct Arguments {
 enum Command {
     Inspect(cli::keys::InspectArguments),
     GenerateKeys(cli::keys::GenerateArguments),
+    Status(cli::node::StatusArguments),
+    Peers(cli::node::PeersArguments),
+    Routes(cli::node::RoutesArguments),
+    Stats(cli::node::StatsArguments),
+    Message(cli::message::MessageArguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let client = Client(arguments.settings.api_addr.unwrap_or_else(default_address));
     let result = match &arguments.command {
         None => serve(arguments),
+        Some(Command::Status(status)) => cli::node::status(status, client),
+        Some(Command::Peers(peers)) => cli::node::peers(peers, client),
+        Some(Command::Routes(routes)) => cli::node::routes(routes, client),
+        Some(Command::Stats(stats)) => cli::node::stats(stats, client),
+        Some(Command::Message(message)) => cli::message::run(message, client),
         Some(Command::Inspect(inspect)) => cli::keys::inspect(inspect, &arguments.settings),
         Some(Command::GenerateKeys(generate)) => {
             cli::keys::generate(generate, &arguments.settings)

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 
 use mycelium_node::config::ConfigError;
 use mycelium_node::key_file::KeyFileError;
-use mycelium_node::peers::ListenError;
+use mycelium_node::peers::{ListenError, PrivateNetworkError};
 use mycelium_node::tun::TunError;
+
+use crate::cli::http::{NoNode, Refused};
 
 /// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
@@ -44,6 +46,16 @@ fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)>
             io::ErrorKind::PermissionDenied => (1, Some("ports below 1024 need a privilege")),
             _ => (1, None),
         });
+    }
+    if cause.is::<NoNode>() {
+        return Some((75, Some("does a node run here? --api-addr says where its API is")));
+    }
+    if let Some(refused) = cause.downcast_ref::<Refused>() {
+        return Some((if refused.status == 404 { 3 } else { 4 }, None));
+    }
+    if let Some(error) = cause.downcast_ref::<PrivateNetworkError>() {
+        let is_usage = matches!(error, PrivateNetworkError::Name(_));
+        return Some((if is_usage { 2 } else { 1 }, None));
     }
     if let Some(error) = cause.downcast_ref::<TunError>() {
         return Some((1, error.hint()));

@@ -18,6 +18,7 @@ use mycelium_wire::inner::InnerType;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
 use crate::data::{DataPlane, PAYLOAD_OFFSET, count, write_headers};
@@ -69,6 +70,7 @@ struct Egress<'a> {
     packet_count: u64,
     /// Where the batch goes.
     link: Option<Arc<Link>>,
+    tally: Tally,
 }
 
 /// What becomes of a packet.
@@ -87,6 +89,7 @@ impl<'a> Egress<'a> {
             filled: 0,
             packet_count: 0,
             link: None,
+            tally: Tally::default(),
         })
     }
 
@@ -152,6 +155,7 @@ impl<'a> Egress<'a> {
             let Some(size) = segments.next_into(&mut room[PAYLOAD_OFFSET..]) else { break };
             let packet = &mut room[..size + DATA_OVERHEAD];
             write_headers(packet, hop_limit, source, destination, InnerType::Packet);
+            self.tally.add(source, destination, packet.len(), &self.plane.statistics);
             match &route {
                 Some((to, _)) => self.seal(to, size),
                 None => self.plane.hold(prefix, Kind::Own, packet, now),
@@ -182,6 +186,7 @@ impl<'a> Egress<'a> {
         }
         self.filled = 0;
         self.packet_count = 0;
+        self.tally.flush(&self.plane.statistics);
     }
 }
 

@@ -20,6 +20,7 @@ use mycelium_wire::identity::Subnet;
 use mycelium_wire::inner::{self, INNER_HEADER_SIZE, InnerType};
 use tokio::sync::mpsc;
 
+use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
 use crate::data::{DataPlane, MessagePacket, PAYLOAD_SIZE_MAX, Signal, count, lock};
@@ -46,6 +47,7 @@ pub(crate) struct Ingress<'a> {
     /// Bytes that leave by the same link.
     run: Option<(Arc<Link>, Range<usize>)>,
     tlvs: Vec<Tlv>,
+    tally: Tally,
 }
 
 impl<'a> Ingress<'a> {
@@ -74,6 +76,7 @@ impl<'a> Ingress<'a> {
             target: None,
             run: None,
             tlvs: Vec::new(),
+            tally: Tally::default(),
         }
     }
 
@@ -88,6 +91,8 @@ impl<'a> Ingress<'a> {
     }
 
     fn data(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader, now: Instant) {
+        let (source, destination) = (header.source, header.destination);
+        self.tally.add(source, destination, at.len(), &self.plane.statistics);
         if Prefix::of(header.destination) == self.plane.own {
             self.deliver(bytes, at, header, now);
         } else {
@@ -220,6 +225,7 @@ impl Inbound for Ingress<'_> {
         let (end, result) = self.walk(bytes, now);
         self.flush_run(bytes, now);
         self.flush_tun(bytes);
+        self.tally.flush(&self.plane.statistics);
         result.map(|()| end)
     }
 

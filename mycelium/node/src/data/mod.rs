@@ -17,6 +17,7 @@
 
 pub(crate) mod egress;
 pub(crate) mod ingress;
+pub(crate) mod statistics;
 pub(crate) mod table;
 mod waiting;
 
@@ -34,6 +35,7 @@ use mycelium_wire::identity::{PublicKey, SecretKey, Subnet};
 use mycelium_wire::inner::{INNER_HEADER_SIZE, InnerType};
 use tokio::sync::mpsc;
 
+use crate::data::statistics::Statistics;
 use crate::data::table::{Destination, Prefix, Table};
 use crate::data::waiting::{Ask, Held, Kind, Waiting};
 use crate::link::Link;
@@ -101,6 +103,7 @@ pub(crate) struct DataPlane {
     nonces: Mutex<Nonces>,
     errors: Mutex<Budget>,
     counters: Counters,
+    statistics: Statistics,
 }
 
 impl DataPlane {
@@ -124,6 +127,7 @@ impl DataPlane {
             nonces: Mutex::new(Nonces::new()?),
             errors: Mutex::new(Budget::new(Instant::now())),
             counters: Counters::default(),
+            statistics: Statistics::default(),
         })
     }
 
@@ -135,6 +139,11 @@ impl DataPlane {
     /// What packets met with.
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Who sent and received how much.
+    pub(crate) fn statistics(&self) -> &Statistics {
+        &self.statistics
     }
 
     /// Sends what this node itself has to say, now or when there is a route.

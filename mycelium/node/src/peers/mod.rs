@@ -11,6 +11,7 @@ pub(crate) mod private;
 pub(crate) mod quic;
 
 pub use listen::ListenError;
+pub use private::PrivateNetworkError;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
