@@ -56,6 +56,16 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jsonrpc_addr: Option<SocketAddr>,
 
+    /// Address at which Prometheus gets metrics, under /metrics; none by default
+    #[arg(long, value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_api_address: Option<SocketAddr>,
+
+    /// TOML file that says who may send messages about what
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic_config: Option<PathBuf>,
+
     /// Name of the TUN device [default: mycelium]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,6 +97,11 @@ pub struct Settings {
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_key_file: Option<PathBuf>,
+
+    /// Taken so that old command lines work; of no effect
+    #[arg(long, value_name = "COUNT", hide = true, value_parser = clap::value_parser!(u8).range(1..=254))]
+    #[serde(skip_serializing)]
+    pub update_workers: Option<u8>,
 
     /// Mark of all packets to peers, for firewalls and policy routing
     #[arg(long, value_name = "MARK")]
@@ -143,6 +158,10 @@ pub struct Config {
     pub api_address: ApiAddress,
     /// Where JSON-RPC is.
     pub jsonrpc_address: ApiAddress,
+    /// Where metrics are.
+    pub metrics_address: Option<SocketAddr>,
+    /// File with the rules of topics.
+    pub topic_config: Option<PathBuf>,
     /// Name of the TUN device; none when there is none.
     pub tun_name: Option<String>,
     /// Port and interfaces of discovery; none when there is none.
@@ -216,6 +235,8 @@ impl Settings {
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
             jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
+            metrics_api_address: self.metrics_api_address.or(file.metrics_api_address),
+            topic_config: self.topic_config.or(file.topic_config),
             tun_name: self.tun_name.or(file.tun_name),
             no_tun: self.no_tun || file.no_tun,
             disable_peer_discovery: self.disable_peer_discovery || file.disable_peer_discovery,
@@ -227,6 +248,7 @@ impl Settings {
             },
             network_name: self.network_name.or(file.network_name),
             network_key_file: self.network_key_file.or(file.network_key_file),
+            update_workers: self.update_workers.or(file.update_workers),
             firewall_mark: self.firewall_mark.or(file.firewall_mark),
         }
     }
@@ -261,6 +283,8 @@ impl Settings {
             private_network,
             api_address: ApiAddress::new(self.api_addr, api::HTTP_PORT),
             jsonrpc_address: ApiAddress::new(self.jsonrpc_addr, api::RPC_PORT),
+            metrics_address: self.metrics_api_address,
+            topic_config: self.topic_config.clone(),
             tun_name: (!self.no_tun).then_some(tun_name),
             firewall_mark: self.firewall_mark,
         })

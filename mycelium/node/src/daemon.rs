@@ -33,10 +33,12 @@ use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::key_file;
 use crate::messages::mailbox::Mailbox;
 use crate::messages::{Peer, Topics};
+use crate::metrics::{self, Metrics};
 use crate::peers::connect::Connector;
 use crate::peers::private::PrivateNetwork;
 use crate::peers::{ListenError, PeerKind, Peers, listen, quic};
 use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
+use crate::topic_config;
 use crate::tun::Tun;
 
 /// Threads that run the node's tasks, and queues of its TUN device.
@@ -82,6 +84,7 @@ struct Sockets {
     links: LinkSockets,
     http: Option<TcpListener>,
     rpc: Option<TcpListener>,
+    metrics: Option<TcpListener>,
 }
 
 /// What peers connect to.
@@ -96,6 +99,10 @@ impl Node {
         let key_path = config.key_file.clone().map_or_else(key_file::default_path, Ok)?;
         let secret = key_file::read_or_create(&key_path)?;
         let router_id = new_router_id(&secret)?;
+        let topics = match &config.topic_config {
+            Some(path) => topic_config::read(path)?,
+            None => Topics::default(),
+        };
         let (connector, sockets) = open_sockets(&config, router_id)?;
         let key = secret.public();
         let address = key.address();
@@ -115,13 +122,18 @@ impl Node {
         let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
         tokio::spawn(owner.run());
         let own = Peer { address, key };
-        let mailbox = Mailbox::new(own, Topics::default());
+        let mailbox = Mailbox::new(own, topics);
         tokio::spawn(send_messages(Arc::clone(&mailbox), Arc::clone(&plane)));
         tokio::spawn(take_messages(Arc::clone(&mailbox), packets_taken));
         let tun_threads = TunThreads::start(&plane)?;
         let peers = Peers::new(connector, Arc::clone(&plane), inputs.clone());
         let peers = Arc::new(peers);
         serve(&peers, sockets.links);
+        if let Some(listener) = sockets.metrics {
+            let (peers, plane) = (Arc::clone(&peers), Arc::clone(&plane));
+            let metrics = Metrics { peers, plane, inputs: inputs.clone() };
+            tokio::spawn(metrics::serve(metrics, listener));
+        }
         let control = NodeControl::new(mailbox, Arc::clone(&peers), table, plane, inputs);
         serve_apis(&Arc::new(control), sockets.http, sockets.rpc);
         discover(&peers, &config, router_id);
@@ -186,7 +198,15 @@ fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connect
     let links = LinkSockets { tcp, quic: connector.quic.clone(), vsock };
     let http = api_listener(config.api_address, "--api-addr")?;
     let rpc = api_listener(config.jsonrpc_address, "--jsonrpc-addr")?;
-    Ok((connector, Sockets { links, http, rpc }))
+    let metrics = match config.metrics_address {
+        Some(address) => {
+            let (port, flag) = (address.port().into(), "--metrics-api-address");
+            let failed = |source| ListenError { port, flag, source };
+            Some(metrics::listener(address).map_err(failed)?)
+        }
+        None => None,
+    };
+    Ok((connector, Sockets { links, http, rpc, metrics }))
 }
 
 /// Takes connections from now on.

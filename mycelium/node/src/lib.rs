@@ -6,7 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`daemon`] | one node, put together |
-//! | [`config`], [`key_file`], [`endpoint`] | what people give it |
+//! | [`config`], `topic_config`, [`key_file`], [`endpoint`] | what people give it |
 //! | `peers` | whom it dials and who dials it |
 //! | `link` | a link: its socket and what waits for it |
 //! | `routing` | the task that owns the router |
@@ -14,6 +14,7 @@
 //! | `discovery` | peers on the local network |
 //! | [`messages`] | messages between nodes |
 //! | [`api`], `control` | what programs ask of it, and its answers |
+//! | `metrics` | counts for Prometheus |
 //! | `tun` | the device: super packets, checksums |
 //! | `sys` | the one module with `unsafe` |
 
@@ -21,16 +22,18 @@
 
 pub mod api;
 pub mod config;
-pub mod daemon;
 mod control;
+pub mod daemon;
 mod data;
 mod discovery;
 pub mod endpoint;
 pub mod key_file;
 mod link;
 pub mod messages;
+mod metrics;
 pub mod peers;
 mod routing;
 #[allow(unsafe_code, reason = "system calls that no safe crate wraps; see its story")]
 mod sys;
+mod topic_config;
 pub mod tun;

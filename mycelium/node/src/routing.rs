@@ -165,8 +165,11 @@ impl Owner {
         let now = self.now();
         match signal {
             Signal::Wanted(subnet) => {
-                if self.router.wanted(subnet, now) == Wanted::Refused {
-                    self.plane.give_up(Prefix::of(subnet.network()));
+                let prefix = Prefix::of(subnet.network());
+                match self.router.wanted(subnet, now) {
+                    Wanted::Refused => self.plane.give_up(prefix),
+                    Wanted::Known(_) => self.plane.release(prefix, Instant::now()),
+                    Wanted::Asked => {}
                 }
                 self.wake_later();
             }

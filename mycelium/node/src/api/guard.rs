@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{BODY_SIZE_MAX, CONNECTION_COUNT_MAX};
 
 /// Serves these routes to at most [`CONNECTION_COUNT_MAX`] connections at a time.
-pub(super) async fn serve(listener: TcpListener, routes: axum::Router) -> io::Result<()> {
+pub(crate) async fn serve(listener: TcpListener, routes: axum::Router) -> io::Result<()> {
     let routes = routes
         .layer(DefaultBodyLimit::max(BODY_SIZE_MAX))
         .layer(from_fn(refuse_foreign_pages));

@@ -13,7 +13,7 @@
 //! browser on the same machine reaches it, so requests that one sends for a page from elsewhere are
 //! refused. Connections, bodies, batches and waits are bounded.
 
-mod guard;
+pub(crate) mod guard;
 mod http;
 mod message_routes;
 mod rpc;

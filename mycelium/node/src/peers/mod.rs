@@ -64,6 +64,8 @@ pub struct PeerStatus {
     pub sent_size: u64,
     /// Bytes received from it.
     pub received_size: u64,
+    /// Data packets that its link had to drop.
+    pub dropped_count: u64,
     /// For how long it has been known.
     pub known_for: Duration,
     /// How long ago the last link to it began.
@@ -146,6 +148,7 @@ impl Record {
             state: self.state,
             sent_size: self.sent_size + link.map_or(0, |link| link.sent_size()),
             received_size: self.received_size + link.map_or(0, |link| link.received_size()),
+            dropped_count: link.map_or(0, |link| link.dropped()),
             known_for: self.known_since.elapsed(),
             connected_before: self.connected_at.map(|at| at.elapsed()),
         }
