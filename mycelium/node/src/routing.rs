@@ -124,7 +124,8 @@ impl Owner {
     }
 
     async fn wake(&mut self) -> Woken {
-        let deadline = self.router.deadline().map(|deadline| self.start + deadline.0);
+        let deadline = self.router.deadline();
+        let deadline = deadline.and_then(|deadline| self.start.checked_add(deadline.0));
         let next = deadline.into_iter().chain(self.notice).min();
         let time = async {
             match next {

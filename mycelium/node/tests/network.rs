@@ -114,6 +114,46 @@ fn nodes_on_one_link_find_each_other() {
 }
 
 #[test]
+fn nodes_without_a_device_exchange_messages_and_say_how_they_are() {
+    let Some(mut lab) = Lab::new(3) else { return };
+    let (_, b) = lab.join(0, 1);
+    let (_, c) = lab.join(1, 2);
+    let quiet = [ALONE, "--no-tun"];
+    let b_endpoint = format!("tcp://{b}:9651");
+    let first = lab.start(0, &[&quiet[..], &["--peers", &b_endpoint]].concat());
+    let middle = lab.start(1, &quiet);
+    let last = lab.start(2, &quiet);
+    // The second link is made by a running node's API.
+    lab.json(1, &["peers", "list", "--json"]);
+    let c_endpoint = format!("tcp://{c}:9651");
+    assert!(lab.run(1, &["peers", "add", &c_endpoint]).status.success());
+    assert_eq!(lab.run(1, &["peers", "add", &c_endpoint]).status.code(), Some(4));
+
+    let (to, from) = (last.address.to_string(), first.address.to_string());
+    let lab = std::sync::Arc::new(lab);
+    let sender = std::thread::spawn({
+        let lab = std::sync::Arc::clone(&lab);
+        move || lab.json(0, &["message", "send", "--wait", "--timeout", "20", &to, "who is there?"])
+    });
+    let message = lab.json(2, &["message", "receive", "--timeout", "20"]);
+    assert_eq!(message["srcIp"], from);
+    assert_eq!(message["payload"], "d2hvIGlzIHRoZXJlPw==");
+    let id = message["id"].as_str().unwrap();
+    assert!(lab.run(2, &["message", "send", "--reply-to", id, &from, "me"]).status.success());
+    assert_eq!(sender.join().unwrap()["payload"], "bWU=");
+
+    let peers = lab.json(1, &["peers", "list", "--json"]);
+    let alive = peers.as_array().unwrap().iter().filter(|peer| peer["connectionState"] == "alive");
+    assert_eq!(alive.count(), 2, "{peers}");
+    let status = lab.json(0, &["status", "--json"]);
+    assert_eq!(status["node"]["nodeIp"], from);
+    assert_eq!(status["routes"].as_array().unwrap().len(), 2, "{status}");
+    assert!(lab.run(1, &["peers", "remove", &c_endpoint]).status.success());
+    assert_eq!(lab.run(1, &["peers", "remove", &c_endpoint]).status.code(), Some(3));
+    assert!(first.stop() && middle.stop() && last.stop());
+}
+
+#[test]
 fn sighup_takes_the_peers_of_the_configuration_anew() {
     let Some(mut lab) = Lab::new(2) else { return };
     let (_, b) = lab.join(0, 1);

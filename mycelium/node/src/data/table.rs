@@ -101,7 +101,7 @@ impl Table {
 
     fn shard(&self, prefix: Prefix) -> &ArcSwap<Shard> {
         // The last bits are hash bits, as all after the first seven are.
-        &self.shards[(prefix.0 % SHARD_COUNT as u64) as usize]
+        &self.shards[usize::try_from(prefix.0 % SHARD_COUNT as u64).unwrap_or(0)]
     }
 
     fn insert(&self, destination: Arc<Destination>) {

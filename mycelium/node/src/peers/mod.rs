@@ -309,7 +309,7 @@ impl Peers {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next()) => {}
+                () = tokio::time::sleep(backoff.wait()) => {}
                 () = stop.notified() => return,
             }
         }
@@ -409,7 +409,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 impl Backoff {
     /// The next wait: twice as long each time, less up to a quarter by chance, so that nodes that lost
     /// the same peer do not come back at the same time.
-    fn next(&mut self) -> Duration {
+    fn wait(&mut self) -> Duration {
         let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         let [chance] = mycelium_wire::random_bytes().unwrap_or([0]);
@@ -449,7 +449,7 @@ mod tests {
     #[test]
     fn waits_grow_from_a_tenth_of_a_second_to_five() {
         let mut backoff = Backoff::default();
-        let waits: Vec<Duration> = (0..12).map(|_| backoff.next()).collect();
+        let waits: Vec<Duration> = (0..12).map(|_| backoff.wait()).collect();
         assert!(waits[0] <= BACKOFF_MIN && waits[0] >= BACKOFF_MIN * 3 / 4, "{waits:?}");
         assert!(waits[11] <= BACKOFF_MAX && waits[11] >= BACKOFF_MAX * 3 / 4, "{waits:?}");
         assert!(waits[..3].iter().sum::<Duration>() < Duration::from_millis(701), "{waits:?}");

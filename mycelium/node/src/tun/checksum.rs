@@ -56,7 +56,8 @@ impl Sum {
         while sum > 0xffff {
             sum = (sum >> 16) + (sum & 0xffff);
         }
-        [(sum & 0xff) as u8, (sum >> 8) as u8]
+        // It has been folded to two bytes.
+        u16::try_from(sum).unwrap_or(u16::MAX).to_le_bytes()
     }
 
     /// The checksum: the complement of the folded sum.

@@ -100,6 +100,28 @@ impl Lab {
         Node { process, address: shown["address"].as_str().unwrap().parse().unwrap(), log }
     }
 
+    /// Runs the program in a namespace, as a user beside the node there.
+    pub fn run(&self, at: usize, arguments: &[&str]) -> std::process::Output {
+        Command::new("ip")
+            .args(["netns", "exec", &self.names[at], env!("CARGO_BIN_EXE_mycelium")])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// Runs it until it succeeds, and gives the JSON that it prints.
+    pub fn json(&self, at: usize, arguments: &[&str]) -> serde_json::Value {
+        let start = Instant::now();
+        loop {
+            let output = self.run(at, arguments);
+            if output.status.success() {
+                return serde_json::from_slice(&output.stdout).unwrap();
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{arguments:?}: {output:?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// A path for a file of the test's own.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
