@@ -42,6 +42,11 @@ const RULES: &[Rule] = &[
         forbidden: &["zdb-resp", "zdb-client", "mio"],
         why: "storage knows no protocol and no network",
     },
+    Rule {
+        folder: "mycelium/router",
+        forbidden: &["tokio", "rustix", "mio", "quinn", "ring"],
+        why: "routing does no I/O",
+    },
     Rule { folder: "zdb", forbidden: &["tokio"], why: "its data path is synchronous" },
     Rule {
         folder: "mycelium/wire",
