@@ -9,7 +9,9 @@ use mycelium_node::messages::{Event, Messages, Outbound, Peer, Topics};
 use mycelium_wire::identity::PublicKey;
 
 /// Packets that one step can make a node send: what it has room for, and some.
-const PACKET_COUNT_MAX: usize = 10_000;
+const PACKET_COUNT_MAX: usize = 200_000;
+/// Packets that are kept to be acknowledged.
+const KEPT_COUNT_MAX: usize = 10_000;
 
 /// Whatever peers send, in whatever order, the node goes on and comes to rest.
 pub(crate) fn messages(script: &[u8]) {
@@ -81,5 +83,5 @@ fn settle(messages: &mut Messages, now: Instant, sent: &mut Vec<(std::net::Ipv6A
             }
         }
     }
-    sent.truncate(PACKET_COUNT_MAX);
+    sent.truncate(KEPT_COUNT_MAX);
 }
