@@ -113,7 +113,7 @@ impl PublicKey {
         blake3::Hasher::new().update(&self.0).finalize_xof().fill(&mut hash);
         let [first, ..] = &mut hash;
         // One bit of the first byte survives, as its parity.
-        *first = if first.count_ones() % 2 == 0 { 0x04 } else { 0x05 };
+        *first = 0x04 | u8::from(first.count_ones() & 1 == 1);
         Ipv6Addr::from(hash)
     }
 
@@ -144,7 +144,7 @@ impl FromStr for PublicKey {
             return Err(PublicKeyError::Length(text.len()));
         }
         let mut digits = text.chars().map(|c| c.to_digit(16).ok_or(PublicKeyError::Digit(c)));
-        let mut next = || digits.next().unwrap_or(Err(PublicKeyError::Length(text.len())));
+        let mut next = || digits.next().unwrap_or_else(|| Err(PublicKeyError::Length(text.len())));
         let mut bytes = [0; KEY_SIZE];
         for byte in &mut bytes {
             let pair = next()? << 4 | next()?;

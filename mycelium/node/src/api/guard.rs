@@ -103,18 +103,14 @@ impl AsyncWrite for Permitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderName;
 
     #[test]
     fn only_pages_from_here_may_ask() {
-        let is_foreign = |headers: &[(_, &str)]| {
-            let headers = headers.iter();
-            is_foreign(&headers.map(|(name, value)| (name, value.parse().unwrap())).fold(
-                HeaderMap::new(),
-                |mut all, (name, value)| {
-                    all.insert::<&axum::http::HeaderName>(name, value);
-                    all
-                },
-            ))
+        let is_foreign = |headers: &[(HeaderName, &str)]| {
+            let value = |value: &str| value.parse().unwrap();
+            let headers = headers.iter().map(|(name, text)| (name.clone(), value(text)));
+            is_foreign(&headers.collect())
         };
         assert!(!is_foreign(&[]));
         assert!(!is_foreign(&[(HOST, "127.0.0.1:8989")]));

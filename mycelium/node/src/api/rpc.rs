@@ -12,7 +12,7 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, post};
+use axum::routing::post;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -30,11 +30,7 @@ const INVALID_REQUEST: i64 = -32600;
 /// Any path.
 pub(super) fn routes() -> Router<Arc<dyn Control>> {
     let handlers = post(by_post).get(by_websocket);
-    Router::new().route("/", handlers.clone()).route("/{*path}", handlers.fallback(any(no_method)))
-}
-
-async fn no_method() -> StatusCode {
-    StatusCode::METHOD_NOT_ALLOWED
+    Router::new().route("/", handlers.clone()).route("/{*path}", handlers)
 }
 
 async fn by_post(
@@ -70,7 +66,7 @@ async fn converse(node: Arc<dyn Control>, mut socket: WebSocket) {
         tokio::select! {
             received = socket.recv(), if answers.len() < CONCURRENT_COUNT_MAX => {
                 let request = match received {
-                    Some(Ok(Message::Text(text))) => Bytes::from(text),
+                    Some(Ok(Message::Text(text))) => Bytes::copy_from_slice(text.as_bytes()),
                     Some(Ok(Message::Binary(bytes))) => bytes,
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return,
@@ -81,7 +77,7 @@ async fn converse(node: Arc<dyn Control>, mut socket: WebSocket) {
             Some(answered) = answers.join_next() => {
                 // A notification has no answer.
                 let Ok(Some(answer)) = answered else { continue };
-                if socket.send(Message::from(answer.to_string())).await.is_err() {
+                if socket.send(Message::Text(answer.to_string().into())).await.is_err() {
                     return;
                 }
             }

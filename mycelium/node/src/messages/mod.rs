@@ -151,7 +151,7 @@ pub enum PushError {
     #[error("{} messages are on their way already", limits::OUTGOING_COUNT_MAX)]
     TooMany,
     /// Too many bytes are on their way.
-    #[error("{0} bytes of messages are on their way; {} may be", limits::OUTGOING_SIZE_MAX)]
+    #[error("{0} bytes of messages are on their way; {max} may be", max = limits::OUTGOING_SIZE_MAX)]
     TooManyBytes(usize),
     /// No id for the message.
     #[error(transparent)]
