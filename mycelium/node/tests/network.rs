@@ -1,5 +1,7 @@
 //! Nodes in namespaces, as users have them: they find each other, carry packets, and get over cuts.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod common;
 
 use std::time::Duration;

@@ -17,22 +17,22 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Some namespaces.
-pub struct Lab {
+pub(crate) struct Lab {
     names: Vec<String>,
     folder: tempfile::TempDir,
     link_count: u32,
 }
 
 /// A node that runs in a namespace.
-pub struct Node {
+pub(crate) struct Node {
     process: Child,
-    pub address: Ipv6Addr,
+    pub(crate) address: Ipv6Addr,
     log: PathBuf,
 }
 
 impl Lab {
     /// `count` namespaces; none where that is impossible.
-    pub fn new(count: usize) -> Option<Self> {
+    pub(crate) fn new(count: usize) -> Option<Self> {
         if !std::path::Path::new("/dev/net/tun").exists() {
             eprintln!("skipped: no /dev/net/tun");
             return None;
@@ -54,7 +54,7 @@ impl Lab {
     }
 
     /// Joins two namespaces by a pair of interfaces; gives the addresses `10.N.0.1` and `10.N.0.2`.
-    pub fn join(&mut self, a: usize, b: usize) -> (String, String) {
+    pub(crate) fn join(&mut self, a: usize, b: usize) -> (String, String) {
         self.link_count += 1;
         let number = self.link_count;
         let (a, b) = (&self.names[a], &self.names[b]);
@@ -68,7 +68,7 @@ impl Lab {
     }
 
     /// Loses all packets between two namespaces, without a word: both send to a wrong hardware address.
-    pub fn lose(&self, number: u32, a: usize, b: usize) {
+    pub(crate) fn lose(&self, number: u32, a: usize, b: usize) {
         for (name, other) in [(&self.names[a], 2), (&self.names[b], 1)] {
             ip(&format!(
                 "-n {name} neigh replace 10.{number}.0.{other} lladdr 02:00:00:00:00:99 \
@@ -78,7 +78,7 @@ impl Lab {
     }
 
     /// Starts a node in a namespace, with `arguments` besides its key and device.
-    pub fn start(&self, at: usize, arguments: &[&str]) -> Node {
+    pub(crate) fn start(&self, at: usize, arguments: &[&str]) -> Node {
         let key_file = self.folder.path().join(format!("{at}.key"));
         let key_file = key_file.to_str().unwrap();
         if !std::path::Path::new(key_file).exists() {
@@ -101,7 +101,7 @@ impl Lab {
     }
 
     /// Runs the program in a namespace, as a user beside the node there.
-    pub fn run(&self, at: usize, arguments: &[&str]) -> std::process::Output {
+    pub(crate) fn run(&self, at: usize, arguments: &[&str]) -> std::process::Output {
         Command::new("ip")
             .args(["netns", "exec", &self.names[at], env!("CARGO_BIN_EXE_mycelium")])
             .args(arguments)
@@ -110,7 +110,7 @@ impl Lab {
     }
 
     /// Runs it until it succeeds, and gives the JSON that it prints.
-    pub fn json(&self, at: usize, arguments: &[&str]) -> serde_json::Value {
+    pub(crate) fn json(&self, at: usize, arguments: &[&str]) -> serde_json::Value {
         let start = Instant::now();
         loop {
             let output = self.run(at, arguments);
@@ -123,12 +123,12 @@ impl Lab {
     }
 
     /// A path for a file of the test's own.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// Runs `work` on a thread inside a namespace.
-    pub fn inside<T: Send + 'static>(
+    pub(crate) fn inside<T: Send + 'static>(
         &self,
         at: usize,
         work: impl FnOnce() -> T + Send + 'static,
@@ -142,15 +142,12 @@ impl Lab {
         })
     }
 
-    /// Answers datagrams in a namespace, on port 7 of its node.
-    pub fn echo(&self, at: usize, address: Ipv6Addr) {
+    /// Answers datagrams in a namespace, on port 7 of its node, until the test's process ends.
+    pub(crate) fn echo(&self, at: usize, address: Ipv6Addr) {
         self.inside(at, move || {
             let socket = bind(SocketAddr::from((address, 7)));
             let mut buffer = [0; 2000];
             while let Ok((size, from)) = socket.recv_from(&mut buffer) {
-                if size == 4 && buffer[..4] == *b"stop" {
-                    return;
-                }
                 let _ = socket.send_to(&buffer[..size], from);
             }
         });
@@ -158,19 +155,19 @@ impl Lab {
 
     /// Sends a datagram of `size` bytes to an [`Self::echo`] each 100 ms until one comes back, and gives
     /// how long that took.
-    pub fn reach(&self, from: usize, to: Ipv6Addr, size: usize, patience: Duration) -> Option<Duration> {
+    pub(crate) fn reach(&self, from: usize, to: Ipv6Addr, size: usize, patience: Duration) -> Option<Duration> {
         let (from, start) = (self.inside(from, move || pings(to, size, patience, true)), Instant::now());
         let lost = from.join().unwrap();
         (lost.answered > 0).then(|| start.elapsed())
     }
 
     /// Sends datagrams for `time`, ten a second.
-    pub fn ping(&self, from: usize, to: Ipv6Addr, time: Duration) -> thread::JoinHandle<Pings> {
+    pub(crate) fn ping(&self, from: usize, to: Ipv6Addr, time: Duration) -> thread::JoinHandle<Pings> {
         self.inside(from, move || pings(to, 64, time, false))
     }
 
     /// Sends `size` bytes over TCP from one node to another, and checks that they are those that arrive.
-    pub fn transfer(&self, from: usize, to: usize, address: Ipv6Addr, size: usize) -> Duration {
+    pub(crate) fn transfer(&self, from: usize, to: usize, address: Ipv6Addr, size: usize) -> Duration {
         let target = SocketAddr::from((address, 4000));
         let receiver = self.inside(to, move || {
             let start = Instant::now();
@@ -219,7 +216,7 @@ impl Drop for Lab {
 
 impl Node {
     /// Ends it as a supervisor would, and says whether it ended well.
-    pub fn stop(mut self) -> bool {
+    pub(crate) fn stop(mut self) -> bool {
         self.signal("TERM");
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(10) {
@@ -232,14 +229,14 @@ impl Node {
     }
 
     /// Sends it a signal.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.process.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(sent.success());
     }
 
     /// What it said.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -256,15 +253,15 @@ impl Drop for Node {
 
 /// What became of datagrams.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pings {
-    pub sent: u32,
-    pub answered: u32,
+pub(crate) struct Pings {
+    pub(crate) sent: u32,
+    pub(crate) answered: u32,
     /// Longest run that nobody answered.
-    pub lost_in_a_row: u32,
+    pub(crate) lost_in_a_row: u32,
 }
 
 /// Runs the program.
-pub fn mycelium(arguments: &[&str]) -> std::process::Output {
+pub(crate) fn mycelium(arguments: &[&str]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_mycelium")).args(arguments).output().unwrap()
 }
 
@@ -321,5 +318,5 @@ fn pings(to: Ipv6Addr, size: usize, time: Duration, until_first: bool) -> Pings 
 }
 
 fn pattern(size: usize) -> Vec<u8> {
-    (0..size).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+    (0..size).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect()
 }
