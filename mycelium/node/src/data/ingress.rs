@@ -141,7 +141,6 @@ impl<'a> Ingress<'a> {
 
     /// Gives the kernel a packet whose inside says what its outside says.
     fn packet(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader) {
-        let Some(queue) = &mut self.queue else { return };
         let Some(inside) = bytes[at.clone()].first_chunk_mut::<IPV6_HEADER_SIZE>() else { return };
         let (source, destination) = icmp::addresses(inside);
         let is_honest = inside[0] >> 4 == 6
@@ -150,6 +149,7 @@ impl<'a> Ingress<'a> {
         if !is_honest {
             return count(&self.plane.counters.forged, 1);
         }
+        let Some(queue) = &mut self.queue else { return };
         inside[HOP_LIMIT_OFFSET] = header.hop_limit;
         self.coalescer.push(bytes, at, queue);
         count(&self.plane.counters.received, 1);

@@ -19,6 +19,8 @@ pub(crate) mod egress;
 pub(crate) mod ingress;
 pub(crate) mod statistics;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::io::IoSlice;
@@ -331,22 +333,5 @@ impl Budget {
         let may = self.left > 0;
         self.left = self.left.saturating_sub(1);
         may
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn errors_are_few_a_second() {
-        let now = Instant::now();
-        let mut budget = Budget::new(now);
-        let taken = (0..1000).filter(|_| budget.take(now)).count();
-        assert_eq!(taken, 100);
-        let later = now + Duration::from_millis(500);
-        assert_eq!((0..1000).filter(|_| budget.take(later)).count(), 50);
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc
 
 use crate::data::DataPlane;
 use crate::data::ingress::Ingress;
-use crate::endpoint::{Endpoint, Protocol};
+use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::Link;
 use crate::link::stream::LinkError;
 use crate::peers::connect::{Connection, Connector};
@@ -108,6 +108,8 @@ pub(crate) struct Peers {
 const PEER_COUNT_MAX: usize = 4096;
 /// Connections from others that are carried at once.
 const INBOUND_COUNT_MAX: usize = 1024;
+/// Of those, from one IP address.
+const INBOUND_PER_ADDRESS_COUNT_MAX: usize = 64;
 /// A peer found on the local network is forgotten after as many dials that fail in a row.
 const DISCOVERED_FAILURE_COUNT_MAX: u32 = 3;
 /// A link that lived this long was a good one: the next dial comes soon.
@@ -353,6 +355,9 @@ impl Peers {
         record.begin(&link);
         let stop = Arc::clone(&record.stop);
         let mut records = self.records();
+        if inbound_count_from(&records, &endpoint) >= INBOUND_PER_ADDRESS_COUNT_MAX {
+            return;
+        }
         let is_inbound = |known: &Record| known.kind == PeerKind::Inbound;
         match records.get(&endpoint) {
             // A new connection from where one came already: that one is dead.
@@ -394,6 +399,16 @@ impl Peers {
         let mut ingress = Ingress::new(&self.plane, link, &self.inputs);
         link.carrier().run(&mut ingress).await
     }
+}
+
+/// Connections that came from the IP address of this one.
+fn inbound_count_from(records: &BTreeMap<Endpoint, Record>, endpoint: &Endpoint) -> usize {
+    let Address::Socket(from) = endpoint.address else { return 0 };
+    let is_from = |known: &Endpoint| {
+        matches!(known.address, Address::Socket(address) if address.ip() == from.ip())
+    };
+    let inbound = records.iter().filter(|(_, record)| record.kind == PeerKind::Inbound);
+    inbound.filter(|(known, _)| is_from(known)).count()
 }
 
 /// When to dial again: soon at first, then less and less often.
