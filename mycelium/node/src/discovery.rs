@@ -31,9 +31,12 @@ pub(crate) struct DiscoveryConfig {
 /// Time between beacons.
 const BEACON_INTERVAL: Duration = Duration::from_secs(60);
 /// Time between looks at the interfaces.
-const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// Peers that are known by their beacons alone.
 const DISCOVERED_COUNT_MAX: usize = 128;
+/// Flags of an address that was not, or can't be, checked to be the only one (`IFA_F_TENTATIVE`,
+/// `IFA_F_DADFAILED`).
+const UNUSABLE: u32 = 0x48;
 /// Interfaces that are used.
 const INTERFACE_COUNT_MAX: usize = 64;
 
@@ -149,10 +152,12 @@ fn link_local(table: &str) -> impl Iterator<Item = (&str, u32)> {
     table.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let (address, index) = (fields.next()?, fields.next()?);
-        let (prefix_len, name) = (fields.next()?, fields.nth(2)?);
+        let (prefix_len, _scope) = (fields.next()?, fields.next()?);
+        let (flags, name) = (fields.next()?, fields.next()?);
         let is_link_local = address.starts_with("fe80000000000000") && prefix_len == "40";
+        let is_usable = u32::from_str_radix(flags, 16).ok()? & UNUSABLE == 0;
         let index = u32::from_str_radix(index, 16).ok()?;
-        is_link_local.then_some((name, index))
+        (is_link_local && is_usable).then_some((name, index))
     })
 }
 
@@ -176,6 +181,7 @@ mod tests {
     fn link_local_addresses_are_found_with_their_interface() {
         let table = "00000000000000000000000000000001 01 80 10 80       lo\n\
                      fe800000000000000000000000000001 0a 40 20 80     eth0\n\
+                     fe800000000000000000000000000002 0b 40 20 c0     eth1\n\
                      fd000000000000000000000000000001 0a 40 00 80     eth0\n\
                      fe80000000000000 zz 40 20 80 bad\nfe80000000000000 02\n";
         assert_eq!(link_local(table).collect::<Vec<_>>(), [("eth0", 10)]);
