@@ -79,7 +79,7 @@ impl StreamCarrier {
     pub(crate) fn with_tls(file: OwnedFd, tls: Option<TlsSession>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&file, true)?;
         Ok(Self {
-            socket: AsyncFd::new(Socket { file, tls })?,
+            socket: AsyncFd::register(Socket { file, tls })?,
             outbound: Mutex::default(),
             waiting: Notify::new(),
             sent_size: AtomicU64::new(0),

@@ -54,7 +54,7 @@ impl TlsSession {
     /// Shakes hands over a connection. Must be called inside a runtime; to be bounded in time by the
     /// caller.
     pub(crate) async fn establish(ssl: Ssl, socket: &OwnedFd, side: Side) -> io::Result<Self> {
-        let wait = AsyncFd::new(socket.try_clone()?)?;
+        let wait = AsyncFd::register(socket.try_clone()?)?;
         let mut stream = SslStream::new(ssl, RawSocket(socket.try_clone()?))?;
         loop {
             let done = match side {

@@ -85,7 +85,7 @@ pub(crate) fn vsock_listener(connector: &Connector, port: u32) -> anyhow::Result
     let backlog = i32::try_from(BACKLOG).unwrap_or(i32::MAX);
     rustix::net::listen(&socket, backlog).map_err(|error| failed(error.into()))?;
     rustix::io::ioctl_fionbio(&socket, true).map_err(|error| failed(error.into()))?;
-    AsyncFd::new(socket).context("vsock listener")
+    AsyncFd::register(socket).context("vsock listener")
 }
 
 /// Takes vsock connections for as long as the node runs.

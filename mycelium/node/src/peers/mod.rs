@@ -351,42 +351,45 @@ impl Peers {
         _permit: OwnedSemaphorePermit,
     ) {
         let (link, info) = self.link(connection);
-        let mut record = Record::new(PeerKind::Inbound);
-        record.begin(&link);
-        let stop = Arc::clone(&record.stop);
-        let mut records = self.records();
-        if inbound_count_from(&records, &endpoint) >= INBOUND_PER_ADDRESS_COUNT_MAX {
-            return;
-        }
-        let is_inbound = |known: &Record| known.kind == PeerKind::Inbound;
-        match records.get(&endpoint) {
-            // A new connection from where one came already: that one is dead.
-            Some(known) if is_inbound(known) => {
-                if let Some(old) = records.insert(endpoint.clone(), record)
-                    && let Some(link) = old.link
-                {
-                    link.close();
-                }
-            }
-            Some(_) => {}
-            None => {
-                records.insert(endpoint.clone(), record);
-            }
-        }
-        drop(records);
+        let Some(stop) = self.begin_inbound(&endpoint, &link) else { return };
         tracing::info!(%endpoint, "link up, dialed by the peer");
         if self.inputs.send(Input::Up(Arc::clone(&link), info)).await.is_err() {
             return;
         }
         let error = self.carry(&link).await;
         tracing::info!(%endpoint, reason = %Chain(&error), "link down");
-        let mut records = self.records();
-        if records.get(&endpoint).is_some_and(|known| Arc::ptr_eq(&known.stop, &stop)) {
-            records.remove(&endpoint);
-        }
-        drop(records);
+        self.end_inbound(&endpoint, &stop);
         // When the node stops, the router is gone.
         let _ = self.inputs.send(Input::Down(link.id())).await;
+    }
+
+    /// Notes a peer that dialed, unless too many came from its address.
+    fn begin_inbound(&self, endpoint: &Endpoint, link: &Arc<Link>) -> Option<Arc<Notify>> {
+        let mut record = Record::new(PeerKind::Inbound);
+        record.begin(link);
+        let stop = Arc::clone(&record.stop);
+        let mut records = self.records();
+        if inbound_count_from(&records, endpoint) >= INBOUND_PER_ADDRESS_COUNT_MAX {
+            return None;
+        }
+        let known = records.get(endpoint).map(|known| known.kind);
+        // One that is dialed from here as well keeps its record; the link is as good without.
+        if known.is_none_or(|kind| kind == PeerKind::Inbound) {
+            let old = records.insert(endpoint.clone(), record);
+            // A new connection from where one came already: that one is dead.
+            if let Some(link) = old.and_then(|old| old.link) {
+                link.close();
+            }
+        }
+        Some(stop)
+    }
+
+    /// Forgets a peer that dialed, unless a newer connection took its place.
+    fn end_inbound(&self, endpoint: &Endpoint, stop: &Arc<Notify>) {
+        let mut records = self.records();
+        if records.get(endpoint).is_some_and(|known| Arc::ptr_eq(&known.stop, stop)) {
+            records.remove(endpoint);
+        }
     }
 
     fn link(&self, connection: Connection) -> (Arc<Link>, mycelium_router::LinkInfo) {
