@@ -7,9 +7,7 @@
 use std::time::Duration;
 
 use mycelium_router::{Config, Event, LinkId, LinkInfo, Router, Time};
-use mycelium_wire::control::{
-    Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update,
-};
+use mycelium_wire::control::{Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update};
 use mycelium_wire::frame::{self, Frame};
 use mycelium_wire::identity::{PublicKey, RouterId, Subnet};
 
@@ -83,7 +81,9 @@ impl Bench {
                 let tlv = if what & 8 == 0 { Tlv::Hello(hello) } else { Tlv::Ihu(ihu) };
                 self.router.received(link, &tlv, self.now);
             }
-            5 if what & 8 == 0 => drop(self.router.wanted(subnet, self.now)),
+            5 if what & 8 == 0 => {
+                self.router.wanted(subnet, self.now);
+            }
             5 => self.router.used(subnet, self.now),
             6 if what & 8 == 0 => self.router.link_down(link, self.now),
             6 => self.router.link_up(link, LinkInfo { static_cost: metric }, self.now),

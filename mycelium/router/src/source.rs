@@ -32,6 +32,12 @@ pub(crate) struct Distance {
     pub(crate) metric: Metric,
 }
 
+/// Whether a route with this sequence number is what somebody who asked for `wanted` can use. One
+/// that is not newer by RFC 8966 3.2.1 alone may still be too far behind a forged one.
+pub(crate) fn satisfies(seqno: Seqno, wanted: Seqno) -> bool {
+    seqno.0.wrapping_sub(wanted.0) <= SEQNO_JUMP_MAX
+}
+
 /// Feasibility distances of one destination; the router id announced last is the last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
@@ -51,8 +57,7 @@ impl Distance {
         if self.seqno == other.seqno {
             return self.metric < other.metric;
         }
-        let ahead = self.seqno.0.wrapping_sub(other.seqno.0);
-        self.seqno.is_newer_than(other.seqno) && ahead <= SEQNO_JUMP_MAX
+        satisfies(self.seqno, other.seqno)
     }
 }
 
@@ -152,7 +157,8 @@ mod tests {
     #[test]
     fn rfc8966_3_7_3_the_distance_only_becomes_better() {
         let mut sources = announced(1, 5, 100);
-        for (announced, expected) in [((5, 120), (5, 100)), ((5, 80), (5, 80)), ((6, 90), (6, 90))] {
+        for (announced, expected) in [((5, 120), (5, 100)), ((5, 80), (5, 80)), ((6, 90), (6, 90))]
+        {
             sources.announce(id(1), distance(announced.0, announced.1), NOW);
             assert_eq!(sources.find(id(1)), Some(distance(expected.0, expected.1)));
         }

@@ -34,7 +34,9 @@ impl Timers {
     pub(crate) fn set(&mut self, timer: Timer, moment: Time) {
         match self.moments.insert(timer, moment) {
             Some(before) if before == moment => return,
-            Some(before) => drop(self.queue.remove(&(before, timer))),
+            Some(before) => {
+                self.queue.remove(&(before, timer));
+            }
             None => {}
         }
         self.queue.insert((moment, timer));

@@ -109,7 +109,7 @@ mod tests {
         cost.answered(ms(20));
         let changes = [24, 16, 29, 12, 20, 25].map(|sample| cost.answered(ms(sample)));
         assert_eq!((changes, cost.applied()), ([false; 6], 30));
-        let changed = (0..8).any(|_| cost.answered(ms(120)));
+        let changed = (0..8).filter(|_| cost.answered(ms(120))).count() > 0;
         assert!(changed && cost.applied() > 60, "{cost:?}");
     }
 
@@ -120,7 +120,9 @@ mod tests {
         assert!(!cost.lost());
         assert!(cost.lost());
         assert_eq!((cost.applied(), cost.lost_count()), (11 + 16, 2));
-        (0..16).for_each(|_| drop(cost.answered(ms(1))));
+        (0..16).for_each(|_| {
+            cost.answered(ms(1));
+        });
         assert_eq!((cost.applied(), cost.lost_count()), (11, 0));
     }
 

@@ -9,9 +9,8 @@ use mycelium_wire::control::Seqno;
 use mycelium_wire::identity::{RouterId, Subnet};
 
 use crate::event::LinkId;
-use crate::limits::{
-    SEQNO_HOLD, SEQNO_LINKS_MAX, SEQNO_REPEAT, SEQNOS_MAX, SEQNOS_PER_LINK_MAX,
-};
+use crate::limits::{SEQNO_HOLD, SEQNO_LINKS_MAX, SEQNO_REPEAT, SEQNOS_MAX, SEQNOS_PER_LINK_MAX};
+use crate::source::satisfies;
 use crate::time::Time;
 
 /// What is asked for.
@@ -98,7 +97,7 @@ impl Seqnos {
         let of_subnet = self.pending.range(from..).take_while(|(wish, _)| wish.subnet == subnet);
         let done: Vec<Wish> = of_subnet
             .map(|(wish, _)| *wish)
-            .filter(|w| w.router_id != router_id || !Seqno(w.seqno).is_newer_than(seqno))
+            .filter(|w| w.router_id != router_id || satisfies(seqno, Seqno(w.seqno)))
             .collect();
         done.into_iter().filter_map(|wish| self.remove(wish)).flatten().collect()
     }

@@ -4,9 +4,7 @@ use mycelium_wire::control::{HELLO_UNICAST, Hello, Ihu, RouteRequest, Seqno, Tlv
 
 use super::Router;
 use crate::event::{Event, LinkId, LinkInfo};
-use crate::limits::{
-    HELLO_INTERVAL, IHU_INTERVAL, LINKS_MAX, TIMER_PAUSE_MIN, UPDATE_INTERVAL,
-};
+use crate::limits::{HELLO_INTERVAL, IHU_INTERVAL, LINKS_MAX, TIMER_PAUSE_MIN, UPDATE_INTERVAL};
 use crate::link::{Due, Link};
 use crate::timer::Timer;
 

@@ -251,6 +251,13 @@ impl Router {
         Some(self.table.get(&subnet)?.selected_entry()?.distance)
     }
 
+    /// All that is known about a subnet, for people.
+    #[cfg(test)]
+    pub(crate) fn explain(&self, subnet: Subnet) -> String {
+        format!("own {}, query {:?}", self.seqno.0, self.queries.get(&subnet))
+            + &format!(", {:?}", self.table.get(&subnet))
+    }
+
     /// Counts are within bounds, and right.
     #[cfg(test)]
     pub(crate) fn check(&self) {

@@ -10,6 +10,7 @@ use crate::limits::{
     REFRESH_INTERVAL, SEQNO_ASK_INTERVAL, SEQNO_BUMP_INTERVAL, SEQNO_HOLD, SEQNO_HOP_COUNT,
 };
 use crate::request::{Asker, Opened, Wish};
+use crate::source::satisfies;
 use crate::timer::Timer;
 
 impl Router {
@@ -192,7 +193,7 @@ impl Router {
         }
         if let Some(route) = self.route(request.subnet)
             && route.link != link
-            && (route.router_id != request.router_id || !request.seqno.is_newer_than(route.seqno))
+            && (route.router_id != request.router_id || satisfies(route.seqno, request.seqno))
         {
             return self.answer(link, request.subnet);
         }
@@ -221,11 +222,10 @@ impl Router {
         }
     }
 
-    /// Somebody needs a newer sequence number of ours. More than one ahead of ours nobody honest can
-    /// need, since we never gave it: see [`Router::renew`].
+    /// Somebody needs a newer sequence number of ours. Greater than the next one is what nobody honest
+    /// can need, since we never gave the one before it: see [`Router::renew`].
     fn on_own_seqno_request(&mut self, link: LinkId, request: &SeqnoRequest) {
-        let is_newer = request.seqno.is_newer_than(self.seqno);
-        if request.router_id != self.router_id || !is_newer {
+        if request.router_id != self.router_id || !self.is_unused(request.seqno) {
             return self.answer(link, self.subnet);
         }
         if request.seqno != self.seqno.next() {
@@ -237,12 +237,21 @@ impl Router {
         }
     }
 
-    /// Increases the own sequence number.
+    /// Increases the own sequence number. After the last one comes another router id, so that a
+    /// number that is greater than ours was never given.
     pub(super) fn bump(&mut self) {
         self.timers.cancel(Timer::Bump);
+        if !self.is_unused(self.seqno.next()) {
+            return self.renew();
+        }
         self.bumped_at = Some(self.now);
         self.seqno = self.seqno.next();
         self.announce_own();
+    }
+
+    /// Whether a sequence number was never announced under the present router id.
+    pub(super) fn is_unused(&self, seqno: Seqno) -> bool {
+        seqno.0 > self.seqno.0
     }
 
     pub(super) fn on_seqnos_timer(&mut self) {

@@ -51,7 +51,7 @@ impl Router {
     /// number that we never gave, others may believe it, and find ours too old for half an hour.
     fn on_own_update(&mut self, update: &Update) {
         let is_ours = update.router_id == self.router_id && !update.metric.is_infinite();
-        if is_ours && update.seqno.is_newer_than(self.seqno) {
+        if is_ours && self.is_unused(update.seqno) {
             self.renew();
         }
     }
@@ -159,8 +159,7 @@ impl Router {
         let all = destination.entries().iter();
         let expired = all.filter(|entry| entry.expires <= self.now);
         let expired: Vec<LinkId> = expired.map(|entry| entry.link).collect();
-        let is_unused =
-            destination.used.is_none_or(|used| self.now.since(used) >= ROUTE_HOLD_MAX);
+        let is_unused = destination.used.is_none_or(|used| self.now.since(used) >= ROUTE_HOLD_MAX);
         for link in expired {
             self.counters.expired_routes += 1;
             self.table.remove(subnet, link, self.now);

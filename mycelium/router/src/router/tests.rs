@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use mycelium_wire::control::{
-    Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update,
-};
+use mycelium_wire::control::{Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update};
 use mycelium_wire::identity::{PublicKey, RouterId, Subnet};
 
 use super::*;
@@ -292,12 +290,8 @@ fn a_seqno_request_finds_its_way_and_the_answer_back() {
     let mut bench = Bench::new(&[A, B, C]);
     bench.hear(A, &update(5, 1, 3, 40));
     assert_eq!(bench.hear(B, &seqno_request(5, 1, 3)), [(B, update(5, 1, 3, 51))]);
-    let passed = SeqnoRequest {
-        seqno: Seqno(4),
-        hop_count: 63,
-        subnet: subnet(5),
-        router_id: id(5, 1),
-    };
+    let passed =
+        SeqnoRequest { seqno: Seqno(4), hop_count: 63, subnet: subnet(5), router_id: id(5, 1) };
     let sent = bench.hear(C, &seqno_request(5, 1, 4));
     assert_eq!(sent, [(A, Tlv::SeqnoRequest(passed))]);
     assert_eq!(bench.hear(C, &seqno_request(5, 1, 4)), [], "just passed on");
@@ -314,6 +308,18 @@ fn forged_sequence_numbers_of_ours_renew_our_router_id() {
     assert_eq!(bench.router.router_id(), id(0, 2));
     bench.router.received(A, &update(0, 2, 900, 5), bench.now);
     assert_eq!(bench.router.router_id(), id(0, 2), "once in a minute");
+}
+
+#[test]
+fn a_question_about_a_forged_sequence_number_finds_its_owner() {
+    let mut bench = Bench::new(&[A, B]);
+    bench.hear(A, &update(5, 1, 3, 40));
+    // Modulo 2^16 this is older than 3, but 3 is of no use to who asks.
+    let sent = bench.hear(B, &seqno_request(5, 1, 57_888));
+    assert!(matches!(sent[..], [(A, Tlv::SeqnoRequest(_))]), "{sent:?}");
+    bench.hear(B, &seqno_request(0, 1, 57_888));
+    assert_eq!(bench.router.router_id(), id(0, 2));
+    assert_eq!(bench.hear(A, &update(5, 2, 0, 40)), [(B, update(5, 2, 0, 51))]);
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! A neighbour who says what helps it: old truths, and things that never were.
 
-use mycelium_wire::control::{
-    Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update,
-};
+use mycelium_wire::control::{Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update};
 use mycelium_wire::identity::{PublicKey, RouterId, Subnet};
 
 use super::chance::Chance;

@@ -76,7 +76,11 @@ fn recover(world: &mut World, within: Duration) {
     }
     let end = world.now + within;
     while !missing.is_empty() {
-        assert!(world.now < end, "after {within:?} these don't reach each other: {missing:?}");
+        if world.now >= end {
+            let (from, to) = missing[0];
+            let why = world.explain(from, to) + "\n" + &world.explain(to, from);
+            panic!("after {within:?} these don't reach each other: {missing:?}\n{why}");
+        }
         world.run_for(Duration::from_millis(500));
         missing.retain(|(from, to)| !world.ping(*from, *to));
     }

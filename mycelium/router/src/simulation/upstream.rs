@@ -103,7 +103,9 @@ impl Upstream {
             return;
         }
         for subnet in self.entries.keys().copied().collect::<Vec<_>>() {
-            self.change(subnet, |entries| drop(entries.remove(&link)));
+            self.change(subnet, |entries| {
+                entries.remove(&link);
+            });
         }
     }
 
@@ -254,7 +256,9 @@ impl Upstream {
         }
         let expires = if is_feasible { None } else { known.map(|known| known.expires) };
         let entry = Entry { expires: expires.unwrap_or(entry.expires), ..entry };
-        self.change(subnet, |entries| drop(entries.insert(link, entry)));
+        self.change(subnet, |entries| {
+            entries.insert(link, entry);
+        });
     }
 
     fn announced(&self, subnet: Subnet) -> Announced {
@@ -268,8 +272,12 @@ impl Upstream {
         let before = self.announced(subnet);
         change(self.entries.entry(subnet).or_default());
         match self.select(subnet) {
-            Some(link) => drop(self.selected.insert(subnet, link)),
-            None => drop(self.selected.remove(&subnet)),
+            Some(link) => {
+                self.selected.insert(subnet, link);
+            }
+            None => {
+                self.selected.remove(&subnet);
+            }
         }
         if self.entries.get(&subnet).is_some_and(BTreeMap::is_empty) {
             self.entries.remove(&subnet);

@@ -162,9 +162,7 @@ impl World {
         let (now, seed) = (self.clock(node), self.chance.next());
         let subnet = self.nodes[node].subnet;
         let kind = match self.nodes[node].make {
-            Make::Ours => {
-                Kind::Ours(Box::new(Router::new(Config { router_id, subnet, seed })))
-            }
+            Make::Ours => Kind::Ours(Box::new(Router::new(Config { router_id, subnet, seed }))),
             Make::Upstream => {
                 let phase = Duration::from_millis(seed % 20_000);
                 Kind::Upstream(Box::new(Upstream::new(router_id, phase, now)))
@@ -332,7 +330,9 @@ impl World {
                 while let Some(event) = router.poll() {
                     match event {
                         Event::Send { link, tlv } => sends.push((link, tlv)),
-                        Event::Route { subnet, .. } => drop(touched.insert(subnet)),
+                        Event::Route { subnet, .. } => {
+                            touched.insert(subnet);
+                        }
                         Event::Dead(link) => dead.push(link),
                         Event::Renewed(id) => renewed = Some(id),
                         Event::Unreachable(_) => {}
@@ -512,6 +512,20 @@ impl World {
             Kind::Ours(router) => router,
             _ => panic!("node {node} is not ours"),
         }
+    }
+
+    /// What each node on the way knows about a node.
+    pub(super) fn explain(&self, from: usize, to: usize) -> String {
+        let (subnet, mut node) = (self.nodes[to].subnet, from);
+        let mut text = format!("{from} to {to}, which is {:?}", self.nodes[to].router_id);
+        for _ in 0..8 {
+            let Kind::Ours(router) = &self.nodes[node].kind else { break };
+            text += &format!("\nnode {node} at {:?}: {}", self.clock(node), router.explain(subnet));
+            let next = router.route(subnet).and_then(|route| self.across(node, route.link));
+            let Some(next) = next.filter(|next| *next != to) else { break };
+            node = next;
+        }
+        text
     }
 
     /// Tables are within bounds.

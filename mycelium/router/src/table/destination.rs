@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mycelium_wire::control::{Metric, Seqno};
+use mycelium_wire::control::Metric;
 use mycelium_wire::identity::RouterId;
 
 use crate::event::{LinkId, Route};
@@ -214,6 +214,7 @@ pub(crate) fn is_news(told: Metric, now: Metric) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use mycelium_wire::control::Seqno;
     use mycelium_wire::identity::ROUTER_ID_SIZE;
 
     use super::*;

@@ -138,12 +138,7 @@ impl Table {
     }
 
     /// Finds room for one more route of a link, by evicting another if that is fair.
-    fn make_room(
-        &mut self,
-        link: LinkId,
-        is_kept: bool,
-        now: Time,
-    ) -> Result<Option<Subnet>, ()> {
+    fn make_room(&mut self, link: LinkId, is_kept: bool, now: Time) -> Result<Option<Subnet>, ()> {
         let of_link = self.route_count_of(link);
         let giver = if of_link >= self.bounds.routes_per_link {
             link
@@ -183,7 +178,9 @@ impl Table {
         destination.is_kept = true;
         let spare = destination.entries_mut().filter_map(|e| Some((e.link, e.spare_since.take()?)));
         for (link, since) in spare.collect::<Vec<_>>() {
-            self.with_share(link, |share| drop(share.spare.remove(&(since, subnet))));
+            self.with_share(link, |share| {
+                share.spare.remove(&(since, subnet));
+            });
         }
     }
 
@@ -201,7 +198,9 @@ impl Table {
             })
             .collect();
         for link in links {
-            self.with_share(link, |share| drop(share.spare.insert((now, subnet))));
+            self.with_share(link, |share| {
+                share.spare.insert((now, subnet));
+            });
         }
     }
 

@@ -115,16 +115,16 @@ proptest! {
             let now = at(now);
             let (link, subnet) = (LinkId(link), subnet(number));
             match what {
-                0 | 1 => drop(table.offer(offer(link.0, number), flag, now)),
-                2 => drop(table.remove(subnet, link, now)),
+                0 | 1 => { table.offer(offer(link.0, number), flag, now); }
+                2 => { table.remove(subnet, link, now); }
                 3 if flag => table.keep(subnet),
                 3 => table.release(subnet, now),
-                4 => drop(table.announce(subnet, id(u8::from(flag)), distance, now)),
+                4 => { table.announce(subnet, id(u8::from(flag)), distance, now); }
                 5 if table.may_tell(0, 1) => {
                     table.set_told(subnet, link, Told::new(Metric(5), now));
                 }
                 6 => table.remove_told(subnet, link),
-                _ => drop(table.remove_if_empty(subnet)),
+                _ => { table.remove_if_empty(subnet); }
             }
             table.check();
         }
