@@ -1,5 +1,5 @@
 //! What the kernel offers and no safe crate wraps: TUN's ioctls, an interface's address, two socket
-//! options, and addresses of vsock.
+//! options, addresses of vsock, and descriptors that tokio watches.
 //!
 //! This is the one module of the crate with `unsafe`. Each function takes and gives plain values and
 //! owned descriptors; none keeps a pointer after it returns. Numbers and layouts are those of
@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::io::unix::AsyncFd;
 
 /// Longest name of an interface (`IFNAMSIZ` less its NUL).
 pub(crate) const INTERFACE_NAME_SIZE_MAX: usize = 15;
@@ -90,6 +91,13 @@ pub(crate) fn configure_interface(
     // SAFETY: on an IPv6 socket `SIOCSIFADDR` reads a `struct in6_ifreq` of 24 bytes.
     unsafe { ioctl(&socket, Updater::<SIOCSIFADDR, InterfaceAddress>::new(&mut request)) }?;
     Ok(())
+}
+
+/// Has the runtime watch a descriptor that does not block. Must be called inside a runtime.
+pub(crate) fn watch(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open for as long as it lives, its number never changes, and the
+    // `AsyncFd` owns it: nobody can close or replace it while it is watched.
+    Ok(unsafe { AsyncFd::register(file) }?)
 }
 
 /// Marks what a socket sends, for firewalls and policy routing (`SO_MARK`).

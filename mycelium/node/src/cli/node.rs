@@ -195,7 +195,7 @@ fn table(rows: &Value, columns: &[(&str, &str)]) -> String {
 
 fn new_table(titles: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(titles.iter().copied());
+    table.load_style(NOTHING).set_header(titles.iter().copied());
     table
 }
 

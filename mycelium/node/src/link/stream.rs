@@ -5,7 +5,7 @@
 //! what arrives, and has it decoded where it lies.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,16 +22,18 @@ use crate::sys;
 
 /// A connection, and what waits to leave on it.
 pub(crate) struct StreamCarrier {
-    socket: AsyncFd<Socket>,
+    file: AsyncFd<OwnedFd>,
+    tls: Option<TlsSession>,
     outbound: Mutex<Outbound>,
     waiting: Notify,
     sent_size: AtomicU64,
 }
 
 /// A connected socket that does not block, and the session on top of it, if there is one.
-struct Socket {
-    file: OwnedFd,
-    tls: Option<TlsSession>,
+#[derive(Clone, Copy)]
+struct Socket<'a> {
+    file: &'a OwnedFd,
+    tls: Option<&'a TlsSession>,
 }
 
 /// Why a link came to its end.
@@ -79,7 +81,8 @@ impl StreamCarrier {
     pub(crate) fn with_tls(file: OwnedFd, tls: Option<TlsSession>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&file, true)?;
         Ok(Self {
-            socket: AsyncFd::register(Socket { file, tls })?,
+            file: sys::watch(file)?,
+            tls,
             outbound: Mutex::default(),
             waiting: Notify::new(),
             sent_size: AtomicU64::new(0),
@@ -99,7 +102,7 @@ impl StreamCarrier {
     /// Ends the connection; its task finds out at once.
     pub(crate) fn close(&self) {
         // It may be closed already.
-        let _ = rustix::net::shutdown(self.socket.get_ref(), Shutdown::Both);
+        let _ = rustix::net::shutdown(self.file.get_ref(), Shutdown::Both);
     }
 
     /// Bytes given to the link to send.
@@ -112,10 +115,10 @@ impl StreamCarrier {
         self.outbound.lock().unwrap_or_else(PoisonError::into_inner).dropped()
     }
 
-    fn with(&self, size: usize, send: impl FnOnce(&mut Outbound, &Socket) -> io::Result<Sent>) {
+    fn with(&self, size: usize, send: impl FnOnce(&mut Outbound, &Socket<'_>) -> io::Result<Sent>) {
         self.sent_size.fetch_add(size as u64, Ordering::Relaxed);
         let mut outbound = self.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = send(&mut outbound, self.socket.get_ref());
+        let sent = send(&mut outbound, &self.socket());
         drop(outbound);
         match sent {
             Ok(Sent::Done) => {}
@@ -147,10 +150,10 @@ impl StreamCarrier {
 
     async fn drain_waiting(&self) -> io::Result<()> {
         loop {
-            let mut ready = self.socket.writable().await?;
-            let drained = ready.try_io(|socket| {
+            let mut ready = self.file.writable().await?;
+            let drained = ready.try_io(|_| {
                 let mut outbound = self.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-                match outbound.drain(socket.get_ref(), Instant::now())? {
+                match outbound.drain(&self.socket(), Instant::now())? {
                     Sent::Done => Ok(()),
                     Sent::Waiting => Err(io::ErrorKind::WouldBlock.into()),
                 }
@@ -192,20 +195,20 @@ impl StreamCarrier {
         }
     }
 
-    /// TLS gives a record at a time, so a short read says nothing of what is left.
-    fn has_tls(&self) -> bool {
-        self.socket.get_ref().tls.is_some()
+    fn socket(&self) -> Socket<'_> {
+        Socket { file: self.file.get_ref(), tls: self.tls.as_ref() }
     }
 
     async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let mut ready = self.socket.readable().await?;
+            let mut ready = self.file.readable().await?;
             let room = buffer.len();
-            let received = ready.try_io(|socket| socket.get_ref().receive(buffer));
+            let received = ready.try_io(|_| self.socket().receive(buffer));
             match received {
                 Ok(Ok(size)) => {
-                    // Less than there was room for: nothing is left, and what comes next wakes us.
-                    if size > 0 && size < room && !self.has_tls() {
+                    // Less than there was room for: nothing is left, and what comes next wakes us. TLS
+                    // gives a record at a time, which says nothing of what is left.
+                    if size > 0 && size < room && self.tls.is_none() {
                         ready.clear_ready();
                     }
                     return Ok(size);
@@ -218,38 +221,26 @@ impl StreamCarrier {
     }
 }
 
-impl Socket {
+impl Socket<'_> {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &self.tls {
+        match self.tls {
             Some(tls) => tls.receive(buffer),
-            None => Ok(rustix::net::recv(&self.file, buffer, RecvFlags::DONTWAIT)?.1),
+            None => Ok(rustix::net::recv(self.file, buffer, RecvFlags::DONTWAIT)?.1),
         }
     }
 }
 
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-}
-
-impl Transmit for Socket {
+impl Transmit for Socket<'_> {
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match &self.tls {
+        match self.tls {
             Some(tls) => tls.transmit(bytes),
-            None => Ok(rustix::net::send(&self.file, bytes, flags)?),
+            None => Ok(rustix::net::send(self.file, bytes, flags)?),
         }
     }
 
     fn flush(&self) -> io::Result<bool> {
-        self.tls.as_ref().map_or(Ok(true), TlsSession::flush)
+        self.tls.map_or(Ok(true), TlsSession::flush)
     }
 }
 

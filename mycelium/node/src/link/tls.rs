@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use openssl::ssl::{Error, ErrorCode, Ssl, SslStream};
 use rustix::net::{RecvFlags, SendFlags};
-use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// A socket of OpenSSL's: never blocks, never raises a signal.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl TlsSession {
     /// Shakes hands over a connection. Must be called inside a runtime; to be bounded in time by the
     /// caller.
     pub(crate) async fn establish(ssl: Ssl, socket: &OwnedFd, side: Side) -> io::Result<Self> {
-        let wait = AsyncFd::register(socket.try_clone()?)?;
+        let wait = sys::watch(socket.try_clone()?)?;
         let mut stream = SslStream::new(ssl, RawSocket(socket.try_clone()?))?;
         loop {
             let done = match side {

@@ -15,7 +15,7 @@ use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::tls::Side;
 use crate::peers::connect::{Connector, canonical, vsock, vsock_socket};
 use crate::peers::Peers;
-use crate::sys::VsockAddress;
+use crate::sys::{self, VsockAddress};
 
 /// Connections that the kernel keeps until they are taken.
 const BACKLOG: u32 = 128;
@@ -85,7 +85,7 @@ pub(crate) fn vsock_listener(connector: &Connector, port: u32) -> anyhow::Result
     let backlog = i32::try_from(BACKLOG).unwrap_or(i32::MAX);
     rustix::net::listen(&socket, backlog).map_err(|error| failed(error.into()))?;
     rustix::io::ioctl_fionbio(&socket, true).map_err(|error| failed(error.into()))?;
-    AsyncFd::register(socket).context("vsock listener")
+    sys::watch(socket).context("vsock listener")
 }
 
 /// Takes vsock connections for as long as the node runs.
