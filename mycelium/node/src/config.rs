@@ -276,8 +276,7 @@ impl Settings {
             key_file: self.key_file.clone(),
             peers,
             tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
-            quic_listen_port: has_quic
-                .then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
+            quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
             vsock_listen_port: self.vsock_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,
@@ -312,7 +311,9 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         assert!(parse("tcp_listen_prot = 1").is_err());
         assert!(parse("tcp_listen_port = 65536").is_err());
-        for (peers, name) in [(vec!["192.0.2.1"], "my0"), (vec![], "a-name-of-17-byte"), (vec![], "")] {
+        for (peers, name) in
+            [(vec!["192.0.2.1"], "my0"), (vec![], "a-name-of-17-byte"), (vec![], "")]
+        {
             let settings = Settings {
                 peers: peers.into_iter().map(str::to_owned).collect(),
                 tun_name: Some(name.to_owned()),

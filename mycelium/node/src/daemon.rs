@@ -234,15 +234,13 @@ fn api_listener(address: ApiAddress, flag: &'static str) -> anyhow::Result<Optio
             tracing::warn!(address = %address.address, error = %source, "no API there");
             Ok(None)
         }
-        Err(source) => Err(ListenError { port: address.address.port().into(), flag, source }.into()),
+        Err(source) => {
+            Err(ListenError { port: address.address.port().into(), flag, source }.into())
+        }
     }
 }
 
-fn serve_apis(
-    control: &Arc<NodeControl>,
-    http: Option<TcpListener>,
-    rpc: Option<TcpListener>,
-) {
+fn serve_apis(control: &Arc<NodeControl>, http: Option<TcpListener>, rpc: Option<TcpListener>) {
     if let Some(listener) = http {
         tokio::spawn(api::serve_http(Arc::clone(control) as Arc<dyn Control>, listener));
     }

@@ -105,7 +105,8 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let whole = || text.to_owned();
-        let (protocol, rest) = text.split_once("://").ok_or_else(|| EndpointError::Form(whole()))?;
+        let (protocol, rest) =
+            text.split_once("://").ok_or_else(|| EndpointError::Form(whole()))?;
         let protocol = match protocol.to_ascii_lowercase().as_str() {
             "tcp" => Protocol::Tcp,
             "tls" => Protocol::Tls,

@@ -92,7 +92,8 @@ pub fn read(path: &Path) -> Result<SecretKey, KeyFileError> {
     file.take(KEY_SIZE as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     let Ok(key) = <[u8; KEY_SIZE]>::try_from(bytes.as_slice()) else {
         let is_longer = bytes.len() > KEY_SIZE;
-        let size = if is_longer { format!("more than {KEY_SIZE}") } else { bytes.len().to_string() };
+        let size =
+            if is_longer { format!("more than {KEY_SIZE}") } else { bytes.len().to_string() };
         return Err(KeyFileError::Size { path: path.to_owned(), size });
     };
     Ok(SecretKey::from_bytes(key))

@@ -66,9 +66,7 @@ fn main() -> ExitCode {
         Some(Command::Stats(stats)) => cli::node::stats(stats, client),
         Some(Command::Message(message)) => cli::message::run(message, client),
         Some(Command::Inspect(inspect)) => cli::keys::inspect(inspect, &arguments.settings),
-        Some(Command::GenerateKeys(generate)) => {
-            cli::keys::generate(generate, &arguments.settings)
-        }
+        Some(Command::GenerateKeys(generate)) => cli::keys::generate(generate, &arguments.settings),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -104,7 +104,9 @@ fn family(
     values: &[(&str, u64)],
 ) -> fmt::Result {
     writeln!(out, "# TYPE {name} {kind}")?;
-    values.iter().try_for_each(|(value, count)| writeln!(out, "{name}{{{label}=\"{value}\"}} {count}"))
+    values
+        .iter()
+        .try_for_each(|(value, count)| writeln!(out, "{name}{{{label}=\"{value}\"}} {count}"))
 }
 
 fn single(out: &mut impl Write, name: &str, kind: &str, count: u64) -> fmt::Result {
@@ -113,9 +115,9 @@ fn single(out: &mut impl Write, name: &str, kind: &str, count: u64) -> fmt::Resu
 
 /// Memory of this process, in bytes: the second field of `/proc/self/statm`, in pages.
 fn resident_size() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
-        text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()
-    });
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 

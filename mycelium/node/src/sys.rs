@@ -114,9 +114,8 @@ pub(crate) fn set_tcp_unsent_size_max(socket: impl AsFd, size: u32) -> io::Resul
 fn set_option(socket: impl AsFd, level: c_int, name: c_int, value: u32) -> io::Result<()> {
     let pointer = (&raw const value).cast();
     // SAFETY: the pointer and the length describe `value`, which outlives the call.
-    let done = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, pointer, VALUE_SIZE)
-    };
+    let done =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, pointer, VALUE_SIZE) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -136,7 +135,13 @@ impl VsockAddress {
     pub(crate) const CID_ANY: u32 = u32::MAX;
 
     pub(crate) fn new(cid: u32, port: u32) -> Self {
-        Self { family: AddressFamily::VSOCK.as_raw(), reserved: 0, port, cid, flags_and_zero: [0; 4] }
+        Self {
+            family: AddressFamily::VSOCK.as_raw(),
+            reserved: 0,
+            port,
+            cid,
+            flags_and_zero: [0; 4],
+        }
     }
 }
 

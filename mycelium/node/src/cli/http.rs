@@ -124,8 +124,12 @@ mod tests {
         let answer = parse(b"HTTP/1.1 409 Conflict\r\nContent-Length: 2\r\n\r\nno").unwrap();
         assert_eq!((answer.status, &answer.body[..]), (409, &b"no"[..]));
         assert_eq!(answer.check().unwrap_err().to_string(), "the node answers 409: no");
-        for bad in ["", "HTTP/1.1 200 OK\r\n", "junk\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"] {
+        for bad in [
+            "",
+            "HTTP/1.1 200 OK\r\n",
+            "junk\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }

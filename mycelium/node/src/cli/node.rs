@@ -82,7 +82,9 @@ pub(crate) fn peers(arguments: &PeersArguments, client: Client) -> anyhow::Resul
         PeersCommand::Add { peers } => {
             for peer in peers {
                 let body = json!({ "endpoint": peer });
-                client.ask("POST", "/admin/peers", Some(&body), std::time::Duration::ZERO)?.check()?;
+                client
+                    .ask("POST", "/admin/peers", Some(&body), std::time::Duration::ZERO)?
+                    .check()?;
             }
             Ok(())
         }

@@ -95,7 +95,9 @@ impl<'a> Egress<'a> {
 
     /// Takes what TUN gave: a header and a packet.
     fn take(&mut self, bytes: &mut [u8]) {
-        let Some((header, packet)) = bytes.split_first_chunk_mut::<{ vnet::SIZE }>() else { return };
+        let Some((header, packet)) = bytes.split_first_chunk_mut::<{ vnet::SIZE }>() else {
+            return;
+        };
         let header = VnetHeader::decode(header);
         match self.judge(packet) {
             Verdict::Send { source, destination, hop_limit } => {

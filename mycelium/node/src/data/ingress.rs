@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mycelium_wire::control::Tlv;
-use mycelium_wire::frame::{self, DATA_HEADER_SIZE, DATA_HOP_LIMIT_OFFSET, DataHeader, Frame};
 use mycelium_wire::frame::FrameError;
+use mycelium_wire::frame::{self, DATA_HEADER_SIZE, DATA_HOP_LIMIT_OFFSET, DataHeader, Frame};
 use mycelium_wire::icmp::{self, IcmpError, OutOfBand};
 use mycelium_wire::identity::Subnet;
 use mycelium_wire::inner::{self, INNER_HEADER_SIZE, InnerType};
@@ -231,7 +231,8 @@ impl Inbound for Ingress<'_> {
 
     fn arrived(&mut self, size: usize) {
         let Some((link, _)) = self.link else { return };
-        if link.heard(size) && self.plane.signals.try_send(Signal::Heard(Arc::clone(link))).is_err() {
+        if link.heard(size) && self.plane.signals.try_send(Signal::Heard(Arc::clone(link))).is_err()
+        {
             link.listen();
         }
     }
@@ -251,7 +252,10 @@ impl DataPlane {
     /// Tells the source of a packet on its way through this node why it was dropped.
     fn refuse(&self, header: DataHeader, body: &[u8], error: IcmpError) {
         let answers_itself = Prefix::of(header.source) == self.own;
-        if answers_itself || header.source.is_multicast() || !lock(&self.errors).take(Instant::now()) {
+        if answers_itself
+            || header.source.is_multicast()
+            || !lock(&self.errors).take(Instant::now())
+        {
             return;
         }
         let source = Subnet::of(self.address).network();

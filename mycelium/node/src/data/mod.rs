@@ -239,9 +239,10 @@ impl DataPlane {
             let _ = self.signals.try_send(Signal::Wanted(prefix.subnet()));
         }
         // The route may have been found since it was looked up.
-        let is_known = self.table.get(prefix).is_some_and(|destination| {
-            kind == Kind::Arrived || destination.link().is_some()
-        });
+        let is_known = self
+            .table
+            .get(prefix)
+            .is_some_and(|destination| kind == Kind::Arrived || destination.link().is_some());
         if is_known {
             self.release(prefix, now);
         }

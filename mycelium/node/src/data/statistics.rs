@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn runs_are_counted_by_both_ends_and_addresses_are_bounded() {
         let (all, mut tally) = (Statistics::default(), Tally::default());
-        let [a, b, c] = [1, 2, 3].map(|last| Ipv6Addr::from(last as u128));
+        let [a, b, c] = [1_u128, 2, 3].map(Ipv6Addr::from);
         for (source, destination) in [(a, b), (a, b), (a, c)] {
             tally.add(source, destination, 100, &all);
         }
@@ -119,8 +119,8 @@ mod tests {
         };
         assert_eq!(of(&shown.by_source), [(a, 3, 300)]);
         assert_eq!(of(&shown.by_destination), [(b, 2, 200), (c, 1, 100)]);
-        for number in 0..10_000 {
-            tally.add(Ipv6Addr::from(number as u128), b, 1, &all);
+        for number in 0..10_000_u128 {
+            tally.add(Ipv6Addr::from(number), b, 1, &all);
         }
         tally.flush(&all);
         assert_eq!(all.shown().by_source.len(), ADDRESS_COUNT_MAX);

@@ -102,7 +102,10 @@ mod tests {
                 *dropped += u32::from(codel.drops(now - Duration::from_millis(50), false, now));
             }
         }
-        assert!(dropped[0] > 5 && dropped[1] > dropped[0] && dropped[2] > dropped[1], "{dropped:?}");
+        assert!(
+            dropped[0] > 5 && dropped[1] > dropped[0] && dropped[2] > dropped[1],
+            "{dropped:?}"
+        );
         let now = start + Duration::from_secs(3);
         assert!(!codel.drops(now - Duration::from_millis(1), false, now));
     }

@@ -95,7 +95,11 @@ impl Outbound {
     }
 
     /// Sends a control packet, before all data that waits.
-    pub(crate) fn send_control(&mut self, socket: &impl Transmit, packet: &[u8]) -> io::Result<Sent> {
+    pub(crate) fn send_control(
+        &mut self,
+        socket: &impl Transmit,
+        packet: &[u8],
+    ) -> io::Result<Sent> {
         if self.is_empty() {
             let sent = transmit(socket, packet)?;
             if sent == packet.len() {
@@ -329,14 +333,14 @@ mod tests {
         ) {
             let (mut outbound, now) = (Outbound::default(), Instant::now());
             let pipe = Pipe::new(0, 100);
-            for (number, (size, room, _)) in steps.iter().enumerate() {
+            for (number, (size, room, _)) in (0_u8..).zip(&steps) {
                 pipe.room.set(pipe.room.get() + room);
-                outbound.send_data(&pipe, &packet(number as u8, *size), now).unwrap();
+                outbound.send_data(&pipe, &packet(number, *size), now).unwrap();
                 outbound.drain(&pipe, now).unwrap();
             }
             pipe.room.set(usize::MAX);
             prop_assert_eq!(outbound.drain(&pipe, now).unwrap(), Sent::Done);
-            let expected: Vec<u8> = (0..steps.len()).map(|number| number as u8).collect();
+            let expected: Vec<u8> = (0_u8..).take(steps.len()).collect();
             prop_assert_eq!(numbers(&pipe.taken.borrow()), expected);
         }
     }

@@ -91,8 +91,7 @@ impl Connector {
     }
 
     async fn dial_tcp(&self, address: SocketAddr) -> anyhow::Result<Connection> {
-        let socket =
-            if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         self.mark(&socket)?;
         Ok(self.tcp(socket.connect(address).await?, Side::Client).await?)
     }

@@ -13,8 +13,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::tls::Side;
-use crate::peers::connect::{Connector, canonical, vsock, vsock_socket};
 use crate::peers::Peers;
+use crate::peers::connect::{Connector, canonical, vsock, vsock_socket};
 use crate::sys::{self, VsockAddress};
 
 /// Connections that the kernel keeps until they are taken.

@@ -302,7 +302,9 @@ impl Peers {
                         backoff = Backoff::default();
                     }
                 }
-                Err(error) => tracing::debug!(%endpoint, error = format!("{error:#}"), "not reached"),
+                Err(error) => {
+                    tracing::debug!(%endpoint, error = format!("{error:#}"), "not reached");
+                }
             }
             self.update(&endpoint, &stop, |record| record.state = PeerState::Dead);
             let is_lost = backoff.failures >= DISCOVERED_FAILURE_COUNT_MAX;
@@ -407,9 +409,7 @@ impl Peers {
 /// Connections that came from the IP address of this one.
 fn inbound_count_from(records: &BTreeMap<Endpoint, Record>, endpoint: &Endpoint) -> usize {
     let Address::Socket(from) = endpoint.address else { return 0 };
-    let is_from = |known: &Endpoint| {
-        matches!(known.address, Address::Socket(address) if address.ip() == from.ip())
-    };
+    let is_from = |known: &Endpoint| matches!(known.address, Address::Socket(address) if address.ip() == from.ip());
     let inbound = records.iter().filter(|(_, record)| record.kind == PeerKind::Inbound);
     inbound.filter(|(known, _)| is_from(known)).count()
 }

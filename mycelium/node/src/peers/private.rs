@@ -85,8 +85,7 @@ impl PrivateNetwork {
         let file = File::open(key_file).map_err(failed)?;
         file.take(KEY_SIZE as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
         let key = <[u8; KEY_SIZE]>::try_from(bytes.as_slice()).map(Zeroizing::new);
-        let key =
-            key.map_err(|_| PrivateNetworkError::KeySize { path: key_file.to_owned() })?;
+        let key = key.map_err(|_| PrivateNetworkError::KeySize { path: key_file.to_owned() })?;
         let client = client_context(name.to_owned(), key.clone())?;
         let server = server_context(name.to_owned(), key)?;
         Ok(Self { client, server, name: name.to_owned() })

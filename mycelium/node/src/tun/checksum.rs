@@ -22,7 +22,12 @@ impl Sum {
 
     /// The same, from addresses.
     #[cfg(test)]
-    pub(crate) fn between(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, size: u32) -> Self {
+    pub(crate) fn between(
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+        protocol: u8,
+        size: u32,
+    ) -> Self {
         let mut packet = [0; 40];
         packet[8..24].copy_from_slice(&source.octets());
         packet[24..].copy_from_slice(&destination.octets());

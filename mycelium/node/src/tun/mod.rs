@@ -81,7 +81,11 @@ impl TunError {
 impl Tun {
     /// Makes the device `name` with `queue_count` queues, gives it the node's address, and starts it.
     /// The address has the overlay's prefix length, so the kernel routes the overlay to it.
-    pub(crate) fn open(name: &str, queue_count: usize, address: Ipv6Addr) -> Result<Self, TunError> {
+    pub(crate) fn open(
+        name: &str,
+        queue_count: usize,
+        address: Ipv6Addr,
+    ) -> Result<Self, TunError> {
         let failed = |step| move |source| TunError::Open { name: name.to_owned(), step, source };
         let mut queues = Vec::with_capacity(queue_count);
         for _ in 0..queue_count {
@@ -93,9 +97,8 @@ impl Tun {
             let refused = failed("the kernel refuses segmentation offload");
             sys::set_tun_offload(&queues[0], offload).map_err(refused)?;
         }
-        sys::configure_interface(name, MTU, address, OVERLAY.prefix_len()).map_err(|source| {
-            TunError::Configure { name: name.to_owned(), address, source }
-        })?;
+        sys::configure_interface(name, MTU, address, OVERLAY.prefix_len())
+            .map_err(|source| TunError::Configure { name: name.to_owned(), address, source })?;
         Ok(Self { queues, offload })
     }
 

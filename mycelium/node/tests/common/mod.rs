@@ -155,19 +155,37 @@ impl Lab {
 
     /// Sends a datagram of `size` bytes to an [`Self::echo`] each 100 ms until one comes back, and gives
     /// how long that took.
-    pub(crate) fn reach(&self, from: usize, to: Ipv6Addr, size: usize, patience: Duration) -> Option<Duration> {
-        let (from, start) = (self.inside(from, move || pings(to, size, patience, true)), Instant::now());
+    pub(crate) fn reach(
+        &self,
+        from: usize,
+        to: Ipv6Addr,
+        size: usize,
+        patience: Duration,
+    ) -> Option<Duration> {
+        let (from, start) =
+            (self.inside(from, move || pings(to, size, patience, true)), Instant::now());
         let lost = from.join().unwrap();
         (lost.answered > 0).then(|| start.elapsed())
     }
 
     /// Sends datagrams for `time`, ten a second.
-    pub(crate) fn ping(&self, from: usize, to: Ipv6Addr, time: Duration) -> thread::JoinHandle<Pings> {
+    pub(crate) fn ping(
+        &self,
+        from: usize,
+        to: Ipv6Addr,
+        time: Duration,
+    ) -> thread::JoinHandle<Pings> {
         self.inside(from, move || pings(to, 64, time, false))
     }
 
     /// Sends `size` bytes over TCP from one node to another, and checks that they are those that arrive.
-    pub(crate) fn transfer(&self, from: usize, to: usize, address: Ipv6Addr, size: usize) -> Duration {
+    pub(crate) fn transfer(
+        &self,
+        from: usize,
+        to: usize,
+        address: Ipv6Addr,
+        size: usize,
+    ) -> Duration {
         let target = SocketAddr::from((address, 4000));
         let receiver = self.inside(to, move || {
             let start = Instant::now();
