@@ -74,7 +74,10 @@ fn settle(messages: &mut Messages, now: Instant, sent: &mut Vec<(std::net::Ipv6A
         count += 1;
         assert!(count <= PACKET_COUNT_MAX, "no rest");
     }
-    assert!(messages.deadline().is_none_or(|deadline| deadline > now), "a deadline that is no more");
+    assert!(
+        messages.deadline().is_none_or(|deadline| deadline > now),
+        "a deadline that is no more"
+    );
     while let Some(event) = messages.poll_event() {
         match event {
             Event::Arrived => {}

@@ -10,9 +10,7 @@ use axum::routing::{delete, get};
 use axum::{Json, Router};
 use serde::Deserialize;
 
-use super::types::{
-    NodeInfo, PacketStatistics, PeerInfo, PublicKeyInfo, QueriedSubnet, RouteInfo,
-};
+use super::types::{NodeInfo, PacketStatistics, PeerInfo, PublicKeyInfo, QueriedSubnet, RouteInfo};
 use super::{Control, PeerError};
 
 /// What handlers ask.

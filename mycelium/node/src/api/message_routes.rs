@@ -118,9 +118,7 @@ async fn send(
         return Ok((StatusCode::CREATED, Json(IdInfo { id })).into_response());
     };
     Ok(match mailbox.ask(request.into(), Duration::from_secs(wait)).await? {
-        Answer::Reply(message) => {
-            Json(MessageInfo::new(&message, &mailbox.own())).into_response()
-        }
+        Answer::Reply(message) => Json(MessageInfo::new(&message, &mailbox.own())).into_response(),
         Answer::None(id) => {
             (StatusCode::REQUEST_TIMEOUT, Json(IdInfo { id: id.to_string() })).into_response()
         }
@@ -136,10 +134,7 @@ async fn reply(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn status(
-    State(node): Node,
-    Path(id): Path<String>,
-) -> Result<Json<StatusInfo>, Refusal> {
+async fn status(State(node): Node, Path(id): Path<String>) -> Result<Json<StatusInfo>, Refusal> {
     let status = node.mailbox().status(message_id(&id)?).ok_or(Refusal::UnknownMessage)?;
     Ok(Json(status.into()))
 }
@@ -161,18 +156,12 @@ async fn topics(State(node): Node) -> Json<Vec<String>> {
     Json(node.mailbox().with_topics(|topics| topics.topics().map(base64).collect()))
 }
 
-async fn add_topic(
-    State(node): Node,
-    Json(topic): Json<Vec<u8>>,
-) -> Result<StatusCode, Refusal> {
+async fn add_topic(State(node): Node, Json(topic): Json<Vec<u8>>) -> Result<StatusCode, Refusal> {
     node.mailbox().with_topics(|topics| topics.add(topic))?;
     Ok(StatusCode::CREATED)
 }
 
-async fn remove_topic(
-    State(node): Node,
-    Path(topic): Path<String>,
-) -> Result<StatusCode, Refusal> {
+async fn remove_topic(State(node): Node, Path(topic): Path<String>) -> Result<StatusCode, Refusal> {
     let topic = topic_bytes(&topic)?;
     node.mailbox().with_topics(|topics| topics.remove(&topic))?;
     Ok(StatusCode::NO_CONTENT)
@@ -250,9 +239,8 @@ async fn remove_forward(
 }
 
 fn message_id(text: &str) -> Result<MessageId, Refusal> {
-    text.parse().map_err(|error: mycelium_wire::message::MessageIdError| {
-        Refusal::Id(error.to_string())
-    })
+    text.parse()
+        .map_err(|error: mycelium_wire::message::MessageIdError| Refusal::Id(error.to_string()))
 }
 
 fn topic_bytes(text: &str) -> Result<Vec<u8>, Refusal> {
@@ -260,7 +248,6 @@ fn topic_bytes(text: &str) -> Result<Vec<u8>, Refusal> {
 }
 
 fn subnet(text: &str) -> Result<Subnet, Refusal> {
-    text.parse().map_err(|error: mycelium_wire::identity::SubnetError| {
-        Refusal::Subnet(error.to_string())
-    })
+    text.parse()
+        .map_err(|error: mycelium_wire::identity::SubnetError| Refusal::Subnet(error.to_string()))
 }

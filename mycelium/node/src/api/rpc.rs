@@ -51,10 +51,7 @@ async fn by_post(
     }
 }
 
-async fn by_websocket(
-    State(node): State<Arc<dyn Control>>,
-    upgrade: WebSocketUpgrade,
-) -> Response {
+async fn by_websocket(State(node): State<Arc<dyn Control>>, upgrade: WebSocketUpgrade) -> Response {
     let upgrade = upgrade.max_message_size(BODY_SIZE_MAX).max_frame_size(BODY_SIZE_MAX);
     upgrade.on_upgrade(|socket| converse(node, socket))
 }

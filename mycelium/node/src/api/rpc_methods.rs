@@ -181,8 +181,8 @@ fn topic_call(
         }
         "getTopicForwardSocket" => {
             let topic = parameters.topic()?;
-            let path =
-                mailbox.with_topics(|topics| topics.forward(&topic).map(|path| path.map(PathBuf::from)))?;
+            let path = mailbox
+                .with_topics(|topics| topics.forward(&topic).map(|path| path.map(PathBuf::from)))?;
             result(path)
         }
         "setTopicForwardSocket" => {
@@ -271,9 +271,8 @@ impl Parameters {
 }
 
 fn message_id(text: &str, code: i64) -> Result<MessageId, RpcError> {
-    let wrong = |error: mycelium_wire::message::MessageIdError| {
-        RpcError::new(code, error.to_string())
-    };
+    let wrong =
+        |error: mycelium_wire::message::MessageIdError| RpcError::new(code, error.to_string());
     text.parse().map_err(wrong)
 }
 

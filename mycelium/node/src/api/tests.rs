@@ -196,8 +196,7 @@ async fn http_tells_about_the_node() {
     let queried = json!([{ "subnet": "400:2::/64", "expiration": "9" }]);
     assert_eq!(get("/admin/routes/queried").await, (200, queried));
     let (_, statistics) = get("/admin/stats/packets").await;
-    let count =
-        json!({ "ip": key(1).address().to_string(), "packetCount": 1, "byteCount": 2 });
+    let count = json!({ "ip": key(1).address().to_string(), "packetCount": 1, "byteCount": 2 });
     assert_eq!(statistics, json!({ "bySource": [count], "byDestination": [] }));
     let public_key = json!({ "publicKey": key(1).to_string() });
     assert_eq!(get(&format!("/pubkey/{}", key(1).address())).await, (200, public_key));
@@ -238,14 +237,21 @@ async fn http_adds_and_removes_peers() {
 #[tokio::test]
 async fn http_sends_and_receives_messages() {
     let (servers, other) = served().await;
-    let to_other = json!({ "dst": { "pk": key(2).to_string() }, "topic": "dG9waWM=", "payload": "aGVsbG8=" });
+    let to_other =
+        json!({ "dst": { "pk": key(2).to_string() }, "topic": "dG9waWM=", "payload": "aGVsbG8=" });
     let (status, sent) = servers.http("POST", "/messages", Some(to_other.clone())).await;
     assert_eq!(status, 201);
     let message = other.pop(Some(b"topic"), false, Duration::from_secs(10)).await.unwrap();
-    assert_eq!((&*message.payload, message.id.to_string().as_str()), (&b"hello"[..], sent["id"].as_str().unwrap()));
+    assert_eq!(
+        (&*message.payload, message.id.to_string().as_str()),
+        (&b"hello"[..], sent["id"].as_str().unwrap())
+    );
     let path = format!("/messages/status/{}", message.id);
     let (_, status) = servers.http("GET", &path, None).await;
-    assert_eq!((&status["dst"], &status["msgLen"]), (&json!(key(2).address().to_string()), &json!(5)));
+    assert_eq!(
+        (&status["dst"], &status["msgLen"]),
+        (&json!(key(2).address().to_string()), &json!(5))
+    );
     let seconds = |name: &str| status[name].as_u64().unwrap();
     assert!(seconds("deadline").abs_diff(seconds("created") + 300) <= 2);
     assert_eq!(servers.http("GET", "/messages/status/0011223344556677", None).await.0, 404);
@@ -283,7 +289,10 @@ async fn http_gives_messages_that_arrived() {
     let message = crate::messages::Outbound { destination: peer(1).address, topic, payload };
     let waiting = servers.http("GET", "/messages?timeout=10&peek=true&topic=YQ%3D%3D", None);
     let (peeked, id) = tokio::join!(waiting, async { other.push(message).unwrap() });
-    assert_eq!((peeked.0, &peeked.1["topic"], &peeked.1["payload"]), (200, &json!("YQ=="), &json!("Yg==")));
+    assert_eq!(
+        (peeked.0, &peeked.1["topic"], &peeked.1["payload"]),
+        (200, &json!("YQ=="), &json!("Yg=="))
+    );
     assert_eq!(peeked.1["id"], id.to_string());
     assert_eq!(servers.http("GET", "/messages?topic=Yg%3D%3D", None).await.0, 204);
     assert_eq!(servers.http("GET", "/messages", None).await, peeked);
@@ -318,7 +327,9 @@ async fn http_refuses_bodies_of_every_wrong_shape() {
     assert_eq!(post(outside).await, 400);
     let topic = super::types::base64(&[0; 256]);
     assert_eq!(post(json!({ "dst": ip, "topic": topic, "payload": "" })).await, 400);
-    let text = request(servers.http, "POST", "/api/v1/messages", "content-type: text/plain\r\n", "{}").await;
+    let text =
+        request(servers.http, "POST", "/api/v1/messages", "content-type: text/plain\r\n", "{}")
+            .await;
     assert_eq!(text.0, 415);
     let page = request(servers.http, "GET", "/api/v1/messages", "origin: http://x\r\n", "").await;
     assert_eq!(page.0, 403);
@@ -460,7 +471,9 @@ async fn rpc_speaks_json_rpc_2() {
     let (_, batch) = post(&format!("[{notification},{request},1]")).await;
     assert_eq!(batch.as_array().unwrap().len(), 2);
     assert_eq!((&batch[0]["id"], &batch[1]["error"]["code"]), (&json!("x"), &json!(-32600)));
-    let text = super::tests::request(servers.rpc, "POST", "/", "content-type: text/plain\r\n", request).await;
+    let text =
+        super::tests::request(servers.rpc, "POST", "/", "content-type: text/plain\r\n", request)
+            .await;
     assert_eq!(text.0, 415);
 }
 
@@ -480,7 +493,8 @@ async fn rpc_answers_over_a_websocket_as_answers_come() {
     }
     assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
     // One that waits, then one that does not.
-    send_frame(&mut stream, r#"{"jsonrpc":"2.0","id":1,"method":"popMessage","params":[false,2]}"#).await;
+    send_frame(&mut stream, r#"{"jsonrpc":"2.0","id":1,"method":"popMessage","params":[false,2]}"#)
+        .await;
     send_frame(&mut stream, r#"{"jsonrpc":"2.0","id":2,"method":"getTopics"}"#).await;
     assert_eq!(receive_frame(&mut stream).await["id"], 2);
     let late = receive_frame(&mut stream).await;

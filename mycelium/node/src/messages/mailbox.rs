@@ -283,7 +283,8 @@ mod tests {
         for (from, to) in [(0, 1), (1, 0)] {
             let (from, to) = (Arc::clone(&boxes[from]), Arc::clone(&boxes[to]));
             tokio::spawn(async move {
-                from.run(|destination, payload| to.received(from.own(), destination, payload)).await;
+                from.run(|destination, payload| to.received(from.own(), destination, payload))
+                    .await;
             });
         }
         boxes

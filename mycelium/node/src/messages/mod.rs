@@ -262,13 +262,7 @@ impl Messages {
 
     /// Takes a packet that `source` sealed for `destination`, an address of this node. What makes no
     /// sense is ignored.
-    pub fn received(
-        &mut self,
-        source: Peer,
-        destination: Ipv6Addr,
-        payload: &[u8],
-        now: Instant,
-    ) {
+    pub fn received(&mut self, source: Peer, destination: Ipv6Addr, payload: &[u8], now: Instant) {
         let Ok(packet) = MessagePacket::parse(payload) else { return };
         let MessagePacket { id, is_reply, kind } = packet;
         let key = (source.key, id);

@@ -299,10 +299,9 @@ impl Record {
 
     fn poll(&mut self, id: MessageId, now: Instant, out: &mut Vec<u8>) -> Option<Ipv6Addr> {
         let kind = match &mut self.phase {
-            Phase::Offered(retry) => retry.is_due(now).then_some(MessageKind::Init {
-                length: self.length as u64,
-                topic: &self.topic,
-            })?,
+            Phase::Offered(retry) => retry
+                .is_due(now)
+                .then_some(MessageKind::Init { length: self.length as u64, topic: &self.topic })?,
             Phase::Sending(window) => {
                 window.check_timeout(now);
                 let index = window.send(now)?;
