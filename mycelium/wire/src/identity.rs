@@ -144,7 +144,7 @@ impl FromStr for PublicKey {
             return Err(PublicKeyError::Length(text.len()));
         }
         let mut digits = text.chars().map(|c| c.to_digit(16).ok_or(PublicKeyError::Digit(c)));
-        let mut next = || digits.next().unwrap_or_else(|| Err(PublicKeyError::Length(text.len())));
+        let mut next = || digits.next().unwrap_or(Err(PublicKeyError::Length(text.len())));
         let mut bytes = [0; KEY_SIZE];
         for byte in &mut bytes {
             let pair = next()? << 4 | next()?;
