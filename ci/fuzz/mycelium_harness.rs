@@ -81,7 +81,14 @@ fn answer(packet: &[u8]) {
     let header = packet.first_chunk().expect("what may be answered has a header");
     let (source, destination) = icmp::addresses(header);
     let mut error = Vec::new();
-    icmp::write_error(IcmpError::TimeExceeded, destination, source, ERROR_HOP_LIMIT, packet, &mut error);
+    icmp::write_error(
+        IcmpError::TimeExceeded,
+        destination,
+        source,
+        ERROR_HOP_LIMIT,
+        packet,
+        &mut error,
+    );
     assert!(error.len() <= ERROR_SIZE_MAX);
     assert!(!icmp::may_answer(&error, true), "an error is answered with an error");
 }

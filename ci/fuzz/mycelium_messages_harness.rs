@@ -3,6 +3,7 @@
 //! Shared by the fuzz target and by `mycelium/node/tests/fuzz_corpus.rs`, which feeds the committed
 //! corpus through it in every test run.
 
+use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use mycelium_node::messages::{Event, Messages, Outbound, Peer, Topics};
@@ -19,7 +20,7 @@ pub(crate) fn messages(script: &[u8]) {
     let mut messages = Messages::new(Topics::default());
     let mut now = Instant::now();
     let mut script = script.iter().copied();
-    let mut sent = Vec::new();
+    let mut sent: Vec<(Ipv6Addr, Vec<u8>)> = Vec::new();
     while let (Some(step), Some(operand)) = (script.next(), script.next()) {
         let source = peer(1 + operand % 3);
         match step % 8 {
@@ -66,7 +67,7 @@ fn peer(number: u8) -> Peer {
 }
 
 /// Takes all packets and events.
-fn settle(messages: &mut Messages, now: Instant, sent: &mut Vec<(std::net::Ipv6Addr, Vec<u8>)>) {
+fn settle(messages: &mut Messages, now: Instant, sent: &mut Vec<(Ipv6Addr, Vec<u8>)>) {
     let mut count = 0;
     let mut packet = Vec::new();
     while let Some(destination) = messages.poll_packet(now, &mut packet) {

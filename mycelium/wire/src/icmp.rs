@@ -125,9 +125,8 @@ pub fn may_answer(packet: &[u8], is_too_big: bool) -> bool {
 pub fn addresses(header: &[u8; IPV6_HEADER_SIZE]) -> (Ipv6Addr, Ipv6Addr) {
     let (_, addresses) = header.split_at(8);
     let (source, destination) = addresses.split_at(16);
-    let address = |bytes: &[u8]| {
-        Ipv6Addr::from(*bytes.first_chunk::<16>().expect("an address has 16 bytes"))
-    };
+    let address =
+        |bytes: &[u8]| Ipv6Addr::from(*bytes.first_chunk::<16>().expect("an address has 16 bytes"));
     (address(source), address(destination))
 }
 

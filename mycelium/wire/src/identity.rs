@@ -144,7 +144,7 @@ impl FromStr for PublicKey {
             return Err(PublicKeyError::Length(text.len()));
         }
         let mut digits = text.chars().map(|c| c.to_digit(16).ok_or(PublicKeyError::Digit(c)));
-        let mut next = || digits.next().unwrap_or_else(|| Err(PublicKeyError::Length(text.len())));
+        let mut next = || digits.next().unwrap_or(Err(PublicKeyError::Length(text.len())));
         let mut bytes = [0; KEY_SIZE];
         for byte in &mut bytes {
             let pair = next()? << 4 | next()?;
@@ -249,10 +249,7 @@ impl Subnet {
     /// The prefix of the node that owns `address`: its /64.
     #[must_use]
     pub const fn of(address: Ipv6Addr) -> Self {
-        Self {
-            network: address.to_bits() & mask(NODE_PREFIX_LEN),
-            prefix_len: NODE_PREFIX_LEN,
-        }
+        Self { network: address.to_bits() & mask(NODE_PREFIX_LEN), prefix_len: NODE_PREFIX_LEN }
     }
 
     /// Whether `address` begins with this prefix.
@@ -383,7 +380,8 @@ mod tests {
             assert_eq!(text.parse::<Subnet>().unwrap().to_string(), text);
         }
         assert_eq!(OVERLAY.to_string(), "400::/7");
-        for text in ["400::", "400::/", "400::/129", "400::/1000", "x/7", "400::1/64", "10.0.0.0/8"] {
+        for text in ["400::", "400::/", "400::/129", "400::/1000", "x/7", "400::1/64", "10.0.0.0/8"]
+        {
             assert!(text.parse::<Subnet>().is_err(), "{text}");
         }
     }

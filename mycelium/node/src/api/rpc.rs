@@ -94,7 +94,7 @@ pub(super) async fn answer(node: &Arc<dyn Control>, request: &[u8]) -> Option<Va
             for request in batch {
                 answers.extend(answer_one(node, request).await);
             }
-            (!answers.is_empty()).then(|| Value::Array(answers))
+            (!answers.is_empty()).then_some(Value::Array(answers))
         }
         Ok(request) => answer_one(node, request).await,
         Err(error) => {

@@ -6,8 +6,10 @@
 //! ```
 //!
 //! A message is known by its sender's key and its id, so that nobody touches another's. Nothing is
-//! allocated for what an INIT promises; each part costs what it is plus [`PART_OVERHEAD`], and counts
-//! against its source and against all. What finds no room is not acknowledged, and comes again.
+//! allocated for what an INIT promises: each part costs what it is plus [`PART_OVERHEAD`], and counts
+//! against all. Against its source alone a promise counts as if it were kept, so that the messages of
+//! one sender can't each have a part of the room and wait for the rest. What finds no room is not
+//! acknowledged, and comes again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv6Addr;
@@ -69,11 +71,12 @@ struct Pending {
     last_heard: Instant,
 }
 
-/// What one source's pending messages take.
+/// What one source's pending messages may take.
 #[derive(Debug, Default)]
 struct Usage {
     count: usize,
-    size: usize,
+    /// Bytes that they will have.
+    promised: u64,
 }
 
 impl Pending {
@@ -98,13 +101,15 @@ impl Incoming {
             Some(_) => self.forget(key),
             None => {}
         }
-        if self.count_of(&key.0) >= PENDING_PER_SOURCE_MAX {
+        if !self.has_room_for_promise(&key.0, offer.length) {
             return false;
         }
         if self.pending.len() >= PENDING_COUNT_MAX && !self.forget_idle(key, now) {
             return false;
         }
-        self.sources.entry(key.0).or_default().count += 1;
+        let usage = self.sources.entry(key.0).or_default();
+        usage.count += 1;
+        usage.promised += offer.length;
         self.idle.insert((now, key));
         let pending = Pending { offer, parts: BTreeMap::new(), received: 0, last_heard: now };
         self.pending.insert(key, pending);
@@ -127,9 +132,7 @@ impl Incoming {
         let Some(pending) = self.pending.get_mut(&key) else { return false };
         pending.parts.insert(part.index, (part.offset, part.data.into()));
         pending.received += part.data.len();
-        let cost = part.data.len() + PART_OVERHEAD;
-        self.size += cost;
-        self.sources.entry(key.0).or_default().size += cost;
+        self.size += part.data.len() + PART_OVERHEAD;
         self.touch(key, now);
         true
     }
@@ -191,16 +194,16 @@ impl Incoming {
         }
     }
 
-    fn count_of(&self, source: &PublicKey) -> usize {
-        self.sources.get(source).map_or(0, |usage| usage.count)
+    /// Whether this source may begin one more message.
+    fn has_room_for_promise(&self, source: &PublicKey, length: u64) -> bool {
+        self.sources.get(source).is_none_or(|usage| {
+            usage.count < PENDING_PER_SOURCE_MAX
+                && usage.promised + length <= PENDING_SIZE_PER_SOURCE_MAX as u64
+        })
     }
 
-    /// Whether `key` may take this much more; idle messages of all, but not this one, make room for it.
+    /// Whether `key` may take this much more; idle messages, but not this one, make room for it.
     fn make_room(&mut self, key: Key, cost: usize, now: Instant) -> bool {
-        let used = self.sources.get(&key.0).map_or(0, |usage| usage.size);
-        if used + cost > PENDING_SIZE_PER_SOURCE_MAX {
-            return false;
-        }
         while self.size + cost > PENDING_SIZE_MAX {
             if !self.forget_idle(key, now) {
                 return false;
@@ -226,7 +229,7 @@ impl Incoming {
         self.size -= pending.size();
         if let Some(usage) = self.sources.get_mut(&key.0) {
             usage.count -= 1;
-            usage.size -= pending.size();
+            usage.promised -= pending.offer.length;
             if usage.count == 0 {
                 self.sources.remove(&key.0);
             }
@@ -410,7 +413,6 @@ mod tests {
         let now = Instant::now();
         let mut incoming = Incoming::default();
         let data = vec![0; 60_000];
-        let cost = data.len() + PART_OVERHEAD;
         let mut fill = |number: u16, now| {
             let mut count = 0;
             for id in 0..10_u8 {
@@ -425,7 +427,7 @@ mod tests {
             assert!(incoming.size <= PENDING_SIZE_MAX);
             count
         };
-        assert_eq!(fill(1, now), PENDING_SIZE_PER_SOURCE_MAX / cost);
+        assert_eq!(fill(1, now), 2 * (MESSAGE_SIZE_MAX / data.len()), "two of the ten");
         assert!(fill(2, now) > 500);
         assert!(fill(3, now) <= 2, "all room is taken");
         assert!(fill(4, now + PENDING_IDLE_TIME) > 500, "idle ones make room");

@@ -19,7 +19,7 @@ pub const OUTGOING_SIZE_MAX: usize = 64 * 1024 * 1024;
 pub const PENDING_PER_SOURCE_MAX: usize = 64;
 /// Most messages that arrive at a time.
 pub const PENDING_COUNT_MAX: usize = 1024;
-/// Most bytes of messages that arrive from one source.
+/// Most bytes of messages that arrive from one source, counted when they are promised.
 pub const PENDING_SIZE_PER_SOURCE_MAX: usize = 32 * 1024 * 1024;
 /// Most bytes of messages that arrive.
 pub const PENDING_SIZE_MAX: usize = 64 * 1024 * 1024;
