@@ -79,7 +79,8 @@ impl Cost {
     }
 
     fn exact(&self) -> u16 {
-        let milliseconds = self.round_trip.map_or(UNKNOWN_RTT_COST.into(), |d| d.as_millis());
+        let unknown = u128::from(UNKNOWN_RTT_COST);
+        let milliseconds = self.round_trip.map_or(unknown, |time| time.as_millis());
         let loss = self.history.count_ones() * LOSS_COST;
         let cost = u128::from(self.static_cost) + milliseconds + u128::from(loss);
         u16::try_from(cost).unwrap_or(LINK_COST_MAX).min(LINK_COST_MAX)

@@ -80,7 +80,7 @@ impl Seqnos {
         if fresh.is_none() || pending.visited.len() >= SEQNO_LINKS_MAX {
             pending.visited.clear();
         }
-        let next = *fresh.or(candidates.first())?;
+        let next = *fresh.or_else(|| candidates.first())?;
         pending.visited.push(next);
         Some(next)
     }

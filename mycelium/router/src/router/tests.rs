@@ -397,6 +397,38 @@ fn a_whole_table_is_given_at_a_pace() {
 }
 
 #[test]
+fn a_flood_of_made_up_subnets_costs_its_sender_only() {
+    let mut bench = Bench::new(&[A, B]);
+    bench.hear(A, &update(5, 1, 3, 40));
+    bench.hear(B, &update(6, 1, 3, 40));
+    bench.router.used(subnet(5), bench.now);
+    let made_up = |number: u32| {
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let router_id = RouterId::new(PublicKey::from_bytes(key), [0; 2], [0; 6]);
+        let subnet = router_id.public_key().subnet();
+        let (seqno, metric) = (Seqno(0), Metric(1));
+        Tlv::Update(Update { flags: 0, interval: 30_000, seqno, metric, subnet, router_id })
+    };
+    for number in 0..18_000 {
+        assert_eq!(bench.hear(A, &made_up(number)), [], "nobody asked");
+    }
+    bench.router.check();
+    let count = |link| bench.router.links().find(|l| l.id == link).map(|l| l.route_count);
+    assert_eq!((count(A), count(B)), (Some(16_384), Some(1)));
+    assert_eq!((bench.next_hop(5), bench.next_hop(6)), (Some((A, 51)), Some((B, 51))));
+    // What is asked for is still found.
+    bench.router.wanted(subnet(7), bench.now);
+    bench.hear(A, &update(7, 1, 0, 0));
+    assert_eq!(bench.next_hop(7), Some((A, 11)));
+    for number in 18_000..60_000 {
+        bench.hear(A, &made_up(number));
+    }
+    assert!(bench.router.counters().paced > 20_000);
+    assert_eq!(bench.next_hop(7), Some((A, 11)));
+}
+
+#[test]
 fn time_that_goes_back_is_no_time() {
     let mut bench = Bench::new(&[A]);
     bench.hear(A, &update(5, 1, 3, 40));

@@ -10,10 +10,24 @@ const PING: Duration = Duration::from_millis(100);
 
 /// Pings ten times a second; gives the longest time without an answer.
 fn longest_silence(world: &mut World, from: usize, to: usize, duration: Duration) -> Duration {
+    longest_silence_among(world, &[], from, to, duration)
+}
+
+/// The same, while these pairs talk too.
+fn longest_silence_among(
+    world: &mut World,
+    pairs: &[(usize, usize)],
+    from: usize,
+    to: usize,
+    duration: Duration,
+) -> Duration {
     let end = world.now + duration;
     let (mut answered, mut longest) = (world.now, Duration::ZERO);
     while world.now < end {
         world.run_for(PING);
+        for (from, to) in pairs {
+            world.ping(*from, *to);
+        }
         if world.ping(from, to) {
             answered = world.now;
         }
@@ -41,7 +55,7 @@ fn cut(world: &mut World, state: State, is_first: bool) {
 
 #[test]
 fn a_silent_cut_in_a_ring_of_four_is_healed_within_three_seconds() {
-    for seed in seeds(10) {
+    for seed in seeds(6) {
         for is_first in [true, false] {
             named(seed, |seed| {
                 let mut world = World::new(seed, &[Make::Ours; 4], &ring(4));
@@ -50,15 +64,37 @@ fn a_silent_cut_in_a_ring_of_four_is_healed_within_three_seconds() {
                 assert!(start <= Duration::from_millis(300), "first ping after {start:?}");
                 cut(&mut world, State::Silent, is_first);
                 let silence = longest_silence(&mut world, 0, 2, Duration::from_secs(30));
+                println!("{silence:?}");
                 assert!(silence <= Duration::from_secs(3), "{silence:?}");
             });
         }
     }
 }
 
+/// Where all talk to all, each has announced its way to the others, and another way must be newer
+/// before it is feasible.
+#[test]
+fn a_busy_ring_is_healed_within_three_seconds() {
+    let pairs: Vec<_> = (0..4).flat_map(|a| (a + 1..4).map(move |b| (a, b))).collect();
+    let mut all = Vec::new();
+    for seed in seeds(8) {
+        named(seed, |seed| {
+            let mut world = World::new(seed, &[Make::Ours; 4], &ring(4));
+            world.run_for(Duration::from_secs(2));
+            longest_silence_among(&mut world, &pairs, 0, 2, Duration::from_secs(30));
+            cut(&mut world, State::Silent, seed % 2 == 0);
+            let time = Duration::from_secs(20);
+            let silence = longest_silence_among(&mut world, &pairs, 0, 2, time);
+            assert!(silence <= Duration::from_secs(3), "{silence:?}");
+            all.push(silence);
+        });
+    }
+    println!("{all:?}");
+}
+
 #[test]
 fn a_broken_connection_is_healed_at_once() {
-    for seed in seeds(10) {
+    for seed in seeds(6) {
         named(seed, |seed| {
             let mut world = World::new(seed, &[Make::Ours; 4], &ring(4));
             world.run_for(Duration::from_secs(2));
@@ -99,10 +135,9 @@ fn an_idle_node_with_three_links_sends_at_most_83_bytes_a_second() {
     world.run_for(Duration::from_secs(1200));
     for (node, before) in world.nodes.iter().zip(before) {
         let rate = (node.bytes_sent - before) / 1200;
-        assert!(rate <= 83, "{rate} B/s");
+        println!("{rate} B/s");
+        assert!((10..=83).contains(&rate), "{rate} B/s");
     }
-    let started = world.nodes.iter().map(|node| node.bytes_sent).max().unwrap();
-    assert!(started > 0);
 }
 
 /// Builds a network, lets random pairs talk, and checks that all of them get through.

@@ -56,7 +56,7 @@ pub(super) struct Upstream {
     selected: BTreeMap<Subnet, LinkId>,
     sources: BTreeMap<(Subnet, RouterId), (Distance, Time)>,
     queries: BTreeMap<Subnet, Time>,
-    seqnos: BTreeMap<(RouterId, Subnet, u16), (Time, BTreeSet<LinkId>, BTreeSet<LinkId>)>,
+    seqnos: BTreeMap<(RouterId, Subnet, u16), (Time, BTreeSet<LinkId>)>,
     hello_at: Time,
     propagate_at: Time,
     check_at: Time,
@@ -156,7 +156,7 @@ impl Upstream {
             }
         }
         self.queries.retain(|_, expires| *expires > now);
-        self.seqnos.retain(|_, (at, ..)| now.since(*at) < SEQNO_DEDUP);
+        self.seqnos.retain(|_, (at, _)| now.since(*at) < SEQNO_DEDUP);
         self.sources.retain(|_, (_, expires)| *expires > now);
         self.expire();
     }
@@ -412,7 +412,7 @@ impl Upstream {
         if hop_count == 0 || self.seqnos.contains_key(&key) {
             return;
         }
-        self.seqnos.insert(key, (self.now, [link].into(), BTreeSet::new()));
+        self.seqnos.insert(key, (self.now, [link].into()));
         if subnet == self.subnet {
             if router_id != self.router_id || !seqno.is_newer_than(self.seqno) {
                 return self.send_own(link);
@@ -449,7 +449,7 @@ impl Upstream {
             return BTreeSet::new();
         };
         let mut waiting = BTreeSet::new();
-        for ((id, _, seqno), (_, askers, _)) in
+        for ((id, _, seqno), (_, askers)) in
             self.seqnos.iter_mut().filter(|((_, s, _), _)| *s == subnet)
         {
             if *id != router_id || !Seqno(*seqno).is_newer_than(distance.seqno) {
