@@ -1,7 +1,7 @@
 //! Peers: whom this node dials, who dialed it, and how those links are doing.
 //!
 //! Each peer to dial has a task that keeps a link to it: dial, carry, and after a while again
-//! ([`Backoff`]). Each link is carried by a task of its own, which ends with the connection. Peers found
+//! (`Backoff`). Each link is carried by a task of its own, which ends with the connection. Peers found
 //! on the local network are forgotten when they can't be reached; those that dialed, when their
 //! connection ends.
 

@@ -326,7 +326,8 @@ mod tests {
 
     #[test]
     fn a_run_of_segments_is_one_write_and_the_kernel_sees_the_same_packets() {
-        let packets: Vec<_> = (0..10_u8).map(|n| tcp(5 + u32::from(n) * 1000, 0x10, &[n; 1000])).collect();
+        let packets: Vec<_> =
+            (0..10_u8).map(|n| tcp(5 + u32::from(n) * 1000, 0x10, &[n; 1000])).collect();
         let kernel = run(&packets);
         assert_eq!(kernel.writes, 1);
         assert_eq!(kernel.packets, packets);

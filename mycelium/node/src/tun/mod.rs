@@ -1,8 +1,8 @@
 //! The TUN device: super packets out of the kernel and into it.
 //!
 //! The device has several queues, each read by a thread of its own. Packets come with a
-//! `virtio_net_hdr` ([`vnet`]) and up to 64 KiB in one read; [`segment`] cuts them. In the other
-//! direction [`coalesce`] joins packets of a flow into one write. Both save most of what a packet
+//! `virtio_net_hdr` (`vnet`) and up to 64 KiB in one read; `segment` cuts them. In the other
+//! direction `coalesce` joins packets of a flow into one write. Both save most of what a packet
 //! costs: one system call and one walk through the kernel's stack carry forty packets.
 
 pub(crate) mod checksum;
