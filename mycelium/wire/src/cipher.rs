@@ -118,6 +118,7 @@ impl Nonces {
     /// # Errors
     /// When it needs a new prefix, which is once in 2^32 calls, and the operating system gives no
     /// random bytes.
+    #[expect(clippy::should_implement_trait, reason = "an iterator's next can't fail")]
     pub fn next(&mut self) -> Result<Nonce, RandomError> {
         let count = match self.next {
             Some(count) => count,

@@ -442,10 +442,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_named() {
-        assert_eq!(
-            skipped(&[1, 1, 0, 2, 4, 0]),
-            Skipped::Babel { magic: 1, version: 1 }
-        );
+        assert_eq!(skipped(&[1, 1, 0, 2, 4, 0]), Skipped::Babel { magic: 1, version: 1 });
         assert_eq!(skipped(&[42, 3, 0, 0]), Skipped::Truncated(None));
         assert_eq!(skipped(&[42, 3, 0, 1, 4]), Skipped::Truncated(Some(4)));
         // The TLV says more than its packet has.
@@ -470,8 +467,7 @@ mod tests {
     #[test]
     fn rfc_8966_4_4_what_follows_known_fields_is_ignored() {
         let hello = [42, 3, 0, 11, 4, 8, 0x80, 0, 0, 1, 7, 0xd0, 99, 99, 1];
-        let expected =
-            Hello { flags: HELLO_UNICAST, seqno: Seqno(1), interval: 2000 };
+        let expected = Hello { flags: HELLO_UNICAST, seqno: Seqno(1), interval: 2000 };
         assert_eq!(Tlv::decode(&hello), Ok(Tlv::Hello(expected)));
     }
 }

@@ -108,9 +108,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
     let Some(packet_type) = packet_type(&mut reader)? else { return Ok(None) };
     let frame = match packet_type {
         PacketType::Data => data(&mut reader).map(Frame::Data),
-        PacketType::Control => {
-            control(&mut reader).map(|babel| Frame::Control(Tlv::decode(babel)))
-        }
+        PacketType::Control => control(&mut reader).map(|babel| Frame::Control(Tlv::decode(babel))),
     };
     Ok(frame.map(|frame| (frame, bytes.len() - reader.rest().len())))
 }

@@ -30,7 +30,6 @@ pub const ERROR_HOP_LIMIT: u8 = 64;
 const NEXT_HEADER_ICMPV6: u8 = 58;
 const OUT_OF_BAND_HEADER_SIZE: usize = 16 + IPV6_HEADER_SIZE + ICMPV6_HEADER_SIZE;
 const NEXT_HEADER_OFFSET: usize = 6;
-const CHECKSUM_OFFSET: usize = 2;
 /// ICMPv6 types below this one are errors (RFC 4443 2.1).
 const FIRST_INFORMATIONAL_TYPE: u8 = 128;
 
@@ -126,9 +125,8 @@ pub fn may_answer(packet: &[u8], is_too_big: bool) -> bool {
 pub fn addresses(header: &[u8; IPV6_HEADER_SIZE]) -> (Ipv6Addr, Ipv6Addr) {
     let (_, addresses) = header.split_at(8);
     let (source, destination) = addresses.split_at(16);
-    let address = |bytes: &[u8]| {
-        Ipv6Addr::from(*bytes.first_chunk::<16>().expect("an address has 16 bytes"))
-    };
+    let address =
+        |bytes: &[u8]| Ipv6Addr::from(*bytes.first_chunk::<16>().expect("an address has 16 bytes"));
     (address(source), address(destination))
 }
 
@@ -326,7 +324,7 @@ mod tests {
         assert_eq!(wrong(16 + 5, 99), OutOfBandError::Header);
         assert_eq!(wrong(16 + NEXT_HEADER_OFFSET, 6), OutOfBandError::Header);
         assert_eq!(wrong(56, 128), OutOfBandError::Type(128));
-        assert_eq!(wrong(56 + CHECKSUM_OFFSET, 0), OutOfBandError::Checksum);
+        assert_eq!(wrong(58, 0), OutOfBandError::Checksum);
         assert_eq!(wrong(71, 0), OutOfBandError::Checksum);
         assert_eq!(OutOfBand::parse(&payload[..63]), Err(OutOfBandError::Size(63)));
         assert_eq!(OutOfBand::parse(&[0; 1297]), Err(OutOfBandError::Size(1297)));

@@ -113,7 +113,7 @@ impl PublicKey {
         blake3::Hasher::new().update(&self.0).finalize_xof().fill(&mut hash);
         let [first, ..] = &mut hash;
         // One bit of the first byte survives, as its parity.
-        *first = if first.count_ones() % 2 == 0 { 0x04 } else { 0x05 };
+        *first = 0x04 | u8::from(first.count_ones() & 1 == 1);
         Ipv6Addr::from(hash)
     }
 
@@ -249,10 +249,7 @@ impl Subnet {
     /// The prefix of the node that owns `address`: its /64.
     #[must_use]
     pub const fn of(address: Ipv6Addr) -> Self {
-        Self {
-            network: address.to_bits() & mask(NODE_PREFIX_LEN),
-            prefix_len: NODE_PREFIX_LEN,
-        }
+        Self { network: address.to_bits() & mask(NODE_PREFIX_LEN), prefix_len: NODE_PREFIX_LEN }
     }
 
     /// Whether `address` begins with this prefix.
@@ -383,7 +380,8 @@ mod tests {
             assert_eq!(text.parse::<Subnet>().unwrap().to_string(), text);
         }
         assert_eq!(OVERLAY.to_string(), "400::/7");
-        for text in ["400::", "400::/", "400::/129", "400::/1000", "x/7", "400::1/64", "10.0.0.0/8"] {
+        for text in ["400::", "400::/", "400::/129", "400::/1000", "x/7", "400::1/64", "10.0.0.0/8"]
+        {
             assert!(text.parse::<Subnet>().is_err(), "{text}");
         }
     }

@@ -31,10 +31,6 @@ impl<'a> Reader<'a> {
         self.array().map(u16::from_be_bytes)
     }
 
-    pub(crate) fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_be_bytes)
-    }
-
     pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
     }
@@ -53,7 +49,7 @@ mod tests {
     fn takes_nothing_when_there_is_not_enough() {
         let mut reader = Reader::new(&[1, 2, 3]);
         assert_eq!(reader.u8(), Some(1));
-        assert_eq!(reader.u32(), None);
+        assert_eq!(reader.u64(), None);
         assert_eq!(reader.bytes(3), None);
         assert_eq!(reader.u16(), Some(0x0203));
         assert_eq!(reader.rest(), b"");

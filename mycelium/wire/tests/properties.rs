@@ -35,9 +35,8 @@ fn tlv() -> impl Strategy<Value = Tlv> {
     let hello = any::<(u16, u16, u16)>().prop_map(|(flags, seqno, interval)| {
         Tlv::Hello(Hello { flags, seqno: Seqno(seqno), interval })
     });
-    let ihu = (any::<u16>(), any::<u16>(), any::<Option<std::net::IpAddr>>()).prop_map(
-        |(rxcost, interval, address)| Tlv::Ihu(Ihu { rxcost, interval, address }),
-    );
+    let ihu = (any::<u16>(), any::<u16>(), any::<Option<std::net::IpAddr>>())
+        .prop_map(|(rxcost, interval, address)| Tlv::Ihu(Ihu { rxcost, interval, address }));
     let numbers = any::<(u8, u16, u16, u16)>();
     let update = (numbers, subnet(), router_id()).prop_map(
         |((flags, interval, seqno, metric), subnet, router_id)| {

@@ -246,7 +246,7 @@ fn a_captured_session_is_understood_to_its_last_byte() {
         }
         assert!(rest.is_empty(), "{direction}: {} bytes are left", rest.len());
     }
-    assert_eq!(packet_count, 23);
+    assert_eq!(packet_count, 24);
 }
 
 /// A packet of the session against what the independent reader saw in it.
