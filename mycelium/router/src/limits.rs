@@ -106,9 +106,9 @@ pub(crate) const SEQNO_HOLD: Duration = Duration::from_secs(60);
 /// distance is kept, a source may increase its number 450 times; what is far above is forged.
 pub(crate) const SEQNO_JUMP_MAX: u16 = 4096;
 /// Between two renewals of the own router id.
-pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two dumps of the whole table to one neighbour.
-pub(crate) const DUMP_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const DUMP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Links at a time.
 pub(crate) const LINKS_MAX: usize = 4096;

@@ -307,7 +307,7 @@ fn forged_sequence_numbers_of_ours_renew_our_router_id() {
     assert_eq!(metric(&sends(events), B), Some(0));
     assert_eq!(bench.router.router_id(), id(0, 2));
     bench.router.received(A, &update(0, 2, 900, 5), bench.now);
-    assert_eq!(bench.router.router_id(), id(0, 2), "once in a minute");
+    assert_eq!(bench.router.router_id(), id(0, 2), "once in 30 s");
 }
 
 #[test]
