@@ -85,9 +85,9 @@ pub(crate) const LINK_COST_MAX: u16 = 60_000;
 pub(crate) const USE_HOLD: Duration = Duration::from_secs(60);
 /// How often all neighbours are asked again for a route in use, since a better one may exist.
 pub(crate) const REFRESH_INTERVAL: Duration = Duration::from_secs(120);
-/// After a refresh the next hop must have answered by then, or it is asked again.
-pub(crate) const CONFIRM_AFTER: Duration = Duration::from_secs(5);
-/// So many refreshes a next hop may leave unanswered before its route is dropped.
+/// A next hop that is asked for its route must have answered by then, or it is asked again.
+pub(crate) const CONFIRM_AFTER: Duration = Duration::from_secs(3);
+/// So many questions a next hop may leave unanswered before its route is dropped.
 pub(crate) const UNCONFIRMED_MAX: u8 = 3;
 /// Pauses after which an open query of ours is sent again.
 pub(crate) const QUERY_RESENDS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(4)];

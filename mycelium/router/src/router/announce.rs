@@ -13,7 +13,7 @@
 //!
 //! # What is said to the next hop
 //!
-//! Never a route that leads through it (split horizon). If it was told another before, it hears that
+//! Never a route that leads through it (split horizon); nor is an owner told the way to itself. If it was told another before, it hears that
 //! this one is gone, so that it does not keep a fallback that is none.
 
 use mycelium_wire::control::{Metric, Seqno, Tlv, Update};
@@ -102,8 +102,12 @@ impl Router {
         }
         let Some(destination) = self.table.get(&subnet) else { return };
         let told = destination.told().get(&link).copied();
+        let announced = destination.entry(link).map(|entry| entry.distance.metric);
+        let is_owner = announced == Some(Metric::ZERO);
         match (destination.selected, told) {
-            (Some(route), _) if route.link != link => self.send_route(link, subnet, route),
+            (Some(route), _) if route.link != link && !is_owner => {
+                self.send_route(link, subnet, route);
+            }
             (_, Some(told)) => self.send_retraction(link, subnet, told),
             (_, None) => {}
         }

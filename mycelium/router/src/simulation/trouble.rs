@@ -80,7 +80,7 @@ fn recover(world: &mut World, within: Duration) {
     while !missing.is_empty() {
         if world.now >= end {
             let (from, to) = missing[0];
-            let why = world.explain(from, to) + "\n" + &world.explain(to, from);
+            let why = world.explain(to) + "\n" + &world.explain(from);
             panic!("after {within:?} these don't reach each other: {missing:?}\n{why}");
         }
         world.run_for(Duration::from_millis(500));
