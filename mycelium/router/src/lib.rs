@@ -46,7 +46,7 @@
 //! Babel (RFC 8966) with one TLV a packet, router ids of 40 bytes, and routes on demand. A node
 //! announces one thing, its own /64, to its neighbours. Who needs a route to another asks; the
 //! question is passed from node to node until one knows the way, and the answer comes back along the
-//! nodes that passed it on. Feasibility ([`source`]) makes sure that packets never run in circles.
+//! nodes that passed it on. Feasibility (`source`) makes sure that packets never run in circles.
 //! Everything on the wire is as the nodes that exist have it, and works with any number of them
 //! among ours; `reference: mycelium 1.4, 1.5` says what they do.
 //!
@@ -54,13 +54,13 @@
 //!
 //! | | existing nodes | here |
 //! |---|---|---|
-//! | cost of a new link | 1000, right after 15 minutes | right after one round trip ([`link`]) |
+//! | cost of a new link | 1000, right after 15 minutes | right after one round trip (`link`) |
 //! | loss of packets | not seen | costs |
 //! | a link that loses everything, silently | 47 to 53 s | 2.2 s under traffic, else at most 28 s |
 //! | IHUs that nobody asked for | pull the cost to 0 | ignored |
-//! | acquired routes | told to everybody | told to those who ask ([`router`]) |
+//! | acquired routes | told to everybody | told to those who ask (`router`) |
 //! | a restart | may make loops until routes expire | can't, among our nodes |
-//! | tables, questions, answers | without bounds | bounded for each neighbour ([`table`], [`limits`]) |
+//! | tables, questions, answers | without bounds | bounded for each neighbour (`table`, `limits`) |
 //! | forged sequence numbers | a subnet is gone for 30 minutes | its owner takes a new router id |
 //!
 //! # What is not here

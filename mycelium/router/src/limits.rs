@@ -85,9 +85,9 @@ pub(crate) const LINK_COST_MAX: u16 = 60_000;
 pub(crate) const USE_HOLD: Duration = Duration::from_secs(60);
 /// How often all neighbours are asked again for a route in use, since a better one may exist.
 pub(crate) const REFRESH_INTERVAL: Duration = Duration::from_secs(120);
-/// After a refresh the next hop must have answered by then, or it is asked again.
-pub(crate) const CONFIRM_AFTER: Duration = Duration::from_secs(5);
-/// So many refreshes a next hop may leave unanswered before its route is dropped.
+/// A next hop that is asked for its route must have answered by then, or it is asked again.
+pub(crate) const CONFIRM_AFTER: Duration = Duration::from_secs(3);
+/// So many questions a next hop may leave unanswered before its route is dropped.
 pub(crate) const UNCONFIRMED_MAX: u8 = 3;
 /// Pauses after which an open query of ours is sent again.
 pub(crate) const QUERY_RESENDS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(4)];
@@ -106,9 +106,9 @@ pub(crate) const SEQNO_HOLD: Duration = Duration::from_secs(60);
 /// distance is kept, a source may increase its number 450 times; what is far above is forged.
 pub(crate) const SEQNO_JUMP_MAX: u16 = 4096;
 /// Between two renewals of the own router id.
-pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const RENEWAL_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two dumps of the whole table to one neighbour.
-pub(crate) const DUMP_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const DUMP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Links at a time.
 pub(crate) const LINKS_MAX: usize = 4096;

@@ -68,6 +68,9 @@ const _: () = assert!(BUFFER_SIZE > 2 * PACKET_SIZE_MAX);
 const READ_COUNT_MAX: usize = 16;
 /// What the kernel holds unsent: the rest waits with us, where it can be dropped.
 const UNSENT_SIZE_MAX: u32 = 128 << 10;
+/// Fills no queue on the way: on a path of 100 Mbit/s under full load, others waited 25 ms with `reno` and
+/// 5 ms with this.
+const CONGESTION_CONTROL: &str = "bbr";
 /// How long the kernel sends again before a connection is broken.
 const USER_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -250,6 +253,8 @@ pub(crate) fn tune_tcp(socket: impl AsFd) -> io::Result<()> {
     let timeout = u32::try_from(USER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&socket, timeout)?;
+    // Where the kernel has it not, or keeps it for others, links work as well.
+    let _ = rustix::net::sockopt::set_tcp_congestion(&socket, CONGESTION_CONTROL);
     match sys::set_tcp_unsent_size_max(&socket, UNSENT_SIZE_MAX) {
         Err(error) if error.raw_os_error() != Some(Errno::NOPROTOOPT.raw_os_error()) => Err(error),
         _ => Ok(()),

@@ -13,7 +13,7 @@
 //!
 //! # What is said to the next hop
 //!
-//! Never a route that leads through it (split horizon). If it was told another before, it hears that
+//! Never a route that leads through it (split horizon); nor is an owner told the way to itself. If it was told another before, it hears that
 //! this one is gone, so that it does not keep a fallback that is none.
 
 use mycelium_wire::control::{Metric, Seqno, Tlv, Update};
@@ -22,7 +22,7 @@ use mycelium_wire::identity::{RouterId, Subnet};
 use super::Router;
 use super::links::centiseconds;
 use crate::event::{LinkId, Route};
-use crate::limits::{TIMER_PAUSE_MIN, UPDATE_INTERVAL};
+use crate::limits::{ROUTES_PER_LINK_MAX, TIMER_PAUSE_MIN, UPDATE_INTERVAL};
 use crate::source::Distance;
 use crate::table::{Told, is_news};
 use crate::timer::Timer;
@@ -61,11 +61,12 @@ impl Router {
         }
     }
 
-    /// Marks all that a neighbour may be told.
+    /// Marks all that a neighbour may be told, as much as it may be told at all.
     pub(super) fn dump(&mut self, link: LinkId) {
         let Some(neighbour) = self.links.get_mut(&link) else { return };
         let known = self.table.iter();
-        for (subnet, _) in known.filter(|(_, d)| d.selected.is_some_and(|r| r.link != link)) {
+        let others = known.filter(|(_, d)| d.selected.is_some_and(|route| route.link != link));
+        for (subnet, _) in others.take(ROUTES_PER_LINK_MAX) {
             neighbour.outbox.add(*subnet);
         }
         neighbour.outbox.add_urgent(self.subnet);
@@ -101,8 +102,12 @@ impl Router {
         }
         let Some(destination) = self.table.get(&subnet) else { return };
         let told = destination.told().get(&link).copied();
+        let announced = destination.entry(link).map(|entry| entry.distance.metric);
+        let is_owner = announced == Some(Metric::ZERO);
         match (destination.selected, told) {
-            (Some(route), _) if route.link != link => self.send_route(link, subnet, route),
+            (Some(route), _) if route.link != link && !is_owner => {
+                self.send_route(link, subnet, route);
+            }
             (_, Some(told)) => self.send_retraction(link, subnet, told),
             (_, None) => {}
         }

@@ -81,10 +81,22 @@ impl Router {
             return self.answer(link, subnet);
         }
         match self.route(subnet) {
-            Some(route) if route.link == link => {}
+            Some(route) if route.link == link => self.doubt(link, subnet),
             Some(_) => self.answer(link, subnet),
             None => self.pass_on(link, subnet, request.generation),
         }
+    }
+
+    /// Our next hop asks us the way. It may want to renew its route, or it has none, and we missed
+    /// that: then it won't answer the same question, and its route ends here before it expires.
+    fn doubt(&mut self, link: LinkId, subnet: Subnet) {
+        let Some(destination) = self.table.get_mut(&subnet) else { return };
+        if destination.confirm_by.is_some() {
+            return;
+        }
+        destination.confirm_by = Some(self.now + CONFIRM_AFTER);
+        self.send_route_request(link, subnet, 0);
+        self.schedule_destination(subnet);
     }
 
     /// The neighbour asks for all that we know, which costs more than one answer.

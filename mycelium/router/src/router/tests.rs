@@ -215,7 +215,7 @@ fn the_next_hop_hears_that_our_old_way_is_gone() {
     let sent = bench.hear(B, &update(5, 1, 1, 0));
     assert_eq!(bench.next_hop(5), Some((B, 11)));
     assert_eq!((sent.len(), metric(&sent, B)), (1, Some(u16::MAX)));
-    assert_eq!(bench.hear(B, &request(5)), [], "split horizon");
+    assert_eq!(bench.hear(B, &request(5)), [(B, request(5))], "split horizon, and doubt");
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn forged_sequence_numbers_of_ours_renew_our_router_id() {
     assert_eq!(metric(&sends(events), B), Some(0));
     assert_eq!(bench.router.router_id(), id(0, 2));
     bench.router.received(A, &update(0, 2, 900, 5), bench.now);
-    assert_eq!(bench.router.router_id(), id(0, 2), "once in a minute");
+    assert_eq!(bench.router.router_id(), id(0, 2), "once in 30 s");
 }
 
 #[test]
@@ -363,6 +363,34 @@ fn a_route_in_use_is_renewed_or_dropped() {
     }
     assert!(asked >= 3, "{asked}");
     assert_eq!(bench.next_hop(5), None, "its next hop never answers for it");
+}
+
+#[test]
+fn a_next_hop_that_asks_us_the_way_must_answer_for_its_own() {
+    let mut bench = Bench::new(&[A, B]);
+    bench.hear(A, &update(5, 1, 3, 40));
+    bench.router.used(subnet(5), bench.now);
+    assert_eq!(bench.hear(A, &request(5)), [(A, request(5))]);
+    bench.hear(A, &update(5, 1, 3, 40));
+    bench.live(20_000);
+    assert_eq!(bench.next_hop(5), Some((A, 51)));
+    assert_eq!(bench.hear(A, &request(5)), [(A, request(5))]);
+    bench.live(8000);
+    assert_eq!(bench.next_hop(5), Some((A, 51)));
+    bench.live(1100);
+    assert_eq!(bench.next_hop(5), None);
+}
+
+#[test]
+fn an_owner_is_not_told_the_way_to_itself() {
+    let mut bench = Bench::new(&[A, B, C]);
+    bench.hear(A, &update(5, 9, 0, 40));
+    bench.hear(B, &request(5));
+    // An older life than the one that B depends on.
+    bench.hear(C, &update(5, 1, 0, 0));
+    assert_eq!(bench.next_hop(5), Some((A, 51)));
+    let all = Tlv::RouteRequest(RouteRequest { generation: 0, subnet: None });
+    assert_eq!(bench.hear(C, &all), [(C, update(0, 1, 0, 0))]);
 }
 
 #[test]

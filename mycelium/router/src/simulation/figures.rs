@@ -166,9 +166,9 @@ fn networks(count: usize, seed: u64) -> [Vec<(usize, usize)>; 3] {
 #[test]
 fn two_hundred_nodes_reach_each_other() {
     for edges in networks(196, 1) {
-        converges(1, 196, &edges, 40);
+        converges(1, 196, &edges, 12);
     }
-    converges(1, 200, &line(200), 10);
+    converges(1, 200, &line(200), 3);
 }
 
 /// Minutes, in release: `cargo test --release -p mycelium-router -- --ignored`.

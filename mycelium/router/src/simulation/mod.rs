@@ -3,7 +3,7 @@
 //! Whatever wires and neighbours do, at every instant and for every destination the next hops of our
 //! nodes must not form a loop, no node may follow an announcement that is not better than all it
 //! announced itself, and no table may outgrow its bounds. When the trouble is over, all that can be
-//! reached must be. A failure names its seed; `MYCELIUM_SEEDS=n` runs n of them instead of a few.
+//! reached must be. A failure says how to repeat it; `MYCELIUM_SEEDS=n` runs n seeds instead of a few.
 //!
 //! | file | what |
 //! |---|---|
@@ -24,10 +24,13 @@ mod world;
 
 use chance::Chance;
 
-/// How many seeds to run: a few, or as many as `MYCELIUM_SEEDS` says.
+/// Which seeds to run: a few, as many as `MYCELIUM_SEEDS` says, or the one that `MYCELIUM_SEED` names.
 fn seeds(usual: u64) -> std::ops::Range<u64> {
-    let asked = std::env::var("MYCELIUM_SEEDS").ok().and_then(|text| text.parse().ok());
-    0..asked.unwrap_or(usual)
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match number("MYCELIUM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("MYCELIUM_SEEDS").unwrap_or(usual),
+    }
 }
 
 /// Runs a seed, and names it if it fails.
@@ -36,7 +39,7 @@ fn named(seed: u64, run: impl FnOnce(u64)) {
     impl Drop for Name {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                eprintln!("seed {}", self.0);
+                eprintln!("to repeat it: MYCELIUM_SEED={} cargo test -p mycelium-router", self.0);
             }
         }
     }

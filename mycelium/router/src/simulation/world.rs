@@ -514,16 +514,15 @@ impl World {
         }
     }
 
-    /// What each node on the way knows about a node.
-    pub(super) fn explain(&self, from: usize, to: usize) -> String {
-        let (subnet, mut node) = (self.nodes[to].subnet, from);
-        let mut text = format!("{from} to {to}, which is {:?}", self.nodes[to].router_id);
-        for _ in 0..8 {
-            let Kind::Ours(router) = &self.nodes[node].kind else { break };
-            text += &format!("\nnode {node} at {:?}: {}", self.clock(node), router.explain(subnet));
-            let next = router.route(subnet).and_then(|route| self.across(node, route.link));
-            let Some(next) = next.filter(|next| *next != to) else { break };
-            node = next;
+    /// What all nodes know about one.
+    pub(super) fn explain(&self, about: usize) -> String {
+        let subnet = self.nodes[about].subnet;
+        let mut text = format!("about {about}, which is {:?}", self.nodes[about].router_id);
+        for (node, of) in self.nodes.iter().enumerate() {
+            if let Kind::Ours(router) = &of.kind {
+                let known = router.explain(subnet);
+                text += &format!("\nnode {node} at {:?}: {known}", self.clock(node));
+            }
         }
         text
     }
