@@ -1,6 +1,6 @@
 //! JSON-RPC 2.0: requests one by one or in batches, by POST to any path, or over a WebSocket.
 //!
-//! This module knows the protocol; what methods there are is in [`rpc_methods`](super::rpc_methods). A
+//! This module knows the protocol; what methods there are is in [`rpc_methods`]. A
 //! WebSocket's requests are answered as they finish, since some wait for messages.
 
 use std::sync::Arc;
