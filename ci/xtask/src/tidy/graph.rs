@@ -42,7 +42,22 @@ const RULES: &[Rule] = &[
         forbidden: &["zdb-resp", "zdb-client", "mio"],
         why: "storage knows no protocol and no network",
     },
+    Rule {
+        folder: "mycelium/router",
+        forbidden: &["tokio", "rustix", "mio", "quinn", "ring"],
+        why: "routing does no I/O",
+    },
     Rule { folder: "zdb", forbidden: &["tokio"], why: "its data path is synchronous" },
+    Rule {
+        folder: "mycelium/wire",
+        forbidden: &["rustix", "libc", "tokio", "mycelium-router"],
+        why: "codecs do no I/O",
+    },
+    Rule {
+        folder: "mycelium/router",
+        forbidden: &["rustix", "libc", "tokio"],
+        why: "the router opens no socket and reads no clock",
+    },
 ];
 
 /// Folders whose programs meet at a socket, a file or an exit status, and never link one another.

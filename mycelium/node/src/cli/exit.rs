@@ -1,0 +1,64 @@
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused, 75 try again.
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use mycelium_node::config::ConfigError;
+use mycelium_node::key_file::KeyFileError;
+use mycelium_node::peers::{ListenError, PrivateNetworkError};
+use mycelium_node::tun::TunError;
+
+use crate::cli::http::{NoNode, Refused};
+
+/// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("mycelium: {error:#}");
+    let (code, hint) = error.chain().find_map(classify).unwrap_or((1, None));
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(code)
+}
+
+/// What one link of the chain decides, if it does.
+fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)> {
+    if let Some(error) = cause.downcast_ref::<ConfigError>() {
+        return Some(match error {
+            ConfigError::Read { .. } => (3, None),
+            _ => (2, Some("`mycelium --help` has the flags and their rules")),
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<KeyFileError>() {
+        let code = match error {
+            KeyFileError::Exists { .. } => 4,
+            KeyFileError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => 3,
+            KeyFileError::NoHome => 2,
+            _ => 1,
+        };
+        return Some((code, error.hint()));
+    }
+    if let Some(error) = cause.downcast_ref::<ListenError>() {
+        return Some(match error.source.kind() {
+            io::ErrorKind::AddrInUse => {
+                (75, Some("another program listens there; choose another port"))
+            }
+            io::ErrorKind::PermissionDenied => (1, Some("ports below 1024 need a privilege")),
+            _ => (1, None),
+        });
+    }
+    if cause.is::<NoNode>() {
+        return Some((75, Some("does a node run here? --api-addr says where its API is")));
+    }
+    if let Some(refused) = cause.downcast_ref::<Refused>() {
+        return Some((if refused.status == 404 { 3 } else { 4 }, None));
+    }
+    if let Some(error) = cause.downcast_ref::<PrivateNetworkError>() {
+        let is_usage = matches!(error, PrivateNetworkError::Name(_));
+        return Some((if is_usage { 2 } else { 1 }, None));
+    }
+    if let Some(error) = cause.downcast_ref::<TunError>() {
+        return Some((1, error.hint()));
+    }
+    None
+}

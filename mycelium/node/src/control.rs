@@ -1,0 +1,150 @@
+//! What the APIs ask of a node, answered ([`Control`]).
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use mycelium_router::RouteInfo as RouterRoute;
+use mycelium_wire::identity::PublicKey;
+use tokio::sync::mpsc;
+
+use crate::api::types::{
+    AddressInfo, ConnectionState, EndpointInfo, NodeInfo, PacketStatistics, PeerInfo,
+    PeerKind as ShownKind, QueriedSubnet, RouteInfo, Routes,
+};
+use crate::api::{Control, Later, PeerError};
+use crate::data::DataPlane;
+use crate::data::table::{Prefix, Table};
+use crate::endpoint::{Address, Endpoint};
+use crate::messages::mailbox::Mailbox;
+use crate::peers::{AddPeerError, PeerKind, PeerState, PeerStatus, Peers};
+use crate::routing::{Input, View, ask};
+
+/// What a node's answers come from.
+pub(crate) struct NodeControl {
+    started: SystemTime,
+    mailbox: Arc<Mailbox>,
+    peers: Arc<Peers>,
+    table: Arc<Table>,
+    plane: Arc<DataPlane>,
+    inputs: mpsc::Sender<Input>,
+    /// Peers are added from threads that may not be the runtime's.
+    runtime: tokio::runtime::Handle,
+}
+
+impl NodeControl {
+    /// Must be called inside a runtime.
+    pub(crate) fn new(
+        mailbox: Arc<Mailbox>,
+        peers: Arc<Peers>,
+        table: Arc<Table>,
+        plane: Arc<DataPlane>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        Self { started: SystemTime::now(), mailbox, peers, table, plane, inputs, runtime }
+    }
+}
+
+impl Control for NodeControl {
+    fn info(&self) -> NodeInfo {
+        let own = self.mailbox.own();
+        let age = self.started.duration_since(UNIX_EPOCH);
+        NodeInfo {
+            node_subnet: own.key.subnet(),
+            node_ip: own.address,
+            node_pubkey: own.key,
+            node_start_time: age.map_or(0, |age| age.as_secs()),
+        }
+    }
+
+    fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    fn peers(&self) -> Vec<PeerInfo> {
+        self.peers.list().into_iter().map(shown_peer).collect()
+    }
+
+    fn add_peer(&self, endpoint: &str) -> Result<(), PeerError> {
+        let _inside = self.runtime.enter();
+        match self.peers.add(parse(endpoint)?, PeerKind::Static) {
+            Ok(()) => Ok(()),
+            Err(AddPeerError::Exists(endpoint)) => Err(PeerError::Exists(endpoint.to_string())),
+            Err(error) => Err(PeerError::Invalid(error.to_string())),
+        }
+    }
+
+    fn remove_peer(&self, endpoint: &str) -> Result<(), PeerError> {
+        let parsed = parse(endpoint)?;
+        let is_removed = self.peers.remove(&parsed);
+        if is_removed { Ok(()) } else { Err(PeerError::Unknown(endpoint.to_owned())) }
+    }
+
+    fn public_key(&self, address: Ipv6Addr) -> Option<PublicKey> {
+        let own = self.mailbox.own();
+        let prefix = Prefix::of(address);
+        if prefix == Prefix::of(own.address) {
+            return Some(own.key);
+        }
+        let destination = self.table.get(prefix)?;
+        destination.link().is_some().then(|| destination.public_key())
+    }
+
+    fn packet_statistics(&self) -> PacketStatistics {
+        self.plane.statistics().shown()
+    }
+
+    fn routes(&self) -> Later<'_, Routes> {
+        Box::pin(async { ask(&self.inputs, shown_routes).await.unwrap_or_default() })
+    }
+}
+
+fn parse(endpoint: &str) -> Result<Endpoint, PeerError> {
+    endpoint.parse().map_err(|error| PeerError::Invalid(format!("{error}")))
+}
+
+fn shown_routes(view: &View<'_>) -> Routes {
+    let shown = |info: RouterRoute| RouteInfo {
+        subnet: info.subnet,
+        next_hop: view
+            .links
+            .get(&info.route.link)
+            .map_or_else(|| "none".to_owned(), |link| link.description().to_owned()),
+        metric: info.route.metric,
+        seqno: info.route.seqno.0,
+    };
+    Routes {
+        selected: view.router.routes().map(shown).collect(),
+        fallback: view.router.fallbacks().map(shown).collect(),
+        queried: view
+            .router
+            .queried()
+            .map(|(subnet, until)| QueriedSubnet { subnet, expiration: until.since(view.now) })
+            .collect(),
+    }
+}
+
+fn shown_peer(peer: PeerStatus) -> PeerInfo {
+    let addr = match peer.endpoint.address {
+        Address::Vsock { cid, port } => AddressInfo::Vsock { cid, port },
+        address => AddressInfo::Socket(address.to_string()),
+    };
+    PeerInfo {
+        endpoint: EndpointInfo { proto: peer.endpoint.protocol.name(), addr },
+        kind: match peer.kind {
+            PeerKind::Static => ShownKind::Static,
+            PeerKind::LinkLocalDiscovery => ShownKind::LinkLocalDiscovery,
+            PeerKind::Inbound => ShownKind::Inbound,
+        },
+        connection_state: match peer.state {
+            PeerState::Alive => ConnectionState::Alive,
+            PeerState::Connecting => ConnectionState::Connecting,
+            PeerState::Dead => ConnectionState::Dead,
+        },
+        tx_bytes: peer.sent_size,
+        rx_bytes: peer.received_size,
+        discovered: peer.known_for.as_secs(),
+        last_connected: peer.connected_before.map(|before| before.as_secs()),
+    }
+}

@@ -1,0 +1,316 @@
+//! One node, put together and run until a signal ends it.
+//!
+//! ```text
+//!  listeners, dials ──> peers ──> link tasks ──inputs──> routing::Owner ──> table
+//!  TUN threads ────────────────────────┬──signals──────────────┘             │
+//!                                      └──────────── DataPlane <─────────────┘
+//!                                                        └──packets──> Mailbox <── APIs
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use mycelium_router::{Router, incarnation};
+use mycelium_wire::beacon::Beacon;
+use mycelium_wire::identity::{RouterId, SecretKey};
+use mycelium_wire::inner::InnerType;
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::api::{self, Control};
+use crate::config::{ApiAddress, Config, Settings};
+use crate::control::NodeControl;
+use crate::data::table::{Table, TableWriter};
+use crate::data::{DataPlane, MessagePacket, egress};
+use crate::discovery::{Discovery, DiscoveryConfig};
+use crate::key_file;
+use crate::messages::mailbox::Mailbox;
+use crate::messages::{Peer, Topics};
+use crate::metrics::{self, Metrics};
+use crate::peers::connect::Connector;
+use crate::peers::private::PrivateNetwork;
+use crate::peers::{ListenError, PeerKind, Peers, listen, quic};
+use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
+use crate::topic_config;
+use crate::tun::Tun;
+
+/// Threads that run the node's tasks, and queues of its TUN device.
+const THREAD_COUNT_MAX: usize = 4;
+/// Packets of messages that wait to be looked at; what comes on top is sent again by its sender.
+const MESSAGE_PACKET_COUNT_MAX: usize = 1024;
+/// Zone bytes of a router id; existing releases have no others.
+const ZONE: [u8; 2] = [0, 0];
+
+/// Runs a node until SIGTERM or SIGINT. SIGHUP reads `file` (the configuration) again and makes the peers
+/// those that it and the flags name.
+///
+/// # Errors
+/// When the node can't start.
+pub fn run(flags: Settings, file: Option<PathBuf>) -> anyhow::Result<()> {
+    let config = flags.clone().or(Settings::read_file(file.as_deref())?).check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(thread_count())
+        .thread_name("links")
+        .enable_all()
+        .build()
+        .context("no runtime can be made")?;
+    let done = runtime.block_on(async {
+        let node = Node::start(config)?;
+        node.until_stopped(&flags, file).await
+    });
+    runtime.shutdown_background();
+    done
+}
+
+fn thread_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(THREAD_COUNT_MAX)
+}
+
+/// A node that runs.
+struct Node {
+    peers: Arc<Peers>,
+    tun_threads: TunThreads,
+}
+
+/// All that a node listens on.
+struct Sockets {
+    links: LinkSockets,
+    http: Option<TcpListener>,
+    rpc: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+}
+
+/// What peers connect to.
+struct LinkSockets {
+    tcp: TcpListener,
+    quic: Option<quinn::Endpoint>,
+    vsock: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Node {
+    fn start(config: Config) -> anyhow::Result<Self> {
+        let key_path = config.key_file.clone().map_or_else(key_file::default_path, Ok)?;
+        let secret = key_file::read_or_create(&key_path)?;
+        let router_id = new_router_id(&secret)?;
+        let topics = match &config.topic_config {
+            Some(path) => topic_config::read(path)?,
+            None => Topics::default(),
+        };
+        let (connector, sockets) = open_sockets(&config, router_id)?;
+        let key = secret.public();
+        let address = key.address();
+        let open = |name: &String| Tun::open(name, thread_count(), address);
+        let tun = config.tun_name.as_ref().map(open).transpose()?;
+
+        let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
+        let subnet = key.subnet();
+        let router = Router::new(mycelium_router::Config { router_id, subnet, seed });
+        let table = Arc::new(Table::default());
+        let (inputs, inputs_taken) = mpsc::channel(INPUT_COUNT_MAX);
+        let (signals, signals_taken) = mpsc::channel(SIGNAL_COUNT_MAX);
+        let (packets, packets_taken) = mpsc::channel(MESSAGE_PACKET_COUNT_MAX);
+        let plane = DataPlane::new(secret, Arc::clone(&table), tun, signals, packets)?;
+        let plane = Arc::new(plane);
+        let writer = TableWriter::new(Arc::clone(&table));
+        let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
+        tokio::spawn(owner.run());
+        let own = Peer { address, key };
+        let mailbox = Mailbox::new(own, topics);
+        tokio::spawn(send_messages(Arc::clone(&mailbox), Arc::clone(&plane)));
+        tokio::spawn(take_messages(Arc::clone(&mailbox), packets_taken));
+        let tun_threads = TunThreads::start(&plane)?;
+        let peers = Peers::new(connector, Arc::clone(&plane), inputs.clone());
+        let peers = Arc::new(peers);
+        serve(&peers, sockets.links);
+        if let Some(listener) = sockets.metrics {
+            let (peers, plane) = (Arc::clone(&peers), Arc::clone(&plane));
+            let metrics = Metrics { peers, plane, inputs: inputs.clone() };
+            tokio::spawn(metrics::serve(metrics, listener));
+        }
+        let control = NodeControl::new(mailbox, Arc::clone(&peers), table, plane, inputs);
+        serve_apis(&Arc::new(control), sockets.http, sockets.rpc);
+        discover(&peers, &config, router_id);
+        for endpoint in config.peers {
+            if let Err(error) = peers.add(endpoint, PeerKind::Static) {
+                tracing::warn!(%error, "peer not added");
+            }
+        }
+        tracing::info!(%address, port = config.tcp_listen_port, "node up");
+        Ok(Self { peers, tun_threads })
+    }
+
+    async fn until_stopped(self, flags: &Settings, file: Option<PathBuf>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => self.reload(flags, file.as_deref()),
+            }
+        }
+        tracing::info!("node stops");
+        self.tun_threads.stop();
+        Ok(())
+    }
+
+    /// Reads the configuration again. One that makes no sense changes nothing.
+    fn reload(&self, flags: &Settings, file: Option<&std::path::Path>) {
+        let config = Settings::read_file(file).and_then(|file| flags.clone().or(file).check());
+        match config {
+            Ok(config) => self.peers.replace_static(&config.peers),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                tracing::error!(error = format!("{error:#}"), "the configuration is not taken");
+            }
+        }
+    }
+}
+
+fn new_router_id(secret: &SecretKey) -> anyhow::Result<RouterId> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    let random = u16::from_be_bytes(mycelium_wire::random_bytes()?);
+    Ok(RouterId::new(secret.public(), ZONE, incarnation(seconds, random)))
+}
+
+fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connector, Sockets)> {
+    let private = match &config.private_network {
+        Some((name, key_file)) => Some(PrivateNetwork::new(name, key_file)?),
+        None => None,
+    };
+    let mut connector = Connector { mark: config.firewall_mark, private, quic: None };
+    let tcp = listen::tcp_listener(&connector, config.tcp_listen_port)?;
+    if let Some(port) = config.quic_listen_port {
+        connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
+    }
+    let vsock = match config.vsock_listen_port {
+        Some(port) => Some(listen::vsock_listener(&connector, port)?),
+        None => None,
+    };
+    let links = LinkSockets { tcp, quic: connector.quic.clone(), vsock };
+    let http = api_listener(config.api_address, "--api-addr")?;
+    let rpc = api_listener(config.jsonrpc_address, "--jsonrpc-addr")?;
+    let metrics = match config.metrics_address {
+        Some(address) => {
+            let (port, flag) = (address.port().into(), "--metrics-api-address");
+            let failed = |source| ListenError { port, flag, source };
+            Some(metrics::listener(address).map_err(failed)?)
+        }
+        None => None,
+    };
+    Ok((connector, Sockets { links, http, rpc, metrics }))
+}
+
+/// Takes connections from now on.
+fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
+    tokio::spawn(listen::serve_tcp(Arc::clone(peers), sockets.tcp));
+    if let Some(endpoint) = sockets.quic {
+        tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
+    }
+    if let Some(listener) = sockets.vsock {
+        tokio::spawn(listen::serve_vsock(Arc::clone(peers), listener));
+    }
+}
+
+/// Listens for programs. A port of the default address that is taken, by another node on this machine, is
+/// no reason to stay down; one that somebody chose is.
+fn api_listener(address: ApiAddress, flag: &'static str) -> anyhow::Result<Option<TcpListener>> {
+    let bind = || {
+        let listener = std::net::TcpListener::bind(address.address)?;
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    match bind() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) if address.is_default => {
+            tracing::warn!(address = %address.address, error = %source, "no API there");
+            Ok(None)
+        }
+        Err(source) => {
+            Err(ListenError { port: address.address.port().into(), flag, source }.into())
+        }
+    }
+}
+
+fn serve_apis(control: &Arc<NodeControl>, http: Option<TcpListener>, rpc: Option<TcpListener>) {
+    if let Some(listener) = http {
+        tokio::spawn(api::serve_http(Arc::clone(control) as Arc<dyn Control>, listener));
+    }
+    if let Some(listener) = rpc {
+        tokio::spawn(api::serve_rpc(Arc::clone(control) as Arc<dyn Control>, listener));
+    }
+}
+
+/// Seals and routes packets of messages when they are due.
+async fn send_messages(mailbox: Arc<Mailbox>, plane: Arc<DataPlane>) {
+    let source = mailbox.own().address;
+    let send = |destination, payload: &[u8]| {
+        plane.send(InnerType::Message, source, destination, payload);
+    };
+    mailbox.run(send).await;
+}
+
+/// Gives packets that links brought to the messages' machine, which may start tasks.
+async fn take_messages(mailbox: Arc<Mailbox>, mut packets: mpsc::Receiver<MessagePacket>) {
+    while let Some(packet) = packets.recv().await {
+        let source = Peer { address: packet.source, key: packet.public_key };
+        mailbox.received(source, packet.destination, &packet.payload);
+    }
+}
+
+/// Looks for peers on the local network. A node lives without: its port is often taken by another
+/// instance on the same machine.
+fn discover(peers: &Arc<Peers>, config: &Config, router_id: RouterId) {
+    let Some((port, interfaces)) = config.peer_discovery.clone() else { return };
+    let beacon = Beacon { tcp_port: config.tcp_listen_port, router_id };
+    let config = DiscoveryConfig { port, interfaces };
+    match Discovery::new(config, beacon, Arc::clone(peers)) {
+        Ok(discovery) => drop(tokio::spawn(discovery.run())),
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "no peers are found on the local network");
+        }
+    }
+}
+
+/// The threads that read TUN.
+struct TunThreads {
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl TunThreads {
+    /// Starts one for each queue, if there is a device.
+    fn start(plane: &Arc<DataPlane>) -> anyhow::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let queue_count = plane.tun().map_or(0, Tun::queue_count);
+        let mut threads = Vec::with_capacity(queue_count);
+        for number in 0..queue_count {
+            let (plane, stop) = (Arc::clone(plane), Arc::clone(&stop));
+            let read = move || {
+                if let Some(tun) = plane.tun() {
+                    egress::run(&plane, tun, number, &stop);
+                }
+            };
+            let builder = std::thread::Builder::new().name(format!("tun-{number}"));
+            threads.push(builder.spawn(read).context("no thread for TUN")?);
+        }
+        Ok(Self { stop, threads })
+    }
+
+    fn stop(self) {
+        // Nobody else writes to it, so it takes eight bytes.
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_le_bytes());
+        for thread in self.threads {
+            // A thread that panicked has ended as well.
+            let _ = thread.join();
+        }
+    }
+}

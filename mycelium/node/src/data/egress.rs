@@ -1,0 +1,203 @@
+//! From TUN to links: a thread for each queue of the device.
+//!
+//! A thread reads one packet or super packet at a time, cuts it into the buffer of its batch, each
+//! segment with room for headers around it, seals it there, and gives the batch to the link when the
+//! next packet goes elsewhere, when TUN has no more, or when the batch is large enough.
+
+use std::net::Ipv6Addr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mycelium_wire::RandomError;
+use mycelium_wire::cipher::{Nonces, SEAL_OVERHEAD};
+use mycelium_wire::frame::{DATA_HEADER_SIZE, DATA_OVERHEAD};
+use mycelium_wire::icmp::{IcmpError, Unreachable};
+use mycelium_wire::identity::OVERLAY;
+use mycelium_wire::inner::InnerType;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+
+use crate::data::statistics::Tally;
+use crate::data::table::{Destination, Prefix};
+use crate::data::waiting::Kind;
+use crate::data::{DataPlane, PAYLOAD_OFFSET, count, write_headers};
+use crate::link::Link;
+use crate::tun::segment::{IPV6_HEADER_SIZE, Segments};
+use crate::tun::vnet::{self, VnetHeader};
+use crate::tun::{READ_SIZE_MAX, Tun};
+
+/// A batch this large is sent even if there is more.
+const BATCH_SIZE_FULL: usize = 48 << 10;
+/// Memory of a batch: one that is almost full and a packet of any size.
+const BATCH_SIZE_MAX: usize = BATCH_SIZE_FULL + READ_SIZE_MAX + DATA_OVERHEAD;
+/// Packets that are answered, not sent on, with a hop limit below this.
+const HOP_LIMIT_MIN: u8 = 2;
+
+/// Reads queue `number` until `stop` becomes readable or the device is gone.
+pub(crate) fn run(plane: &DataPlane, tun: &Tun, number: usize, stop: &OwnedFd) {
+    let mut egress = match Egress::new(plane) {
+        Ok(egress) => egress,
+        Err(error) => return tracing::error!(%error, "TUN is not read"),
+    };
+    let queue = tun.queue(number);
+    let mut buffer = vec![0; READ_SIZE_MAX].into_boxed_slice();
+    loop {
+        match queue.read(&mut buffer) {
+            Ok(size) => egress.take(&mut buffer[..size]),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                egress.flush();
+                let file = queue.file();
+                let mut events =
+                    [PollFd::new(&file, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+                let polled = rustix::event::poll(&mut events, None);
+                if polled.is_ok() && !events[1].revents().is_empty() {
+                    return;
+                }
+            }
+            Err(error) => return tracing::error!(%error, "TUN can't be read any more"),
+        }
+    }
+}
+
+/// What a thread that reads TUN carries.
+struct Egress<'a> {
+    plane: &'a DataPlane,
+    nonces: Nonces,
+    batch: Box<[u8]>,
+    filled: usize,
+    packet_count: u64,
+    /// Where the batch goes.
+    link: Option<Arc<Link>>,
+    tally: Tally,
+}
+
+/// What becomes of a packet.
+enum Verdict {
+    Send { source: Ipv6Addr, destination: Ipv6Addr, hop_limit: u8 },
+    Answer(IcmpError),
+    Drop,
+}
+
+impl<'a> Egress<'a> {
+    fn new(plane: &'a DataPlane) -> Result<Self, RandomError> {
+        Ok(Self {
+            plane,
+            nonces: Nonces::new()?,
+            batch: vec![0; BATCH_SIZE_MAX].into_boxed_slice(),
+            filled: 0,
+            packet_count: 0,
+            link: None,
+            tally: Tally::default(),
+        })
+    }
+
+    /// Takes what TUN gave: a header and a packet.
+    fn take(&mut self, bytes: &mut [u8]) {
+        let Some((header, packet)) = bytes.split_first_chunk_mut::<{ vnet::SIZE }>() else {
+            return;
+        };
+        let header = VnetHeader::decode(header);
+        match self.judge(packet) {
+            Verdict::Send { source, destination, hop_limit } => {
+                if let Some(segments) = Segments::new(header, packet) {
+                    self.send(segments, hop_limit, source, destination);
+                }
+            }
+            Verdict::Answer(error) => self.plane.answer(packet, error),
+            Verdict::Drop => {}
+        }
+    }
+
+    fn judge(&self, packet: &[u8]) -> Verdict {
+        let Some(header) = packet.first_chunk::<IPV6_HEADER_SIZE>() else { return Verdict::Drop };
+        if header[0] >> 4 != 6 {
+            return Verdict::Drop;
+        }
+        let (source, destination) = mycelium_wire::icmp::addresses(header);
+        let hop_limit = header[7];
+        if !OVERLAY.contains(destination) {
+            // Such as what the kernel asks of routers on a new interface.
+            return Verdict::Drop;
+        }
+        if Prefix::of(destination) == self.plane.own {
+            return Verdict::Answer(IcmpError::Unreachable(Unreachable::Address));
+        }
+        if Prefix::of(source) != self.plane.own {
+            // Nobody could open it, since its key is found by its source.
+            return Verdict::Answer(IcmpError::Unreachable(Unreachable::SourcePolicy));
+        }
+        if hop_limit < HOP_LIMIT_MIN {
+            return Verdict::Answer(IcmpError::TimeExceeded);
+        }
+        Verdict::Send { source, destination, hop_limit: hop_limit - 1 }
+    }
+
+    fn send(
+        &mut self,
+        mut segments: Segments<'_>,
+        hop_limit: u8,
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+    ) {
+        let prefix = Prefix::of(destination);
+        let route = self.plane.route(prefix);
+        let link = route.as_ref().map(|(_, link)| link);
+        if !is_same(self.link.as_ref(), link) {
+            self.flush();
+            self.link = link.cloned();
+        }
+        let now = Instant::now();
+        loop {
+            if self.filled + segments.size_max() + DATA_OVERHEAD > self.batch.len() {
+                self.flush();
+            }
+            let room = &mut self.batch[self.filled..];
+            let Some(size) = segments.next_into(&mut room[PAYLOAD_OFFSET..]) else { break };
+            let packet = &mut room[..size + DATA_OVERHEAD];
+            write_headers(packet, hop_limit, source, destination, InnerType::Packet);
+            self.tally.add(source, destination, packet.len(), &self.plane.statistics);
+            match &route {
+                Some((to, _)) => self.seal(to, size),
+                None => self.plane.hold(prefix, Kind::Own, packet, now),
+            }
+        }
+        if self.filled >= BATCH_SIZE_FULL {
+            self.flush();
+        }
+    }
+
+    /// Seals the packet behind the batch, which then belongs to it.
+    fn seal(&mut self, to: &Destination, payload_size: usize) {
+        let size = payload_size + DATA_OVERHEAD;
+        let Ok(nonce) = self.nonces.next() else { return };
+        let packet = &mut self.batch[self.filled..][..size];
+        to.key(&self.plane.secret).seal_in_place(nonce, &mut packet[DATA_HEADER_SIZE..]);
+        self.filled += size;
+        self.packet_count += 1;
+    }
+
+    /// Gives the batch to its link.
+    fn flush(&mut self) {
+        if let Some(link) = &self.link
+            && self.filled > 0
+        {
+            link.send_data(&self.batch[..self.filled], Instant::now());
+            count(&self.plane.counters.sent, self.packet_count);
+        }
+        self.filled = 0;
+        self.packet_count = 0;
+        self.tally.flush(&self.plane.statistics);
+    }
+}
+
+fn is_same(a: Option<&Arc<Link>>, b: Option<&Arc<Link>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+const _: () = assert!(PAYLOAD_OFFSET + SEAL_OVERHEAD == DATA_OVERHEAD);

@@ -1,0 +1,298 @@
+//! From links to TUN and to other links.
+//!
+//! An [`Ingress`] belongs to the task that reads one link. It goes through all packets of a read,
+//! where they lie:
+//!
+//! - what is for this node is opened in place, checked, and joined with others for TUN;
+//! - what is for others has its hop limit lowered in place; packets that lie side by side and leave by
+//!   the same link are sent as one range of bytes;
+//! - control packets are collected for the router.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mycelium_wire::control::Tlv;
+use mycelium_wire::frame::FrameError;
+use mycelium_wire::frame::{self, DATA_HEADER_SIZE, DATA_HOP_LIMIT_OFFSET, DataHeader, Frame};
+use mycelium_wire::icmp::{self, IcmpError, OutOfBand};
+use mycelium_wire::identity::Subnet;
+use mycelium_wire::inner::{self, INNER_HEADER_SIZE, InnerType};
+use tokio::sync::mpsc;
+
+use crate::data::statistics::Tally;
+use crate::data::table::{Destination, Prefix};
+use crate::data::waiting::Kind;
+use crate::data::{DataPlane, MessagePacket, PAYLOAD_SIZE_MAX, Signal, count, lock};
+use crate::link::Link;
+use crate::link::stream::{Inbound, LinkError};
+use crate::routing::Input;
+use crate::tun::Queue;
+use crate::tun::coalesce::Coalescer;
+use crate::tun::segment::IPV6_HEADER_SIZE;
+
+/// Packets that are not passed on have a hop limit below this.
+const HOP_LIMIT_MIN: u8 = 2;
+const HOP_LIMIT_OFFSET: usize = 7;
+
+/// What the reader of one link carries.
+pub(crate) struct Ingress<'a> {
+    plane: &'a DataPlane,
+    link: Option<(&'a Arc<Link>, &'a mpsc::Sender<Input>)>,
+    queue: Option<Queue<'a>>,
+    coalescer: Coalescer,
+    /// Routes looked up last: most packets of a read are of few flows.
+    source: Option<Arc<Destination>>,
+    target: Option<(Arc<Destination>, Arc<Link>)>,
+    /// Bytes that leave by the same link.
+    run: Option<(Arc<Link>, Range<usize>)>,
+    tlvs: Vec<Tlv>,
+    tally: Tally,
+}
+
+impl<'a> Ingress<'a> {
+    /// For the packets of `link`, whose control packets go to `inputs`.
+    pub(crate) fn new(
+        plane: &'a DataPlane,
+        link: &'a Arc<Link>,
+        inputs: &'a mpsc::Sender<Input>,
+    ) -> Self {
+        let number = usize::try_from(link.id().0).unwrap_or(0);
+        Self {
+            queue: plane.tun().map(|tun| tun.queue(number)),
+            link: Some((link, inputs)),
+            ..Self::without_link(plane)
+        }
+    }
+
+    /// For packets that waited.
+    pub(crate) fn without_link(plane: &'a DataPlane) -> Self {
+        Self {
+            plane,
+            link: None,
+            queue: plane.tun().map(|tun| tun.queue(0)),
+            coalescer: Coalescer::default(),
+            source: None,
+            target: None,
+            run: None,
+            tlvs: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Delivers a packet that waited for its sender's key.
+    pub(crate) fn deliver_one(&mut self, packet: &mut [u8], from: &Arc<Destination>) {
+        if let Ok(Some((Frame::Data(data), size))) = frame::parse(packet) {
+            let header = data.header;
+            self.source = Some(Arc::clone(from));
+            self.deliver(packet, 0..size, header, Instant::now());
+            self.flush_tun(packet);
+        }
+    }
+
+    fn data(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader, now: Instant) {
+        let (source, destination) = (header.source, header.destination);
+        self.tally.add(source, destination, at.len(), &self.plane.statistics);
+        if Prefix::of(header.destination) == self.plane.own {
+            self.deliver(bytes, at, header, now);
+        } else {
+            self.forward(bytes, at, header, now);
+        }
+    }
+
+    /// Opens a packet for this node.
+    fn deliver(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader, now: Instant) {
+        let prefix = Prefix::of(header.source);
+        if self.source.as_ref().is_none_or(|source| source.prefix != prefix) {
+            self.source = self.plane.table.get(prefix);
+        }
+        let Some(source) = &self.source else {
+            if prefix != self.plane.own {
+                self.plane.hold(prefix, Kind::Arrived, &bytes[at], now);
+            }
+            return;
+        };
+        let begin = at.start + DATA_HEADER_SIZE;
+        let opened = source.key(&self.plane.secret).open_in_place(&mut bytes[begin..at.end]);
+        let Ok(body) = opened else { return count(&self.plane.counters.forged, 1) };
+        let size = body.len();
+        match inner::parse(body) {
+            Ok((InnerType::Packet, _)) => {
+                self.packet(bytes, begin + INNER_HEADER_SIZE..begin + size, header);
+            }
+            Ok((InnerType::Message, payload)) => {
+                let packet = MessagePacket {
+                    source: header.source,
+                    destination: header.destination,
+                    public_key: source.public_key(),
+                    payload: payload.to_vec(),
+                };
+                // As on any network, what there is no room for is lost; its sender sends it again.
+                let _ = self.plane.messages.try_send(packet);
+                count(&self.plane.counters.received, 1);
+            }
+            Ok((InnerType::Icmp, payload)) => {
+                self.plane.out_of_band(header, payload);
+            }
+            // Something that a later version sends.
+            Err(_) => {}
+        }
+    }
+
+    /// Gives the kernel a packet whose inside says what its outside says.
+    fn packet(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader) {
+        let Some(inside) = bytes[at.clone()].first_chunk_mut::<IPV6_HEADER_SIZE>() else { return };
+        let (source, destination) = icmp::addresses(inside);
+        let is_honest = inside[0] >> 4 == 6
+            && Prefix::of(source) == Prefix::of(header.source)
+            && destination == header.destination;
+        if !is_honest {
+            return count(&self.plane.counters.forged, 1);
+        }
+        let Some(queue) = &mut self.queue else { return };
+        inside[HOP_LIMIT_OFFSET] = header.hop_limit;
+        self.coalescer.push(bytes, at, queue);
+        count(&self.plane.counters.received, 1);
+    }
+
+    /// Passes a packet on.
+    fn forward(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader, now: Instant) {
+        if header.hop_limit < HOP_LIMIT_MIN {
+            count(&self.plane.counters.expired, 1);
+            let body = &bytes[at.start + DATA_HEADER_SIZE..at.end];
+            return self.plane.refuse(header, body, IcmpError::TimeExceeded);
+        }
+        bytes[at.start + DATA_HOP_LIMIT_OFFSET] = header.hop_limit - 1;
+        let prefix = Prefix::of(header.destination);
+        if self.target.as_ref().is_none_or(|(target, _)| target.prefix != prefix) {
+            self.target = self.plane.route(prefix);
+        }
+        let Some((_, link)) = &self.target else {
+            return self.plane.hold(prefix, Kind::Transit, &bytes[at], now);
+        };
+        count(&self.plane.counters.forwarded, 1);
+        match &mut self.run {
+            Some((to, run)) if Arc::ptr_eq(to, link) && run.end == at.start => run.end = at.end,
+            _ => {
+                let begun = Some((Arc::clone(link), at));
+                self.flush_run(bytes, now);
+                self.run = begun;
+            }
+        }
+    }
+
+    fn flush_run(&mut self, bytes: &[u8], now: Instant) {
+        if let Some((link, run)) = self.run.take() {
+            link.send_data(&bytes[run], now);
+        }
+    }
+
+    fn flush_tun(&mut self, bytes: &[u8]) {
+        if let Some(queue) = &mut self.queue {
+            self.coalescer.flush(bytes, queue);
+        }
+    }
+
+    /// Goes through whole packets and gives where they end.
+    fn walk(&mut self, bytes: &mut [u8], now: Instant) -> (usize, Result<(), FrameError>) {
+        let mut at = 0;
+        loop {
+            match frame::parse(&bytes[at..]) {
+                Ok(None) => return (at, Ok(())),
+                Err(error) => return (at, Err(error)),
+                Ok(Some((Frame::Control(tlv), size))) => {
+                    match tlv {
+                        Ok(tlv) => self.tlvs.push(tlv),
+                        Err(error) => tracing::debug!(%error, "a control packet is skipped"),
+                    }
+                    at += size;
+                }
+                Ok(Some((Frame::Data(data), size))) => {
+                    let header = data.header;
+                    self.data(bytes, at..at + size, header, now);
+                    at += size;
+                }
+            }
+        }
+    }
+}
+
+impl Inbound for Ingress<'_> {
+    fn packets(&mut self, bytes: &mut [u8]) -> Result<usize, FrameError> {
+        let now = Instant::now();
+        // Routes change between reads.
+        (self.source, self.target) = (None, None);
+        let (end, result) = self.walk(bytes, now);
+        self.flush_run(bytes, now);
+        self.flush_tun(bytes);
+        self.tally.flush(&self.plane.statistics);
+        result.map(|()| end)
+    }
+
+    fn arrived(&mut self, size: usize) {
+        let Some((link, _)) = self.link else { return };
+        if link.heard(size) && self.plane.signals.try_send(Signal::Heard(Arc::clone(link))).is_err()
+        {
+            link.listen();
+        }
+    }
+
+    async fn settle(&mut self) -> Result<(), LinkError> {
+        let Some((link, inputs)) = self.link else { return Ok(()) };
+        for tlv in self.tlvs.drain(..) {
+            // Waits while the router is busy, and with it the peer.
+            let input = Input::Received(link.id(), tlv);
+            inputs.send(input).await.map_err(|_| LinkError::Stopping)?;
+        }
+        Ok(())
+    }
+}
+
+impl DataPlane {
+    /// Tells the source of a packet on its way through this node why it was dropped.
+    fn refuse(&self, header: DataHeader, body: &[u8], error: IcmpError) {
+        let answers_itself = Prefix::of(header.source) == self.own;
+        if answers_itself
+            || header.source.is_multicast()
+            || !lock(&self.errors).take(Instant::now())
+        {
+            return;
+        }
+        let source = Subnet::of(self.address).network();
+        let mut payload = Vec::with_capacity(PAYLOAD_SIZE_MAX);
+        OutOfBand {
+            original_destination: header.destination,
+            source,
+            destination: header.source,
+            hop_limit: icmp::ERROR_HOP_LIMIT,
+            error,
+            original: body,
+        }
+        .encode(&mut payload);
+        self.send(InnerType::Icmp, source, header.source, &payload);
+    }
+
+    /// Takes what a node on the way says of a packet of ours: opens the packet that it sends back, and
+    /// tells our host in the language of ICMPv6.
+    fn out_of_band(&self, header: DataHeader, payload: &[u8]) {
+        let Ok(message) = OutOfBand::parse(payload) else {
+            return count(&self.counters.forged, 1);
+        };
+        let is_honest = Prefix::of(message.source) == Prefix::of(header.source)
+            && Prefix::of(message.destination) == self.own;
+        let Some(destination) = self.table.get(Prefix::of(message.original_destination)) else {
+            return;
+        };
+        let mut original = message.original.to_vec();
+        let Ok(body) = destination.key(&self.secret).open_in_place(&mut original) else { return };
+        let Ok((InnerType::Packet, packet)) = inner::parse(body) else { return };
+        let Some(first) = packet.first_chunk() else { return };
+        let (source, target) = icmp::addresses(first);
+        // Nobody else may claim that we sent a packet.
+        let is_ours = source == message.destination && target == message.original_destination;
+        if is_honest && is_ours && lock(&self.errors).take(Instant::now()) {
+            let error = message.error;
+            self.write_error(error, message.source, source, header.hop_limit, packet);
+        }
+    }
+}

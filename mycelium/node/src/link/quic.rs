@@ -1,0 +1,208 @@
+//! A link over a QUIC connection: data in datagrams, control packets on one bidirectional stream.
+//!
+//! A data packet that is larger than a datagram may be goes on the stream as well, where existing
+//! releases take it; with their limit of 1472 bytes that is every full-size packet
+//! (`reference: mycelium 3.6`). The stream's queue is that of all links ([`Outbound`]); datagrams wait in
+//! quinn, which drops the oldest when there are too many.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use mycelium_wire::frame::{self, PACKET_SIZE_MAX};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::io::AsyncWrite;
+use tokio::sync::Notify;
+
+use crate::link::outbound::{Outbound, Sent, Transmit, packet_size};
+use crate::link::stream::{Inbound, LinkError};
+
+/// A connection, its stream, and what waits to leave on it.
+pub(crate) struct QuicCarrier {
+    connection: Connection,
+    /// Taken by the link's task.
+    streams: Mutex<Option<(SendStream, RecvStream)>>,
+    outbound: Mutex<Outbound>,
+    waiting: Notify,
+    sent_size: AtomicU64,
+}
+
+/// Memory for what the stream brings at once.
+const STREAM_BUFFER_SIZE: usize = 2 * PACKET_SIZE_MAX;
+/// Memory for datagrams that are looked at together.
+const DATAGRAM_BUFFER_SIZE: usize = 64 << 10;
+
+impl QuicCarrier {
+    pub(crate) fn new(connection: Connection, streams: (SendStream, RecvStream)) -> Self {
+        Self {
+            connection,
+            streams: Mutex::new(Some(streams)),
+            outbound: Mutex::default(),
+            waiting: Notify::new(),
+            sent_size: AtomicU64::new(0),
+        }
+    }
+
+    /// Sends whole data packets, one behind the other.
+    pub(crate) fn send_data(&self, packets: &[u8], now: Instant) {
+        self.sent_size.fetch_add(packets.len() as u64, Ordering::Relaxed);
+        let size_max = self.connection.max_datagram_size().unwrap_or(0);
+        let mut rest = packets;
+        let mut has_large = false;
+        while !rest.is_empty() {
+            let (packet, behind) = rest.split_at(packet_size(rest));
+            rest = behind;
+            // One that does not fit after all, since the path became narrower, goes on the stream too.
+            let is_sent = packet.len() <= size_max
+                && self.connection.send_datagram(packet.to_vec().into()).is_ok();
+            if !is_sent {
+                has_large = true;
+                // The stream takes nothing here, so this only queues and can't fail.
+                let _ = self.outbound().send_data(&Later, packet, now);
+            }
+        }
+        if has_large {
+            self.waiting.notify_one();
+        }
+    }
+
+    /// Sends a control packet.
+    pub(crate) fn send_control(&self, packet: &[u8]) {
+        self.sent_size.fetch_add(packet.len() as u64, Ordering::Relaxed);
+        if self.outbound().send_control(&Later, packet).is_err() {
+            self.close();
+        }
+        self.waiting.notify_one();
+    }
+
+    /// Ends the connection; its task finds out at once.
+    pub(crate) fn close(&self) {
+        self.connection.close(VarInt::from_u32(0), b"");
+    }
+
+    /// Bytes given to the link to send.
+    pub(crate) fn sent_size(&self) -> u64 {
+        self.sent_size.load(Ordering::Relaxed)
+    }
+
+    /// Data packets that were dropped before the stream.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.outbound().dropped()
+    }
+
+    /// Carries packets both ways until the connection ends.
+    pub(crate) async fn run(&self, inbound: &mut impl Inbound) -> LinkError {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((send, receive)) = streams else { return LinkError::Closed };
+        tokio::select! {
+            error = self.read(receive, inbound) => error,
+            error = self.drain(send) => error,
+        }
+    }
+
+    async fn read(&self, mut stream: RecvStream, inbound: &mut impl Inbound) -> LinkError {
+        let mut buffer = vec![0; STREAM_BUFFER_SIZE].into_boxed_slice();
+        let mut end = 0;
+        let mut datagrams = Vec::with_capacity(DATAGRAM_BUFFER_SIZE);
+        loop {
+            let taken = tokio::select! {
+                datagram = self.connection.read_datagram() => match datagram {
+                    Ok(datagram) => self.datagrams(&datagram, &mut datagrams, inbound).await,
+                    Err(error) => return LinkError::Io(error.into()),
+                },
+                read = stream.read(&mut buffer[end..]) => match read {
+                    Ok(None) => return LinkError::Closed,
+                    Ok(Some(size)) => {
+                        inbound.arrived(size);
+                        end += size;
+                        inbound.packets(&mut buffer[..end]).map(|done| {
+                            buffer.copy_within(done..end, 0);
+                            end -= done;
+                        })
+                    }
+                    Err(error) => return LinkError::Io(error.into()),
+                },
+            };
+            if let Err(error) = taken {
+                return LinkError::Frame(error);
+            }
+            if let Err(error) = inbound.settle().await {
+                return error;
+            }
+        }
+    }
+
+    /// Takes a datagram and those that are there already, so that packets of a flow can be joined.
+    async fn datagrams(
+        &self,
+        first: &[u8],
+        buffer: &mut Vec<u8>,
+        inbound: &mut impl Inbound,
+    ) -> Result<(), frame::FrameError> {
+        buffer.clear();
+        frame::parse_datagram(first)?;
+        buffer.extend_from_slice(first);
+        while buffer.len() < DATAGRAM_BUFFER_SIZE {
+            let next = tokio::select! {
+                biased;
+                next = self.connection.read_datagram() => next,
+                () = std::future::ready(()) => break,
+            };
+            // An end is found again by whoever waits for the next one.
+            let Ok(next) = next else { break };
+            frame::parse_datagram(&next)?;
+            buffer.extend_from_slice(&next);
+        }
+        inbound.arrived(buffer.len());
+        inbound.packets(buffer).map(|_| ())
+    }
+
+    /// Sends what waits for the stream, as long as the connection lives.
+    async fn drain(&self, mut stream: SendStream) -> LinkError {
+        loop {
+            self.waiting.notified().await;
+            let drained = poll_fn(|context| {
+                let writer = StreamWriter(RefCell::new((&mut stream, context)));
+                match self.outbound().drain(&writer, Instant::now()) {
+                    Ok(Sent::Done) => Poll::Ready(Ok(())),
+                    Ok(Sent::Waiting) => Poll::Pending,
+                    Err(error) => Poll::Ready(Err(error)),
+                }
+            });
+            if let Err(error) = drained.await {
+                return LinkError::Io(error);
+            }
+        }
+    }
+
+    fn outbound(&self) -> MutexGuard<'_, Outbound> {
+        self.outbound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes nothing: all waits for the link's task, which alone may write to the stream.
+struct Later;
+
+impl Transmit for Later {
+    fn transmit(&self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+/// The stream while its task is polled, which is woken when it takes more.
+struct StreamWriter<'a, 'b>(RefCell<(&'a mut SendStream, &'a mut Context<'b>)>);
+
+impl Transmit for StreamWriter<'_, '_> {
+    fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
+        let (stream, context) = &mut *self.0.borrow_mut();
+        match AsyncWrite::poll_write(Pin::new(&mut **stream), context, bytes) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}

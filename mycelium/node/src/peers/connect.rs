@@ -1,0 +1,163 @@
+//! Connections to peers: made, tuned, and handed over to links.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mycelium_router::LinkInfo;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::endpoint::{Address, Endpoint, Protocol};
+use crate::link::Carrier;
+use crate::link::stream::{StreamCarrier, tune_tcp};
+use crate::link::tls::Side;
+use crate::peers::private::PrivateNetwork;
+use crate::peers::{AddPeerError, quic, shown};
+use crate::sys::{self, VsockAddress};
+
+/// How long a dial may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Addresses of a name that are tried.
+const ADDRESS_COUNT_MAX: usize = 8;
+
+/// Makes connections as a node's settings ask.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Connector {
+    /// `SO_MARK` of all sockets.
+    pub(crate) mark: Option<u32>,
+    /// The network whose members alone are peers.
+    pub(crate) private: Option<PrivateNetwork>,
+    /// What dials over QUIC.
+    pub(crate) quic: Option<quinn::Endpoint>,
+}
+
+/// A connection that is ready to be a link.
+pub(crate) struct Connection {
+    pub(crate) carrier: Carrier,
+    /// As the API shows it: protocol and both ends.
+    pub(crate) description: String,
+    pub(crate) info: LinkInfo,
+}
+
+impl Connector {
+    /// Whether links to this endpoint can be made at all.
+    pub(crate) fn check(&self, endpoint: &Endpoint) -> Result<(), AddPeerError> {
+        match endpoint.protocol {
+            Protocol::Tls if self.private.is_none() => {
+                Err(AddPeerError::NoPrivateNetwork(endpoint.clone()))
+            }
+            Protocol::Quic if self.private.is_some() => {
+                Err(AddPeerError::QuicInPrivateNetwork(endpoint.clone()))
+            }
+            Protocol::Quic if self.quic.is_none() => {
+                Err(AddPeerError::QuicDisabled(endpoint.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Connects to a peer.
+    pub(crate) async fn dial(&self, endpoint: &Endpoint) -> anyhow::Result<Connection> {
+        let late = || format!("no connection in {} s", DIAL_TIMEOUT.as_secs());
+        timeout(DIAL_TIMEOUT, self.connect(endpoint)).await.with_context(late)?
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> anyhow::Result<Connection> {
+        let addresses: Vec<SocketAddr> = match &endpoint.address {
+            Address::Socket(address) => vec![*address],
+            Address::Name(name, port) => tokio::net::lookup_host((name.as_str(), *port))
+                .await
+                .with_context(|| format!("{name} can't be resolved"))?
+                .take(ADDRESS_COUNT_MAX)
+                .collect(),
+            Address::Vsock { cid, port } => return self.dial_vsock(*cid, *port).await,
+        };
+        let mut last = None;
+        for address in addresses {
+            let dialed = match (endpoint.protocol, &self.quic) {
+                (Protocol::Quic, Some(quic)) => quic::dial(quic, address).await,
+                _ => self.dial_tcp(address).await,
+            };
+            match dialed {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = Some(error.context(format!("{address}"))),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("the name has no address")))
+    }
+
+    async fn dial_tcp(&self, address: SocketAddr) -> anyhow::Result<Connection> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        self.mark(&socket)?;
+        Ok(self.tcp(socket.connect(address).await?, Side::Client).await?)
+    }
+
+    /// A link over a TCP connection; with TLS in a private network.
+    pub(crate) async fn tcp(&self, stream: TcpStream, side: Side) -> io::Result<Connection> {
+        tune_tcp(&stream)?;
+        let (local, peer) = (canonical(stream.local_addr()?), canonical(stream.peer_addr()?));
+        let file = OwnedFd::from(stream.into_std()?);
+        let (tls, protocol) = match &self.private {
+            Some(network) => (Some(network.establish(&file, side).await?), Protocol::Tls),
+            None => (None, Protocol::Tcp),
+        };
+        Ok(Connection {
+            carrier: Carrier::Stream(StreamCarrier::with_tls(file, tls)?),
+            description: format!("{} {local} <-> {peer}", shown(protocol)),
+            info: if peer.is_ipv4() { LinkInfo::TCP4 } else { LinkInfo::TCP6 },
+        })
+    }
+
+    /// What links over TCP are called here.
+    pub(crate) fn tcp_protocol(&self) -> Protocol {
+        if self.private.is_some() { Protocol::Tls } else { Protocol::Tcp }
+    }
+
+    async fn dial_vsock(&self, cid: u32, port: u32) -> anyhow::Result<Connection> {
+        let socket = vsock_socket()?;
+        self.mark(&socket)?;
+        // The kernel gives up by itself after two seconds.
+        let connect = move || {
+            rustix::net::connect(&socket, &VsockAddress::new(cid, port))?;
+            Ok::<_, io::Error>(socket)
+        };
+        let socket = tokio::task::spawn_blocking(connect).await??;
+        Ok(vsock(socket, &format!("{cid}:{port}"))?)
+    }
+
+    /// Marks a socket as the settings ask.
+    pub(crate) fn mark(&self, socket: impl AsFd) -> anyhow::Result<()> {
+        if let Some(mark) = self.mark {
+            let failed = || format!("firewall mark {mark} can't be set (needs CAP_NET_ADMIN)");
+            sys::set_socket_mark(socket, mark).with_context(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// A link over a vsock connection.
+pub(crate) fn vsock(socket: OwnedFd, peer: &str) -> io::Result<Connection> {
+    Ok(Connection {
+        carrier: Carrier::Stream(StreamCarrier::new(socket)?),
+        description: format!("{} <-> {peer}", shown(Protocol::Vsock)),
+        info: LinkInfo::VSOCK,
+    })
+}
+
+/// A new vsock socket.
+pub(crate) fn vsock_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?)
+}
+
+/// An IPv4 address that an IPv6 socket shows as a mapped one, as itself.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        IpAddr::V6(_) => address,
+    }
+}

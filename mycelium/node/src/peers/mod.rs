@@ -1,0 +1,475 @@
+//! Peers: whom this node dials, who dialed it, and how those links are doing.
+//!
+//! Each peer to dial has a task that keeps a link to it: dial, carry, and after a while again
+//! (`Backoff`). Each link is carried by a task of its own, which ends with the connection. Peers found
+//! on the local network are forgotten when they can't be reached; those that dialed, when their
+//! connection ends.
+
+pub(crate) mod connect;
+pub(crate) mod listen;
+pub(crate) mod private;
+pub(crate) mod quic;
+
+pub use listen::ListenError;
+pub use private::PrivateNetworkError;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mycelium_router::LinkId;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
+
+use crate::data::DataPlane;
+use crate::data::ingress::Ingress;
+use crate::endpoint::{Address, Endpoint, Protocol};
+use crate::link::Link;
+use crate::link::stream::LinkError;
+use crate::peers::connect::{Connection, Connector};
+use crate::routing::Input;
+
+/// How a peer became one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PeerKind {
+    /// Somebody named it: on the command line, in the configuration, or by the API.
+    Static,
+    /// It said on the local network that it is there.
+    LinkLocalDiscovery,
+    /// It dialed.
+    Inbound,
+}
+
+/// How a peer's link is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PeerState {
+    /// There is a link.
+    Alive,
+    /// It is being dialed.
+    Connecting,
+    /// There is none, and it will be dialed again.
+    Dead,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// How it became one.
+    pub kind: PeerKind,
+    /// How its link is.
+    pub state: PeerState,
+    /// Bytes sent to it.
+    pub sent_size: u64,
+    /// Bytes received from it.
+    pub received_size: u64,
+    /// Data packets that its link had to drop.
+    pub dropped_count: u64,
+    /// For how long it has been known.
+    pub known_for: Duration,
+    /// How long ago the last link to it began.
+    pub connected_before: Option<Duration>,
+}
+
+/// Why a peer was not added.
+#[derive(Clone, Debug, thiserror::Error, Eq, PartialEq)]
+pub enum AddPeerError {
+    /// It is known.
+    #[error("peer {0} exists already")]
+    Exists(Endpoint),
+    /// There are too many.
+    #[error("{PEER_COUNT_MAX} peers are known already, which is the most")]
+    TooMany,
+    /// TLS needs a private network's key.
+    #[error("peer {0}: tls:// needs a private network (--network-name and --network-key-file)")]
+    NoPrivateNetwork(Endpoint),
+    /// QUIC carries no private network.
+    #[error("peer {0}: quic:// carries no private network")]
+    QuicInPrivateNetwork(Endpoint),
+    /// QUIC was switched off.
+    #[error("peer {0}: QUIC is disabled (--disable-quic)")]
+    QuicDisabled(Endpoint),
+}
+
+/// All peers of a node.
+pub(crate) struct Peers {
+    connector: Connector,
+    plane: Arc<DataPlane>,
+    inputs: mpsc::Sender<Input>,
+    records: Mutex<BTreeMap<Endpoint, Record>>,
+    next_link: AtomicU64,
+    inbound: Arc<Semaphore>,
+    connection_attempts: AtomicU64,
+    peers_added: AtomicU64,
+}
+
+/// Peers that are known at once.
+const PEER_COUNT_MAX: usize = 4096;
+/// Connections from others that are carried at once.
+const INBOUND_COUNT_MAX: usize = 1024;
+/// Of those, from one IP address.
+const INBOUND_PER_ADDRESS_COUNT_MAX: usize = 64;
+/// A peer found on the local network is forgotten after as many dials that fail in a row.
+const DISCOVERED_FAILURE_COUNT_MAX: u32 = 3;
+/// A link that lived this long was a good one: the next dial comes soon.
+const GOOD_LINK_AGE: Duration = Duration::from_secs(10);
+
+/// What is remembered of a peer.
+struct Record {
+    kind: PeerKind,
+    state: PeerState,
+    known_since: Instant,
+    connected_at: Option<Instant>,
+    /// Of links that ended.
+    sent_size: u64,
+    received_size: u64,
+    link: Option<Arc<Link>>,
+    stop: Arc<Notify>,
+}
+
+impl Record {
+    fn new(kind: PeerKind) -> Self {
+        Self {
+            kind,
+            state: PeerState::Connecting,
+            known_since: Instant::now(),
+            connected_at: None,
+            sent_size: 0,
+            received_size: 0,
+            link: None,
+            stop: Arc::default(),
+        }
+    }
+
+    fn status(&self, endpoint: &Endpoint) -> PeerStatus {
+        let link = self.link.as_ref();
+        PeerStatus {
+            endpoint: endpoint.clone(),
+            kind: self.kind,
+            state: self.state,
+            sent_size: self.sent_size + link.map_or(0, |link| link.sent_size()),
+            received_size: self.received_size + link.map_or(0, |link| link.received_size()),
+            dropped_count: link.map_or(0, |link| link.dropped()),
+            known_for: self.known_since.elapsed(),
+            connected_before: self.connected_at.map(|at| at.elapsed()),
+        }
+    }
+
+    fn begin(&mut self, link: &Arc<Link>) {
+        self.state = PeerState::Alive;
+        self.connected_at = Some(Instant::now());
+        self.link = Some(Arc::clone(link));
+    }
+
+    fn end(&mut self) {
+        self.state = PeerState::Dead;
+        if let Some(link) = self.link.take() {
+            self.sent_size += link.sent_size();
+            self.received_size += link.received_size();
+        }
+    }
+}
+
+impl Peers {
+    pub(crate) fn new(
+        connector: Connector,
+        plane: Arc<DataPlane>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Self {
+        Self {
+            connector,
+            plane,
+            inputs,
+            records: Mutex::default(),
+            next_link: AtomicU64::new(1),
+            inbound: Arc::new(Semaphore::new(INBOUND_COUNT_MAX)),
+            connection_attempts: AtomicU64::new(0),
+            peers_added: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a peer, which is dialed from now on. Must be called inside a runtime.
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        endpoint: Endpoint,
+        kind: PeerKind,
+    ) -> Result<(), AddPeerError> {
+        self.connector.check(&endpoint)?;
+        let mut records = self.records();
+        if records.contains_key(&endpoint) {
+            return Err(AddPeerError::Exists(endpoint));
+        }
+        if records.len() >= PEER_COUNT_MAX {
+            return Err(AddPeerError::TooMany);
+        }
+        let record = Record::new(kind);
+        let stop = Arc::clone(&record.stop);
+        records.insert(endpoint.clone(), record);
+        drop(records);
+        self.peers_added.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(Arc::clone(self).keep(endpoint, kind, stop));
+        Ok(())
+    }
+
+    /// Forgets a peer and ends its link. False when there is none.
+    pub(crate) fn remove(&self, endpoint: &Endpoint) -> bool {
+        let Some(record) = self.records().remove(endpoint) else { return false };
+        record.stop.notify_one();
+        if let Some(link) = record.link {
+            link.close();
+        }
+        true
+    }
+
+    /// All peers, in order.
+    pub(crate) fn list(&self) -> Vec<PeerStatus> {
+        self.records().iter().map(|(endpoint, record)| record.status(endpoint)).collect()
+    }
+
+    /// How many peers of a kind are known.
+    pub(crate) fn count(&self, kind: PeerKind) -> usize {
+        self.records().values().filter(|record| record.kind == kind).count()
+    }
+
+    /// Makes the peers that somebody named those of `endpoints`; others stay.
+    pub(crate) fn replace_static(self: &Arc<Self>, endpoints: &[Endpoint]) {
+        let gone: Vec<_> = self
+            .records()
+            .iter()
+            .filter(|(at, record)| record.kind == PeerKind::Static && !endpoints.contains(at))
+            .map(|(at, _)| at.clone())
+            .collect();
+        for endpoint in gone {
+            tracing::info!(%endpoint, "peer removed");
+            self.remove(&endpoint);
+        }
+        for endpoint in endpoints {
+            match self.add(endpoint.clone(), PeerKind::Static) {
+                Ok(()) => tracing::info!(%endpoint, "peer added"),
+                Err(AddPeerError::Exists(_)) => {}
+                Err(error) => tracing::warn!(%error, "peer not added"),
+            }
+        }
+    }
+
+    /// Dials so far, and peers added so far.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.connection_attempts), load(&self.peers_added))
+    }
+
+    /// What makes connections.
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Allows one more connection of somebody else, unless there are too many.
+    fn inbound_permit(&self) -> Result<OwnedSemaphorePermit, TryAcquireError> {
+        Arc::clone(&self.inbound).try_acquire_owned()
+    }
+
+    fn records(&self) -> MutexGuard<'_, BTreeMap<Endpoint, Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is remembered of a peer, unless it was removed.
+    fn update(&self, endpoint: &Endpoint, stop: &Arc<Notify>, change: impl FnOnce(&mut Record)) {
+        if let Some(record) = self.records().get_mut(endpoint)
+            && Arc::ptr_eq(&record.stop, stop)
+        {
+            change(record);
+        }
+    }
+
+    /// Keeps a link to a peer until it is removed.
+    async fn keep(self: Arc<Self>, endpoint: Endpoint, kind: PeerKind, stop: Arc<Notify>) {
+        let mut backoff = Backoff::default();
+        loop {
+            self.update(&endpoint, &stop, |record| record.state = PeerState::Connecting);
+            self.connection_attempts.fetch_add(1, Ordering::Relaxed);
+            let dialed = tokio::select! {
+                dialed = self.connector.dial(&endpoint) => dialed,
+                () = stop.notified() => return,
+            };
+            match dialed {
+                Ok(connection) => {
+                    let begin = Instant::now();
+                    if self.carry_until(&endpoint, connection, &stop).await.is_none() {
+                        return;
+                    }
+                    if begin.elapsed() >= GOOD_LINK_AGE {
+                        backoff = Backoff::default();
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%endpoint, error = format!("{error:#}"), "not reached");
+                }
+            }
+            self.update(&endpoint, &stop, |record| record.state = PeerState::Dead);
+            let is_lost = backoff.failures >= DISCOVERED_FAILURE_COUNT_MAX;
+            if kind == PeerKind::LinkLocalDiscovery && is_lost {
+                self.remove(&endpoint);
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.wait()) => {}
+                () = stop.notified() => return,
+            }
+        }
+    }
+
+    /// Carries a dialed link to its end. `None` when the peer was removed or the node stops.
+    async fn carry_until(
+        &self,
+        endpoint: &Endpoint,
+        connection: Connection,
+        stop: &Arc<Notify>,
+    ) -> Option<()> {
+        let (link, info) = self.link(connection);
+        self.update(endpoint, stop, |record| record.begin(&link));
+        tracing::info!(%endpoint, "link up");
+        self.inputs.send(Input::Up(Arc::clone(&link), info)).await.ok()?;
+        let carry = self.carry(&link);
+        tokio::pin!(carry);
+        let (error, is_removed) = tokio::select! {
+            error = &mut carry => (error, false),
+            () = stop.notified() => {
+                link.close();
+                (carry.await, true)
+            }
+        };
+        tracing::info!(%endpoint, reason = %Chain(&error), "link down");
+        self.update(endpoint, stop, Record::end);
+        self.inputs.send(Input::Down(link.id())).await.ok()?;
+        (!is_removed).then_some(())
+    }
+
+    /// Carries a connection that somebody else made, to its end.
+    async fn serve(
+        self: Arc<Self>,
+        endpoint: Endpoint,
+        connection: Connection,
+        _permit: OwnedSemaphorePermit,
+    ) {
+        let (link, info) = self.link(connection);
+        let Some(stop) = self.begin_inbound(&endpoint, &link) else { return };
+        tracing::info!(%endpoint, "link up, dialed by the peer");
+        if self.inputs.send(Input::Up(Arc::clone(&link), info)).await.is_err() {
+            return;
+        }
+        let error = self.carry(&link).await;
+        tracing::info!(%endpoint, reason = %Chain(&error), "link down");
+        self.end_inbound(&endpoint, &stop);
+        // When the node stops, the router is gone.
+        let _ = self.inputs.send(Input::Down(link.id())).await;
+    }
+
+    /// Notes a peer that dialed, unless too many came from its address.
+    fn begin_inbound(&self, endpoint: &Endpoint, link: &Arc<Link>) -> Option<Arc<Notify>> {
+        let mut record = Record::new(PeerKind::Inbound);
+        record.begin(link);
+        let stop = Arc::clone(&record.stop);
+        let mut records = self.records();
+        if inbound_count_from(&records, endpoint) >= INBOUND_PER_ADDRESS_COUNT_MAX {
+            return None;
+        }
+        let known = records.get(endpoint).map(|known| known.kind);
+        // One that is dialed from here as well keeps its record; the link is as good without.
+        if known.is_none_or(|kind| kind == PeerKind::Inbound) {
+            let old = records.insert(endpoint.clone(), record);
+            // A new connection from where one came already: that one is dead.
+            if let Some(link) = old.and_then(|old| old.link) {
+                link.close();
+            }
+        }
+        Some(stop)
+    }
+
+    /// Forgets a peer that dialed, unless a newer connection took its place.
+    fn end_inbound(&self, endpoint: &Endpoint, stop: &Arc<Notify>) {
+        let mut records = self.records();
+        if records.get(endpoint).is_some_and(|known| Arc::ptr_eq(&known.stop, stop)) {
+            records.remove(endpoint);
+        }
+    }
+
+    fn link(&self, connection: Connection) -> (Arc<Link>, mycelium_router::LinkInfo) {
+        let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
+        let Connection { carrier, description, info } = connection;
+        (Arc::new(Link::new(id, description, carrier)), info)
+    }
+
+    async fn carry(&self, link: &Arc<Link>) -> LinkError {
+        let mut ingress = Ingress::new(&self.plane, link, &self.inputs);
+        link.carrier().run(&mut ingress).await
+    }
+}
+
+/// Connections that came from the IP address of this one.
+fn inbound_count_from(records: &BTreeMap<Endpoint, Record>, endpoint: &Endpoint) -> usize {
+    let Address::Socket(from) = endpoint.address else { return 0 };
+    let is_from = |known: &Endpoint| matches!(known.address, Address::Socket(address) if address.ip() == from.ip());
+    let inbound = records.iter().filter(|(_, record)| record.kind == PeerKind::Inbound);
+    inbound.filter(|(known, _)| is_from(known)).count()
+}
+
+/// When to dial again: soon at first, then less and less often.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+}
+
+/// The first wait, and the longest.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+impl Backoff {
+    /// The next wait: twice as long each time, less up to a quarter by chance, so that nodes that lost
+    /// the same peer do not come back at the same time.
+    fn wait(&mut self) -> Duration {
+        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
+        self.failures = self.failures.saturating_add(1);
+        let [chance] = mycelium_wire::random_bytes().unwrap_or([0]);
+        wait - wait.mul_f64(f64::from(chance) / 1024.0)
+    }
+}
+
+/// An error and what caused it, on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// What the API calls a link's protocol.
+pub(crate) fn shown(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Tls => "TLS",
+        Protocol::Quic => "QUIC",
+        Protocol::Vsock => "VSOCK",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_from_a_tenth_of_a_second_to_five() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<Duration> = (0..12).map(|_| backoff.wait()).collect();
+        assert!(waits[0] <= BACKOFF_MIN && waits[0] >= BACKOFF_MIN * 3 / 4, "{waits:?}");
+        assert!(waits[11] <= BACKOFF_MAX && waits[11] >= BACKOFF_MAX * 3 / 4, "{waits:?}");
+        assert!(waits[..3].iter().sum::<Duration>() < Duration::from_millis(701), "{waits:?}");
+    }
+}

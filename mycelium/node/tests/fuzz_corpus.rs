@@ -1,0 +1,21 @@
+//! Feeds the fuzzer's corpus through its own harness, so that what fuzzing once found stays found
+//! without a fuzzer.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../../../ci/fuzz/mycelium_messages_harness.rs"]
+mod harness;
+
+#[test]
+fn the_corpus_does_no_harm() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let corpus = corpus.join("../../ci/fuzz/corpus/mycelium_messages");
+    let entries = fs::read_dir(corpus).unwrap();
+    let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 8, "no corpus");
+    for file in files {
+        println!("{}", file.display());
+        harness::messages(&fs::read(&file).unwrap());
+    }
+}

@@ -1,0 +1,91 @@
+//! What must hold at every instant, judged from outside by what was really sent.
+//!
+//! The router's own feasibility distances are not asked: the oracle keeps its own ledger of each
+//! update that a node sent, and holds every choice of a route against it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mycelium_wire::control::Update;
+use mycelium_wire::identity::{RouterId, Subnet};
+
+use crate::event::Route;
+use crate::limits::SOURCES_PER_SUBNET_MAX;
+use crate::source::Distance;
+use crate::time::Time;
+
+/// How long a node must remember: less than the protocol's 30 minutes, since clocks jump.
+const HOLD: Duration = Duration::from_secs(25 * 60);
+
+#[derive(Default)]
+pub(super) struct Oracle {
+    ledger: BTreeMap<(usize, Subnet), Vec<Entry>>,
+    followed: BTreeMap<(usize, Subnet), (Route, Distance)>,
+}
+
+/// The best that a node announced under a router id, and when it last did.
+#[derive(Clone, Copy)]
+struct Entry {
+    router_id: RouterId,
+    distance: Distance,
+    at: Time,
+}
+
+impl Oracle {
+    /// A node begins anew, and knows nothing.
+    pub(super) fn forget(&mut self, node: usize) {
+        self.ledger.retain(|(of, _), _| *of != node);
+        self.followed.retain(|(of, _), _| *of != node);
+    }
+
+    /// A node follows this announcement now: if that is new, it must be feasible.
+    pub(super) fn follows(
+        &mut self,
+        node: usize,
+        subnet: Subnet,
+        choice: Option<(Route, Distance)>,
+        now: Time,
+    ) {
+        let Some((route, distance)) = choice else {
+            self.followed.remove(&(node, subnet));
+            return;
+        };
+        let before = self.followed.insert((node, subnet), (route, distance));
+        let same = |(old, old_distance): (Route, Distance)| {
+            (old.link, old.router_id) == (route.link, route.router_id) && old_distance == distance
+        };
+        let told = self.ledger.get(&(node, subnet)).map_or(&[][..], Vec::as_slice);
+        let told = told.iter().find(|entry| entry.router_id == route.router_id);
+        let Some(Entry { distance: own, at, .. }) = told.filter(|_| !before.is_some_and(same))
+        else {
+            return;
+        };
+        let is_feasible = distance.seqno.is_newer_than(own.seqno)
+            || (distance.seqno == own.seqno && distance.metric < own.metric);
+        assert!(
+            is_feasible || now.since(*at) >= HOLD,
+            "node {node} follows {distance:?} to {subnet}, but announced {own:?} itself"
+        );
+    }
+
+    /// A node sent this.
+    pub(super) fn sent(&mut self, node: usize, update: &Update, now: Time) {
+        if update.metric.is_infinite() {
+            return;
+        }
+        let router_id = update.router_id;
+        let distance = Distance { seqno: update.seqno, metric: update.metric };
+        let entries = self.ledger.entry((node, update.subnet)).or_default();
+        let known = entries.iter().position(|entry| entry.router_id == router_id);
+        let known = known.map(|place| entries.remove(place).distance);
+        let keeps = |own: &Distance| {
+            own.seqno.is_newer_than(distance.seqno)
+                || (distance.seqno == own.seqno && distance.metric >= own.metric)
+        };
+        let distance = known.filter(keeps).unwrap_or(distance);
+        entries.push(Entry { router_id, distance, at: now });
+        if entries.len() > SOURCES_PER_SUBNET_MAX {
+            entries.remove(0);
+        }
+    }
+}

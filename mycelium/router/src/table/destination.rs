@@ -1,0 +1,289 @@
+//! A destination: the routes that neighbours offer, the one in use, and who depends on it.
+
+use std::collections::BTreeMap;
+
+use mycelium_wire::control::Metric;
+use mycelium_wire::identity::RouterId;
+
+use crate::event::{LinkId, Route};
+use crate::limits::{
+    RETRACTION_HOLD, RETRACTION_REPEATS, ROUTE_HOLD_MARGIN, ROUTE_HOLD_MAX, SIGNIFICANT_CHANGE,
+};
+use crate::source::{Distance, Sources};
+use crate::time::Time;
+
+/// A subnet that we heard of.
+#[derive(Debug, Default)]
+pub(crate) struct Destination {
+    /// At most one a neighbour, ordered by link.
+    entries: Vec<Entry>,
+    pub(crate) selected: Option<Route>,
+    pub(crate) sources: Sources,
+    told: BTreeMap<LinkId, Told>,
+    /// When the data plane last sent something there.
+    pub(crate) used: Option<Time>,
+    /// When neighbours were last asked for a better route.
+    pub(crate) refreshed: Time,
+    /// Until when the next hop is to confirm its route.
+    pub(crate) confirm_by: Option<Time>,
+    /// How often it did not.
+    pub(crate) unconfirmed: u8,
+    /// When a sequence number was last asked for because of an infeasible update.
+    pub(crate) asked_seqno: Option<Time>,
+    /// Since when there is no entry, for the order in which distances are given up.
+    pub(super) idle_since: Option<Time>,
+    /// Whether its entries are never evicted, since it is in use or asked for.
+    pub(super) is_kept: bool,
+}
+
+/// What a neighbour offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) link: LinkId,
+    pub(crate) router_id: RouterId,
+    pub(crate) distance: Distance,
+    pub(crate) expires: Time,
+    /// Its place in the order of eviction, if it has one.
+    pub(super) spare_since: Option<Time>,
+}
+
+/// What a neighbour was told last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Infinite for a retraction.
+    pub(crate) metric: Metric,
+    /// When; of a retraction the first time.
+    pub(crate) at: Time,
+    /// How often a retraction was repeated.
+    pub(crate) repeat_count: usize,
+}
+
+impl Destination {
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    pub(crate) fn entry(&self, link: LinkId) -> Option<&Entry> {
+        self.place(link).ok().and_then(|place| self.entries.get(place))
+    }
+
+    pub(super) fn entry_mut(&mut self, link: LinkId) -> Option<&mut Entry> {
+        self.place(link).ok().and_then(|place| self.entries.get_mut(place))
+    }
+
+    pub(super) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut()
+    }
+
+    /// Adds an entry of a neighbour that has none.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        if let Err(place) = self.place(entry.link) {
+            self.entries.insert(place, entry);
+        }
+    }
+
+    pub(super) fn remove(&mut self, link: LinkId) -> Option<Entry> {
+        self.place(link).ok().map(|place| self.entries.remove(place))
+    }
+
+    fn place(&self, link: LinkId) -> Result<usize, usize> {
+        self.entries.binary_search_by_key(&link, |entry| entry.link)
+    }
+
+    /// The entry that is followed.
+    pub(crate) fn selected_entry(&self) -> Option<&Entry> {
+        self.selected.and_then(|route| self.entry(route.link))
+    }
+
+    /// Whether an announcement may be followed.
+    pub(crate) fn is_feasible(&self, router_id: RouterId, distance: Distance) -> bool {
+        self.sources.is_feasible(router_id, distance, !self.told.is_empty())
+    }
+
+    /// The route that its entries amount to: the shortest of those that are feasible; the present one
+    /// unless another is shorter by more than 10, or leads to the owner itself.
+    pub(crate) fn select(&self, cost: impl Fn(LinkId) -> Option<u16>) -> Option<Route> {
+        let present = self.selected.map(|route| route.link);
+        let followed = self.entries.iter().filter(|e| self.is_feasible(e.router_id, e.distance));
+        let routes = followed.filter_map(|entry| {
+            let route = entry.route(cost(entry.link)?);
+            // A sum that saturates has lost its order.
+            (route.metric < Metric::FINITE_MAX).then_some((entry.distance.metric, route))
+        });
+        let (mut best, mut stay) = (None::<(Metric, Route)>, None::<(Metric, Route)>);
+        for (announced, route) in routes {
+            if best.is_none_or(|(_, best)| route.metric < best.metric) {
+                best = Some((announced, route));
+            }
+            if Some(route.link) == present {
+                stay = Some((announced, route));
+            }
+        }
+        let (announced, route) = best?;
+        let Some((staying, present)) = stay else { return Some(route) };
+        let is_direct = announced == Metric::ZERO && staying != Metric::ZERO;
+        let gain = present.metric.0 - route.metric.0;
+        Some(if is_direct || gain > SIGNIFICANT_CHANGE { route } else { present })
+    }
+
+    /// Links to ask for a newer sequence number of `router_id`, the best first.
+    pub(crate) fn candidates(
+        &self,
+        cost: impl Fn(LinkId) -> Option<u16>,
+    ) -> impl Iterator<Item = LinkId> {
+        let rank = |entry: &Entry| {
+            let is_feasible = self.is_feasible(entry.router_id, entry.distance);
+            let route = entry.route(cost(entry.link).unwrap_or(u16::MAX));
+            (!is_feasible, route.metric, entry.link)
+        };
+        let mut ranked: Vec<_> = self.entries.iter().map(rank).collect();
+        ranked.sort_unstable();
+        ranked.into_iter().map(|(_, _, link)| link)
+    }
+
+    pub(crate) fn told(&self) -> &BTreeMap<LinkId, Told> {
+        &self.told
+    }
+
+    pub(super) fn told_mut(&mut self) -> &mut BTreeMap<LinkId, Told> {
+        &mut self.told
+    }
+
+    /// When something about it ends or is due.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let entries = self.entries.iter().map(|entry| entry.expires).min();
+        let told = self.told.values().map(|told| told.deadline()).min();
+        let moments = [entries, told, self.sources.next_expiry(), self.confirm_by];
+        moments.into_iter().flatten().min()
+    }
+
+    /// Whether nothing is left to remember.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.told.is_empty() && self.sources.len() == 0
+    }
+}
+
+impl Entry {
+    /// The route over a link of this cost.
+    pub(crate) fn route(&self, cost: u16) -> Route {
+        let (link, router_id, seqno) = (self.link, self.router_id, self.distance.seqno);
+        Route { link, metric: self.distance.metric + Metric(cost), seqno, router_id }
+    }
+}
+
+impl Told {
+    pub(crate) fn new(metric: Metric, at: Time) -> Self {
+        Self { metric, at, repeat_count: 0 }
+    }
+
+    pub(crate) fn is_retraction(&self) -> bool {
+        self.metric.is_infinite()
+    }
+
+    /// Whether the neighbour has forgotten it by now, or knows that the route is gone.
+    pub(crate) fn is_over(&self, now: Time) -> bool {
+        self.end() <= now
+    }
+
+    /// Whether a retraction is to be said again.
+    pub(crate) fn is_repeat_due(&self, now: Time) -> bool {
+        self.next_repeat().is_some_and(|moment| moment <= now)
+    }
+
+    fn deadline(&self) -> Time {
+        self.next_repeat().map_or_else(|| self.end(), |repeat| repeat.min(self.end()))
+    }
+
+    fn end(&self) -> Time {
+        let route = ROUTE_HOLD_MAX + ROUTE_HOLD_MARGIN;
+        self.at + if self.is_retraction() { RETRACTION_HOLD } else { route }
+    }
+
+    fn next_repeat(&self) -> Option<Time> {
+        let pause = RETRACTION_REPEATS.get(self.repeat_count)?;
+        self.is_retraction().then(|| self.at + *pause)
+    }
+}
+
+/// Whether a neighbour that was told the one metric should hear of the other.
+pub(crate) fn is_news(told: Metric, now: Metric) -> bool {
+    told.is_infinite() != now.is_infinite() || told.0.abs_diff(now.0) > SIGNIFICANT_CHANGE
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mycelium_wire::control::Seqno;
+    use mycelium_wire::identity::ROUTER_ID_SIZE;
+
+    use super::*;
+
+    fn entry(link: u64, seqno: u16, metric: u16) -> Entry {
+        Entry {
+            link: LinkId(link),
+            router_id: RouterId::from_bytes([1; ROUTER_ID_SIZE]),
+            distance: Distance { seqno: Seqno(seqno), metric: Metric(metric) },
+            expires: Time(Duration::from_secs(1000)),
+            spare_since: None,
+        }
+    }
+
+    fn destination(entries: &[Entry]) -> Destination {
+        let mut destination = Destination::default();
+        entries.iter().for_each(|entry| destination.insert(entry.clone()));
+        destination
+    }
+
+    fn selected(destination: &mut Destination) -> Option<(u64, u16)> {
+        destination.selected = destination.select(|link| Some(if link.0 == 9 { 1 } else { 20 }));
+        destination.selected.map(|route| (route.link.0, route.metric.0))
+    }
+
+    #[test]
+    fn the_shortest_is_chosen_and_kept_unless_much_is_gained() {
+        let mut destination = destination(&[entry(1, 0, 50), entry(2, 0, 40)]);
+        assert_eq!(selected(&mut destination), Some((2, 60)));
+        destination.entry_mut(LinkId(1)).unwrap().distance.metric = Metric(30);
+        assert_eq!(selected(&mut destination), Some((2, 60)), "10 is not much");
+        destination.entry_mut(LinkId(1)).unwrap().distance.metric = Metric(29);
+        assert_eq!(selected(&mut destination), Some((1, 49)));
+        destination.insert(entry(9, 0, 45));
+        assert_eq!(selected(&mut destination), Some((1, 49)));
+        destination.entry_mut(LinkId(9)).unwrap().distance.metric = Metric(0);
+        assert_eq!(selected(&mut destination), Some((9, 1)));
+        destination.insert(entry(3, 0, 0));
+        assert_eq!(selected(&mut destination), Some((9, 1)));
+    }
+
+    #[test]
+    fn what_is_not_feasible_is_not_chosen() {
+        let mut destination = destination(&[entry(1, 3, 50), entry(2, 3, 40)]);
+        let distance = Distance { seqno: Seqno(3), metric: Metric(45) };
+        destination.sources.announce(entry(1, 0, 0).router_id, distance, Time::default());
+        assert_eq!(selected(&mut destination), Some((2, 60)));
+        destination.remove(LinkId(2));
+        assert_eq!(selected(&mut destination), None);
+        destination.entry_mut(LinkId(1)).unwrap().distance.seqno = Seqno(4);
+        assert_eq!(selected(&mut destination), Some((1, 70)));
+    }
+
+    #[test]
+    fn a_metric_that_saturates_is_no_route() {
+        let mut destination = destination(&[entry(1, 0, 65_520)]);
+        assert_eq!(selected(&mut destination), None);
+        destination.entry_mut(LinkId(1)).unwrap().distance.metric = Metric(65_500);
+        assert_eq!(selected(&mut destination), Some((1, 65_520)));
+    }
+
+    #[test]
+    fn a_retraction_is_repeated_and_then_known() {
+        let at = |ms| Time(Duration::from_millis(ms));
+        let mut told = Told::new(Metric::INFINITE, at(0));
+        assert!(!told.is_repeat_due(at(999)) && told.is_repeat_due(at(1000)));
+        told.repeat_count = 2;
+        assert!(!told.is_repeat_due(at(5999)) && !told.is_over(at(5999)) && told.is_over(at(6000)));
+        let told = Told::new(Metric(5), at(0));
+        assert!(!told.is_repeat_due(at(6000)) && !told.is_over(at(1_050_000)));
+    }
+}
