@@ -275,10 +275,7 @@ mod tests {
         assert_eq!(spec.watchdog, Some(WatchdogSpec { timeout_s: 30 }));
         assert_eq!((spec.jail.uid, spec.jail.gid, spec.jail.enabled), (Some(7), Some(8), false));
         let io_max = spec.jail.io_max.unwrap();
-        assert_eq!(
-            (io_max.bytes_per_s, io_max.ops_per_s),
-            (Some(Size::from_mib(9)), Some(100))
-        );
+        assert_eq!((io_max.bytes_per_s, io_max.ops_per_s), (Some(Size::from_mib(9)), Some(100)));
         assert!(matches!(&spec.fs[0].source, FsSource::Flist { upper: Some(_), .. }));
     }
 

@@ -16,12 +16,12 @@
 mod connection;
 mod control;
 mod dispatch;
+#[cfg(any(test, feature = "testing"))]
+mod fake;
 mod http;
 mod listener;
 mod metrics;
 mod server;
-#[cfg(any(test, feature = "testing"))]
-mod fake;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

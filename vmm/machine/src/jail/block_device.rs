@@ -41,7 +41,11 @@ impl BlockDevice {
         let number = if is_device { found.st_rdev } else { found.st_dev };
         let device = Self { major: major(number), minor: minor(number) };
         // Numbers of file systems that have no device of their own.
-        if device.major == 0 { Ok(None) } else { device.whole(Path::new("/sys/dev/block")).map(Some) }
+        if device.major == 0 {
+            Ok(None)
+        } else {
+            device.whole(Path::new("/sys/dev/block")).map(Some)
+        }
     }
 
     /// The device that this is a partition of, or itself. `devices` has a link for each number.

@@ -27,7 +27,11 @@ const SIGNALS: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
 impl Shared {
     /// Lets the guest run, unless it waits to be resumed. The terminal is its own as long as what is
     /// returned lives.
-    pub(super) fn start(self: &Arc<Self>, consoles: Consoles, waits: bool) -> Result<Terminal, VmError> {
+    pub(super) fn start(
+        self: &Arc<Self>,
+        consoles: Consoles,
+        waits: bool,
+    ) -> Result<Terminal, VmError> {
         self.end_by_signals()?;
         let terminal = consoles.start_input(&self.threads);
         let terminal = terminal.map_err(VmError::host("read the console"))?;
