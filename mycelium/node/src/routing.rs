@@ -201,7 +201,11 @@ impl Owner {
         for link in self.heard.drain(..) {
             link.listen();
         }
+        // Said once more after the last packet: whoever answers, and is asked nothing any more because the
+        // link loses what comes, has sent nothing since, and would notice the silence only much later.
+        let since_start = self.now();
         for destination in self.used.drain(..) {
+            self.router.used(destination.prefix.subnet(), since_start);
             destination.listen();
         }
         self.plane.sweep(now);

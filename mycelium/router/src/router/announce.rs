@@ -81,13 +81,16 @@ impl Router {
         }
     }
 
-    /// Sends what is marked, as far as paces allow; the rest when they do.
+    /// Sends what is marked, as far as paces allow, the rest when they do; then asks.
     pub(super) fn flush(&mut self) {
         while let Some(link) = self.unsent.pop_first() {
             while let Some(subnet) = self.take_unsent(link) {
                 self.tell(link, subnet);
             }
             self.schedule_link(link);
+        }
+        for (link, tlv) in std::mem::take(&mut self.questions) {
+            self.send(link, tlv);
         }
     }
 

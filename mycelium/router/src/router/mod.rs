@@ -66,6 +66,9 @@ pub struct Router {
     timers: Timers,
     /// Links in whose outbox something is.
     unsent: BTreeSet<LinkId>,
+    /// Requests to be sent when all updates are: whoever is asked the way must know by then that ours
+    /// is gone, or may think that it is ours.
+    questions: Vec<(LinkId, Tlv)>,
     events: VecDeque<Event>,
     counters: Counters,
 }
@@ -88,6 +91,7 @@ impl Router {
             seqnos: Seqnos::default(),
             timers: Timers::default(),
             unsent: BTreeSet::new(),
+            questions: Vec::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
         }

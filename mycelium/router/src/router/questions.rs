@@ -133,7 +133,8 @@ impl Router {
     }
 
     pub(super) fn send_route_request(&mut self, link: LinkId, subnet: Subnet, generation: u8) {
-        self.send(link, Tlv::RouteRequest(RouteRequest { generation, subnet: Some(subnet) }));
+        let request = RouteRequest { generation, subnet: Some(subnet) };
+        self.questions.push((link, Tlv::RouteRequest(request)));
     }
 
     pub(super) fn on_query_timer(&mut self, subnet: Subnet) {
@@ -175,11 +176,12 @@ impl Router {
     pub(super) fn ask_seqno_of(&mut self, link: LinkId, subnet: Subnet, router_id: RouterId) {
         let now = self.now;
         let Some(destination) = self.table.get_mut(&subnet) else { return };
-        if destination.asked_seqno.is_some_and(|at| now.since(at) < SEQNO_ASK_INTERVAL) {
+        let is_recent = |(asked, at)| asked == link && now.since(at) < SEQNO_ASK_INTERVAL;
+        if destination.asked_seqno.is_some_and(is_recent) {
             return;
         }
         let Some(seqno) = destination.sources.wanted_seqno(router_id) else { return };
-        destination.asked_seqno = Some(now);
+        destination.asked_seqno = Some((link, now));
         self.send_seqno_request(link, subnet, router_id, seqno, SEQNO_HOP_COUNT);
     }
 
@@ -192,7 +194,7 @@ impl Router {
         hop_count: u8,
     ) {
         let request = SeqnoRequest { seqno, hop_count, subnet, router_id };
-        self.send(link, Tlv::SeqnoRequest(request));
+        self.questions.push((link, Tlv::SeqnoRequest(request)));
     }
 
     pub(super) fn on_seqno_request(&mut self, link: LinkId, request: &SeqnoRequest) {

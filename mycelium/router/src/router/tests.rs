@@ -243,6 +243,7 @@ fn a_lost_route_in_use_is_looked_for_at_once() {
     for link in [A, B, C] {
         assert!(sent.contains(&(link, request(5))), "{sent:?}");
     }
+    assert_eq!(metric(&sent[..1], C), Some(u16::MAX), "first that it is lost, then the question");
     assert!(sent.contains(&(B, seqno_request(5, 1, 4))), "{sent:?}");
     let sent = bench.hear(B, &update(5, 1, 4, 60));
     assert_eq!((bench.next_hop(5), metric(&sent, C)), (Some((B, 71)), Some(71)));

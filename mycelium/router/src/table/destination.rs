@@ -28,8 +28,8 @@ pub(crate) struct Destination {
     pub(crate) confirm_by: Option<Time>,
     /// How often it did not.
     pub(crate) unconfirmed: u8,
-    /// When a sequence number was last asked for because of an infeasible update.
-    pub(crate) asked_seqno: Option<Time>,
+    /// Whom and when a sequence number was last asked for because of an infeasible update.
+    pub(crate) asked_seqno: Option<(LinkId, Time)>,
     /// Since when there is no entry, for the order in which distances are given up.
     pub(super) idle_since: Option<Time>,
     /// Whether its entries are never evicted, since it is in use or asked for.
