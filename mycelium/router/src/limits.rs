@@ -58,6 +58,9 @@ pub(crate) const FIRST_HELLOS: [Duration; 4] = [
 ];
 /// A link that has something outstanding and says nothing for this long is probed by a Hello.
 pub(crate) const PROBE_AFTER: Duration = Duration::from_millis(700);
+/// Who sent so lately before it heard something expects to hear more. Less than what a probe takes, so
+/// that the answer to one is not taken for traffic.
+pub(crate) const TRAFFIC_RECENT: Duration = Duration::from_millis(600);
 /// Between two probes while traffic waits.
 pub(crate) const PROBE_GAP: Duration = Duration::from_millis(500);
 /// Between two probes while nothing waits.

@@ -24,7 +24,7 @@ use mycelium_wire::control::Seqno;
 use crate::limits::{
     FIRST_HELLOS, HELLO_INTERVAL, HELLO_LOST_AFTER, IDLE_PROBE_GAP, IDLE_SILENCE_MAX,
     IHU_MISSING_MAX, OUTSTANDING_HELLOS_MAX, PROBE_AFTER, PROBE_COUNT, PROBE_GAP, SILENCE_MAX,
-    SLOW_SILENCE_MAX,
+    SLOW_SILENCE_MAX, TRAFFIC_RECENT,
 };
 use crate::time::Time;
 
@@ -40,6 +40,8 @@ pub(crate) struct Life {
     /// Hellos lost since an IHU came.
     lost_in_a_row: u32,
     silence: Option<Silence>,
+    /// When data last went out.
+    sent_at: Option<Time>,
     /// Moves Hellos about a little, so that nobody foresees them and not all come at once.
     jitter: u64,
 }
@@ -75,17 +77,21 @@ impl Life {
             last_ihu: now,
             lost_in_a_row: 0,
             silence: None,
+            sent_at: None,
             jitter: jitter | 1,
         }
     }
 
-    /// Bytes came.
-    pub(crate) fn heard(&mut self) {
-        self.silence = None;
+    /// Bytes came. In the midst of traffic the next ones are waited for at once, so that both ends see a
+    /// cut, not only the one whose packets no longer arrive; a probe ends the wait when traffic ends.
+    pub(crate) fn heard(&mut self, now: Time) {
+        let is_busy = self.sent_at.is_some_and(|sent| now.since(sent) < TRAFFIC_RECENT);
+        self.silence = is_busy.then(|| Silence { has_traffic: true, ..Silence::new(now) });
     }
 
     /// Data went out.
     pub(crate) fn sent(&mut self, now: Time) {
+        self.sent_at = Some(now);
         self.silence.get_or_insert_with(|| Silence::new(now)).has_traffic = true;
     }
 
@@ -230,7 +236,7 @@ mod tests {
         let mut life = Life::new(at(0), 7);
         for ms in (0..60_000).step_by(10) {
             if let Due::Hello(_) = life.due(at(ms), None) {
-                life.heard();
+                life.heard(at(ms));
                 assert_eq!(life.ihu(at(ms + 3)), Some(Duration::from_millis(3)));
             }
         }
@@ -254,6 +260,31 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_has_nothing_more_to_send_sees_the_cut_too() {
+        let (mut life, now) = settled();
+        life.sent(at(now));
+        life.heard(at(now + 50));
+        let (_, death) = run(&mut life, now + 50, None);
+        assert!((2200..=2300).contains(&(death - now)), "{death}");
+    }
+
+    #[test]
+    fn the_end_of_traffic_costs_one_hello() {
+        let (mut life, now) = settled();
+        life.sent(at(now));
+        life.heard(at(now + 50));
+        let mut hellos = 0;
+        for ms in (now + 50..now + 10_000).step_by(10) {
+            if let Due::Hello(_) = life.due(at(ms), None) {
+                hellos += 1;
+                life.ihu(at(ms));
+                life.heard(at(ms));
+            }
+        }
+        assert!((1..=2).contains(&hellos), "{hellos}, one of which may be the usual one");
+    }
+
+    #[test]
     fn traffic_one_way_is_probed_each_second_or_so() {
         let (mut life, now) = settled();
         let mut hellos = 0;
@@ -263,11 +294,11 @@ mod tests {
             }
             if let Due::Hello(_) = life.due(at(ms), None) {
                 hellos += 1;
-                life.heard();
+                life.heard(at(ms));
                 life.ihu(at(ms));
             }
         }
-        assert!((60..=90).contains(&hellos), "{hellos}");
+        assert!((60..=95).contains(&hellos), "{hellos}");
     }
 
     #[test]
@@ -284,7 +315,7 @@ mod tests {
             }
         }
         assert!(due.iter().all(|(_, due)| matches!(due, Due::Hello(_))), "{due:?}");
-        life.heard();
+        life.heard(at(woken + 1000));
         assert_eq!(life.due(at(woken + 1000), None), Due::Nothing);
     }
 
@@ -292,7 +323,7 @@ mod tests {
     fn a_neighbour_that_never_answers_is_dead_though_it_talks() {
         let mut life = Life::new(at(0), 7);
         for ms in (0..100_000).step_by(10) {
-            life.heard();
+            life.heard(at(ms));
             life.give_up(at(ms), None);
             if life.due(at(ms), None) == Due::Dead {
                 assert!((43_000..44_000).contains(&ms), "{ms}");

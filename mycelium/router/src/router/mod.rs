@@ -115,7 +115,7 @@ impl Router {
     pub fn received(&mut self, link: LinkId, tlv: &Tlv, now: Time) {
         self.advance(now);
         let Some(neighbour) = self.links.get_mut(&link) else { return };
-        neighbour.life.heard();
+        neighbour.life.heard(self.now);
         match tlv {
             Tlv::Hello(_) => self.on_hello(link),
             Tlv::Ihu(_) => self.on_ihu(link),
@@ -131,7 +131,7 @@ impl Router {
     pub fn heard(&mut self, link: LinkId, now: Time) {
         self.advance(now);
         if let Some(neighbour) = self.links.get_mut(&link) {
-            neighbour.life.heard();
+            neighbour.life.heard(self.now);
         }
     }
 
