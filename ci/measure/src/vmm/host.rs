@@ -69,7 +69,8 @@ impl Host {
     pub(super) fn boot(is_whole: bool) -> Result<Self> {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let cache = Cache::from_env()?;
-        let files = tempfile::tempdir()?;
+        // The image names its store by its path, and the machine has a `/tmp` of its own.
+        let files = tempfile::tempdir_in(cache.folder("guest-bench")?)?;
         let vmm = build_static(&workspace, &["--package", "vmm", "--bin", "vmm"])?;
         let agent = build_static(&workspace, &["--package", "lab-agent", "--bin", "lab-agent"])?;
         let null = files.path().join("null");
