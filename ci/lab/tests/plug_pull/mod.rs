@@ -26,6 +26,8 @@ use crate::guest_files::{succeed, zdb};
 const DISK_MIB: u64 = 96;
 const SECTOR_SIZE: usize = 512;
 const PORT: u16 = 9900;
+/// Where the server's program is in the machine.
+const PROGRAM: &str = "/zdb";
 /// Writers at the same time, each with keys of its own.
 const WRITER_COUNT: u64 = 3;
 /// Keys of a writer: few, so that they are overwritten and deleted.
@@ -60,7 +62,9 @@ pub(crate) fn pull(name: &str, rounds: u64) {
     let disk = lab.disk("data", DISK_MIB).unwrap().logged();
     succeed(Command::new("/sbin/mkfs.ext4").args(["-q", "-F"]).arg(disk.path()));
     let builder = lab.machine("node").cpus(1).memory_mib(512).modules(&["ext4"]).host_network();
-    let builder = builder.disk(&disk).life(LIFE).boot_timeout(START_MAX).program(zdb());
+    let builder = builder.disk(&disk).life(LIFE).boot_timeout(START_MAX);
+    // Its libraries come with the program; its own place may be one that the machine has for itself.
+    let builder = builder.program(zdb()).host_file(PROGRAM, 0o755, zdb());
     let mut chance = Chance(0x5eed);
     let mut keys = Keys::new();
     let mut acknowledged_count = 0;
@@ -89,9 +93,8 @@ impl Node {
     fn boot(builder: &MachineBuilder) -> Self {
         let machine = builder.clone().boot().unwrap();
         machine.run(&["/init", "mount", "ext4", "/dev/vda", "/disk"]).unwrap().success().unwrap();
-        let program = zdb().to_str().unwrap();
         let port = PORT.to_string();
-        let words = [&[program], &FOLDERS[..]].concat();
+        let words = [&[PROGRAM], &FOLDERS[..]].concat();
         // Small files and reserve: segments end, and garbage is compacted, within a round.
         let flags =
             ["--listen", "0.0.0.0", "--port", &port, "--datasize", "512K", "--reserve", "1M"];
@@ -104,7 +107,9 @@ impl Node {
         // QEMU takes connections before the server does, and hangs up.
         while node.connect().and_then(|mut client| client.ping()).is_err() {
             assert!(begin.elapsed() < START_MAX, "the server does not start");
-            std::thread::sleep(Duration::from_millis(100));
+            if node.server.has_ended(Duration::from_millis(100)).unwrap() {
+                panic!("the server ended: {:?}", node.server.wait());
+            }
         }
         node
     }
@@ -180,8 +185,7 @@ impl Node {
     fn end_well(self) {
         self.server.signal(15).unwrap();
         self.server.wait().unwrap().success().unwrap();
-        let program = zdb().to_str().unwrap();
-        let verify = [&[program, "verify"], &FOLDERS[..]].concat();
+        let verify = [&[PROGRAM, "verify"], &FOLDERS[..]].concat();
         let verified = self.machine.run(&verify).unwrap().success().unwrap().text();
         assert!(verified.contains(" 0 damaged records"), "{verified}");
         self.machine.shutdown().unwrap();
