@@ -81,7 +81,7 @@ pub(super) fn rows(host: &Host, table: &mut Table) -> Result<()> {
     cached.signal(SIGTERM)?;
 
     let words = format!("{WORDS} lab.run=mount,ext4,/dev/vda,/mnt;read-file,/mnt/data");
-    let disk = ["--serial", "stdio", "--disk", "/tmp/ext4.img,readonly"];
+    let disk = ["--serial", "stdio", "--disk", "/tmp/ext4.img"];
     host.script("", "cp /ext4.img /tmp/ext4.img", "")?;
     let ext4 = host.run(&ours(&words, &disk), &Outcome::Exited(0))?;
     let per_mib = |instructions: u64| instructions as f64 / DATA_MIB as f64 / 1e3;
