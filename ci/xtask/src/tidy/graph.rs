@@ -42,11 +42,6 @@ const RULES: &[Rule] = &[
         forbidden: &["zdb-resp", "zdb-client", "mio"],
         why: "storage knows no protocol and no network",
     },
-    Rule {
-        folder: "mycelium/router",
-        forbidden: &["tokio", "rustix", "mio", "quinn", "ring"],
-        why: "routing does no I/O",
-    },
     Rule { folder: "zdb", forbidden: &["tokio"], why: "its data path is synchronous" },
     Rule {
         folder: "mycelium/wire",
@@ -55,7 +50,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         folder: "mycelium/router",
-        forbidden: &["rustix", "libc", "tokio"],
+        forbidden: &["rustix", "libc", "tokio", "mio", "quinn", "ring"],
         why: "the router opens no socket and reads no clock",
     },
 ];
