@@ -13,6 +13,7 @@
 //!        ├──► worker                threads that run the devices' units
 //!        ├──► jail                  what stands between a guest that broke out and the host
 //!        ├──► snapshot              all of it as two files, from which it goes on
+//!        ├──► footprint             what starting took, given back when the guest has settled
 //!        └──► api                   the HTTP interface of a running VM
 //! ```
 //!
