@@ -51,7 +51,12 @@ impl Mapping {
             Backing::Anonymous { .. } => mapping.map_anonymous(),
             _ => file(size, backing).and_then(|file| mapping.map_shared(file)),
         }
-        .map_err(|error| host("mmap", error))?;
+        .map_err(|error| match backing.pool() {
+            Some(pool) if error.raw_os_error() == Some(NO_MEMORY) => {
+                MemoryError::Pool { size_mib: size >> 20, pool }
+            }
+            _ => host("mmap", error),
+        })?;
         // So that a crash leaves a small core, without the guest's secrets.
         mapping.advise(Advice::LinuxDontDump).map_err(|error| host("madvise", error))?;
         Ok(mapping)
@@ -215,7 +220,9 @@ impl Mapping {
     }
 
     fn map_shared(&mut self, file: File) -> io::Result<()> {
-        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        let mut flags = MapFlags::SHARED | MapFlags::FIXED;
+        // Pages of a pool are set aside now: a guest that found it empty later would end by a signal.
+        flags.set(MapFlags::NORESERVE, self.backing.pool().is_none());
         let (address, protection) = (self.pointer(), ProtFlags::READ | ProtFlags::WRITE);
         // SAFETY: The range was reserved by `reserve` and is ours alone; the file has no name, so
         // nobody can truncate it who wasn't given its descriptor.
@@ -237,6 +244,8 @@ impl Mapping {
 
 /// `EINVAL`.
 const INVALID: i32 = rustix::io::Errno::INVAL.raw_os_error();
+/// `ENOMEM`.
+const NO_MEMORY: i32 = rustix::io::Errno::NOMEM.raw_os_error();
 
 /// Reserves an aligned range of addresses, with nothing behind it yet.
 fn reserve(size: usize) -> io::Result<usize> {

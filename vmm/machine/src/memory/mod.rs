@@ -58,6 +58,17 @@ impl Backing {
             Self::HugePages1Gib => 1024,
         }
     }
+
+    /// The file that says how many pages there are, if they come from a pool.
+    const fn pool(self) -> Option<&'static str> {
+        match self {
+            Self::Anonymous { .. } | Self::Memfd => None,
+            Self::HugePages2Mib => Some("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"),
+            Self::HugePages1Gib => {
+                Some("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages")
+            }
+        }
+    }
 }
 
 /// A guest's memory and the mappings that hold it.
@@ -195,6 +206,14 @@ pub enum MemoryError {
         /// Its size in bytes.
         size: u64,
     },
+    /// The operator's pool has too few pages left.
+    #[error("{size_mib} MiB of huge pages: the host has fewer left; {pool} sets how many it has")]
+    Pool {
+        /// What was asked for.
+        size_mib: u64,
+        /// Where their number is written.
+        pool: &'static str,
+    },
     /// The host refused something.
     #[error("{what} of {size} bytes")]
     Host {
@@ -261,6 +280,15 @@ mod tests {
         let layout = Layout::new(3, 46).unwrap();
         let error = Ram::new(layout, Backing::HugePages2Mib).unwrap_err();
         assert!(matches!(error, MemoryError::Granularity { size_mib: 3, granularity_mib: 2 }));
+    }
+
+    /// More than any host here has set aside.
+    #[test]
+    fn an_empty_pool_is_told_before_a_guest_starts() {
+        let layout = Layout::new(4 << 20, 46).unwrap();
+        let error = Ram::new(layout, Backing::HugePages2Mib).unwrap_err();
+        assert!(matches!(error, MemoryError::Pool { .. }), "{error:?}");
+        assert!(error.to_string().contains("hugepages-2048kB"), "{error}");
     }
 
     #[test]
