@@ -1,17 +1,45 @@
-//! Reads the files of a small FAT volume out of memory: the `cidata` disk.
+//! Reads the files of a small FAT volume: the `cidata` disk.
 //!
-//! The disk is 2 MiB (`reference/zero-os.md` 4.7), so the init reads it whole and needs neither the
-//! kernel's `vfat` with its three helper modules nor a mount. FAT12, FAT16 and FAT32 with long
+//! The init needs neither the kernel's `vfat` with its three helper modules nor a mount, and of the 2 MiB
+//! (`reference/zero-os.md` 4.7) it reads the few sectors that hold something: all of them would cost a
+//! boot more than anything else that it does before its root is there. FAT12, FAT16 and FAT32 with long
 //! names, the root directory only, read only. Layout: Microsoft FAT specification 1.03. As in
 //! Linux, a volume is FAT32 if its 16-bit FAT size is 0, however few clusters it has.
 //!
 //! The bytes are hostile until proven otherwise: every offset is checked, every chain is bounded
 //! by the number of clusters.
 
-/// A volume in memory.
+use std::borrow::Cow;
+
+/// What a volume is read from: bytes in memory, or a disk.
+pub trait Image {
+    /// How many bytes there are.
+    fn size(&self) -> usize;
+
+    /// `count` bytes from `at` on, which are `what`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Outside`] if they are not all there, [`Error::Unreadable`] if they can't be had.
+    fn bytes(&self, at: usize, count: usize, what: &'static str) -> Result<Cow<'_, [u8]>, Error>;
+}
+
+impl<T: AsRef<[u8]>> Image for T {
+    fn size(&self) -> usize {
+        self.as_ref().len()
+    }
+
+    fn bytes(&self, at: usize, count: usize, what: &'static str) -> Result<Cow<'_, [u8]>, Error> {
+        let end = at.checked_add(count);
+        let bytes = end.and_then(|end| self.as_ref().get(at..end));
+        bytes.map(Cow::Borrowed).ok_or(Error::Outside(what))
+    }
+}
+
+/// A volume, of which nothing but its boot sector has been read.
 #[derive(Clone, Copy, Debug)]
-pub struct Volume<'a> {
-    image: &'a [u8],
+pub struct Volume<I> {
+    image: I,
     kind: Kind,
     cluster_size: usize,
     fat_offset: usize,
@@ -45,6 +73,14 @@ pub enum Error {
     /// Something lies outside the volume.
     #[error("FAT volume damaged: {0} lies outside it")]
     Outside(&'static str),
+    /// The disk does not give its bytes.
+    #[error("FAT volume: reading {what}: {error}")]
+    Unreadable {
+        /// What was to be read.
+        what: &'static str,
+        /// What the system said.
+        error: String,
+    },
     /// A chain of clusters is a loop or leads nowhere.
     #[error("FAT volume damaged: the chain from cluster {0} has no end")]
     Chain(u32),
@@ -53,17 +89,19 @@ pub enum Error {
     TooLarge(u32),
 }
 
-impl<'a> Volume<'a> {
+impl<I: Image> Volume<I> {
     /// Reads the boot sector of `image`.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFat`] or [`Error::Outside`] when there is no sound FAT layout.
-    pub fn open(image: &'a [u8]) -> Result<Self, Error> {
-        if image.get(510..512) != Some(&[0x55, 0xaa]) {
+    /// [`Error::NotFat`] or [`Error::Outside`] when there is no sound FAT layout,
+    /// [`Error::Unreadable`] when it can't be read.
+    pub fn open(image: I) -> Result<Self, Error> {
+        let boot = image.bytes(0, image.size().min(BOOT_SECTOR_SIZE), "the boot sector")?;
+        if boot.get(510..512) != Some(&[0x55, 0xaa]) {
             return Err(Error::NotFat("no 55 AA at byte 510"));
         }
-        let bpb = Bpb::read(image).ok_or(Error::NotFat("boot sector too short"))?;
+        let bpb = Bpb::read(&boot).ok_or(Error::NotFat("boot sector too short"))?;
         bpb.check()?;
         let sector = usize::from(bpb.bytes_per_sector);
         let fat32 = bpb.fat_sectors_16 == 0;
@@ -78,7 +116,7 @@ impl<'a> Volume<'a> {
         let root_size = usize::from(bpb.root_entries) * ENTRY_SIZE;
         let data_offset = root_offset + root_size.next_multiple_of(sector);
         let cluster_size = sector * usize::from(bpb.sectors_per_cluster);
-        let end = (bpb.sectors as usize).saturating_mul(sector).min(image.len());
+        let end = (bpb.sectors as usize).saturating_mul(sector).min(image.size());
         let clusters =
             end.checked_sub(data_offset).ok_or(Error::Outside("the data area"))? / cluster_size;
         let clusters = u32::try_from(clusters).map_err(|_| Error::NotFat("too large"))?;
@@ -92,6 +130,7 @@ impl<'a> Volume<'a> {
             _ => Root::Fixed(root_offset, root_size),
         };
         let cluster_last = clusters.saturating_add(1);
+        drop(boot);
         Ok(Self { image, kind, cluster_size, fat_offset, root, data_offset, cluster_last })
     }
 
@@ -111,7 +150,7 @@ impl<'a> Volume<'a> {
             return Ok(text(entry.get(..11).unwrap_or_default()));
         }
         let at = if self.kind == Kind::Fat32 { 71 } else { 43 };
-        Ok(text(self.image.get(at..at + 11).unwrap_or_default()))
+        Ok(text(&self.image.bytes(at, 11, "the label")?))
     }
 
     /// The content of the file `name` in the root directory, upper and lower case being the same;
@@ -143,9 +182,7 @@ impl<'a> Volume<'a> {
         match self.root {
             Root::Cluster(first) => self.chain(first, FILE_BYTES_MAX),
             Root::Fixed(offset, size) => {
-                let end = offset.checked_add(size);
-                let bytes = end.and_then(|end| self.image.get(offset..end));
-                Ok(bytes.ok_or(Error::Outside("the root directory"))?.to_vec())
+                Ok(self.image.bytes(offset, size, "the root directory")?.into_owned())
             }
         }
     }
@@ -159,8 +196,7 @@ impl<'a> Volume<'a> {
                 return Err(Error::Outside("a cluster"));
             }
             let at = self.data_offset + (cluster as usize - 2) * self.cluster_size;
-            let bytes = self.image.get(at..at + self.cluster_size);
-            out.extend_from_slice(bytes.ok_or(Error::Outside("a cluster"))?);
+            out.extend_from_slice(&self.image.bytes(at, self.cluster_size, "a cluster")?);
             if out.len() >= wanted {
                 return Ok(out);
             }
@@ -175,17 +211,15 @@ impl<'a> Volume<'a> {
     /// The cluster after `cluster`, or `None` at the end of its chain.
     fn next(&self, cluster: u32) -> Result<Option<u32>, Error> {
         let n = cluster as usize;
-        let entry = |at: usize, size: usize| {
-            let at = self.fat_offset + at;
-            self.image.get(at..at + size).ok_or(Error::Outside("a FAT entry"))
-        };
+        let entry =
+            |at: usize, size: usize| self.image.bytes(self.fat_offset + at, size, "a FAT entry");
         let (value, end) = match self.kind {
             Kind::Fat12 => {
-                let pair = u32::from(le16(entry(n + n / 2, 2)?));
+                let pair = u32::from(le16(&entry(n + n / 2, 2)?));
                 (if n.is_multiple_of(2) { pair & 0xfff } else { pair >> 4 }, 0xff8)
             }
-            Kind::Fat16 => (u32::from(le16(entry(n * 2, 2)?)), 0xfff8),
-            Kind::Fat32 => (le32(entry(n * 4, 4)?) & 0x0fff_ffff, 0x0fff_fff8),
+            Kind::Fat16 => (u32::from(le16(&entry(n * 2, 2)?)), 0xfff8),
+            Kind::Fat32 => (le32(&entry(n * 4, 4)?) & 0x0fff_ffff, 0x0fff_fff8),
         };
         Ok((value < end).then_some(value))
     }
@@ -322,6 +356,8 @@ fn le32(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |n, byte| n << 8 | u32::from(*byte))
 }
 
+/// What of the first sector is looked at.
+const BOOT_SECTOR_SIZE: usize = 512;
 const ENTRY_SIZE: usize = 32;
 const ATTR_LABEL: u8 = 0x08;
 const ATTR_DIRECTORY: u8 = 0x10;

@@ -1,5 +1,6 @@
 //! Block devices: which there are, what they hold, and the writing of a file system.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -41,11 +42,13 @@ fn read(name: &str) -> Option<Disk> {
 pub(crate) fn cidata(disks: &[Disk]) -> Result<Option<Files>> {
     let mut found = None;
     for disk in disks.iter().filter(|disk| disk.read_only && disk.size <= CIDATA_SIZE_MAX) {
-        if !read_range(disk, 0, disk.size.min(512))?.ends_with(&[0x55, 0xaa]) {
-            continue;
-        }
-        let image = read_range(disk, 0, disk.size)?;
-        let Ok(volume) = fat::Volume::open(&image) else { continue };
+        let volume = match fat::Volume::open(DiskImage::open(disk)?) {
+            Ok(volume) => volume,
+            Err(error @ fat::Error::Unreadable { .. }) => {
+                return Err(error).with_context(|| format!("reading {}", disk.describe()));
+            }
+            Err(_) => continue,
+        };
         if !volume.label().is_ok_and(|label| label.eq_ignore_ascii_case("cidata")) {
             continue;
         }
@@ -62,6 +65,42 @@ pub(crate) fn cidata(disks: &[Disk]) -> Result<Option<Files>> {
         });
     }
     Ok(found)
+}
+
+/// A disk whose parts are read when they are wanted.
+struct DiskImage {
+    device: File,
+    size: usize,
+}
+
+impl DiskImage {
+    fn open(disk: &Disk) -> Result<Self> {
+        let device = File::open(format!("/dev/{}", disk.name))?;
+        Ok(Self { device, size: usize::try_from(disk.size)? })
+    }
+}
+
+impl fat::Image for DiskImage {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn bytes(
+        &self,
+        at: usize,
+        count: usize,
+        what: &'static str,
+    ) -> Result<Cow<'_, [u8]>, fat::Error> {
+        if at.checked_add(count).is_none_or(|end| end > self.size) {
+            return Err(fat::Error::Outside(what));
+        }
+        let mut bytes = vec![0; count];
+        let read = self.device.read_exact_at(&mut bytes, at as u64);
+        let failed =
+            |error: std::io::Error| fat::Error::Unreadable { what, error: error.to_string() };
+        read.map_err(failed)?;
+        Ok(Cow::Owned(bytes))
+    }
 }
 
 /// Looks at what `disk` holds: its first 4 KiB, and both ends whole if these don't tell.

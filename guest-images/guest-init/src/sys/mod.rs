@@ -11,5 +11,6 @@ pub(crate) mod power;
 pub(crate) mod random;
 pub(crate) mod root;
 pub(crate) mod switch;
+pub(crate) mod uevents;
 pub(crate) mod vsock;
 pub(crate) mod watchdog;

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::ioctl::{Setter, ioctl, opcode};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -107,6 +107,14 @@ pub(crate) fn grow_btrfs(mount: &OwnedFd) -> Result<()> {
     // and keeps no pointer to it; `folder` is an open folder of the file system.
     unsafe { ioctl(&folder, Setter::<{ BTRFS_IOC_RESIZE }, [u8; 4096]>::new(request)) }
         .context("growing the btrfs")
+}
+
+/// Sets how far the kernel reads ahead in the mounted file system.
+pub(crate) fn read_ahead(mount: &OwnedFd, kib: u32) -> Result<()> {
+    let device = fstat(mount)?.st_dev;
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    std::fs::write(&path, kib.to_string()).with_context(|| format!("writing {path}"))
 }
 
 /// What the file system said while it was configured, on one line.
