@@ -21,7 +21,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{WaitOptions, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
-use crate::{guest, net, port};
+use crate::{guest, mark, net};
 
 /// Where the lab's initramfs lists its modules: one a line, path, then parameters.
 const MODULE_ORDER_PATH: &str = "/lib/modules/load-order";
@@ -41,7 +41,7 @@ const MOUNTS: &[(&str, &str, &str, bool)] = &[
 
 /// Is PID 1, from the first moment to the last.
 pub(crate) fn run() -> ! {
-    port::mark();
+    mark::mark();
     let served = prepare().and_then(|()| match guest::commands() {
         Some(commands) => guest::run(&commands),
         None => serve_and_reap(),

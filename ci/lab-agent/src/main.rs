@@ -26,9 +26,9 @@ mod exec;
 mod guest;
 mod init;
 mod kvm;
+mod mark;
 mod net;
 mod pattern;
-mod port;
 mod serve;
 mod stream;
 mod talk;
@@ -76,6 +76,7 @@ const USAGE: &str = "usage: lab-agent TOOL
   send|receive ADDRESS:PORT COUNT checked|unchecked
                                       data in bulk over TCP; print what it took
   round-trips ADDRESS:PORT COUNT SIZE datagrams to an echo; print what their median took
+  mark-after-away                     spin until the wall clock jumps, and mark then
   power off|reboot|panic              the end of the machine
   await-button                        until the power button is pressed";
 
@@ -113,6 +114,10 @@ fn tool(args: &[&str]) -> Result<()> {
         }
         ["round-trips", address, count, size] => {
             stream::round_trips(address.parse()?, count.parse()?, size.parse()?)
+        }
+        ["mark-after-away"] => {
+            mark::mark_after_away();
+            Ok(())
         }
         ["power", "off"] => serve::end(Power::Off),
         ["power", "reboot"] => serve::end(Power::Reboot),

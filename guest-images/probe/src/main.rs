@@ -10,9 +10,6 @@
 //! - `PROBE_AWAIT=PATH:!PATH…`: waits, one after the other, for a path to be there, or not to be
 //! - `PROBE_WORK=FOLDER`: never ends, but writes files, reads them again and compares, and says every
 //!   300 ms how far it came: `tick "COUNT WALL_MS MONOTONIC_MS RANDOM FILES_CHECKED ERRORS"`
-//! - `PROBE_TEMPLATE=1`: spins until its wall clock jumps by more than [`JUMP`], as it does when the guest
-//!   goes on from a snapshot, and then switches the machine off by its register, without more ado
-//! - `PROBE_IDLE=1`: sleeps for ever
 //! - `PROBE_STILL_AGENT=1`: stops the agent that beats, as if the guest hung
 
 use std::io::Write;
@@ -55,15 +52,6 @@ fn main() {
     }
     if let Ok(folder) = std::env::var("PROBE_WORK") {
         work(std::path::Path::new(&folder));
-    }
-    if std::env::var_os("PROBE_TEMPLATE").is_some() {
-        spin();
-    }
-    if std::env::var_os("PROBE_IDLE").is_some() {
-        say("idle", "");
-        loop {
-            std::thread::sleep(std::time::Duration::from_secs(3600));
-        }
     }
     say("end", "");
     rustix::fs::sync();
@@ -114,23 +102,6 @@ fn await_path(path: &str) {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     say(&format!("awaited {path}"), "seen");
-}
-
-/// The first thing that a restored guest does in user space is to end it.
-fn spin() {
-    use std::os::unix::fs::FileExt;
-    let ports = std::fs::OpenOptions::new().write(true).open("/dev/port");
-    say("spinning", &format!("{ports:?}"));
-    let mut last = std::time::SystemTime::now();
-    loop {
-        let now = std::time::SystemTime::now();
-        if now.duration_since(last).is_ok_and(|passed| passed > JUMP) {
-            // ACPI's sleep control: off.
-            let _ = ports.map(|ports| ports.write_at(&[0x34], 0x600));
-            return;
-        }
-        last = now;
-    }
 }
 
 /// Keeps a disk busy, and shows whether the guest is what it was: its files, its clocks, its random
@@ -199,8 +170,6 @@ fn still_agent() {
     }
 }
 
-/// More than a guest is ever held up, on the slowest machine.
-const JUMP: std::time::Duration = std::time::Duration::from_secs(4);
 /// Files that are written in turn, and 64-bit words in each.
 const WORK_FILES: u64 = 16;
 const WORK_WORDS: u64 = 8192;

@@ -96,7 +96,7 @@ impl Host {
             let init = build_init(&workspace)?;
             let recipe = Recipe { kernel: &kernel, init: &init, out: &out, zstd_level: 3 };
             builder = builder.host_file("/initramfs.img", 0o644, &build(&recipe)?.initramfs);
-            builder = clones::add_guests(builder, &workspace, files.path())?;
+            builder = clones::add_guests(builder, &agent);
             let flist = build_dynamic(&workspace, &["--package", "flist", "--bin", "flist"])?;
             builder = builder.program(&flist).host_file("/flist", 0o755, &flist);
             builder = share::add_image(builder, &agent, &flist, files.path())?;
@@ -109,7 +109,11 @@ impl Host {
 
     /// Runs a VMM to its end, which is to be `outcome`.
     pub(super) fn run(&self, argv: &[&str], outcome: &Outcome) -> Result<Run> {
-        self.repeat(|| self.attempt(argv, outcome))
+        self.repeat(|| self.attempt(self.command(argv), outcome))
+    }
+
+    fn command(&self, argv: &[&str]) -> lab::Command<'_> {
+        self.machine.command(argv).env("VMM_LOG", "info").timeout(GUEST_LIMIT)
     }
 
     /// Does something with guests until they do not hang (see above), a few times at most.
@@ -136,17 +140,12 @@ impl Host {
         Ok(())
     }
 
-    fn attempt(&self, argv: &[&str], outcome: &Outcome) -> Result<Run> {
+    /// Runs a VMM to its end, unless its guest hangs.
+    pub(super) fn attempt(&self, command: lab::Command<'_>, outcome: &Outcome) -> Result<Run> {
         self.tracer.clear(&self.machine)?;
-        let command = self.machine.command(argv).env("VMM_LOG", "info").timeout(GUEST_LIMIT);
         let output = self.wait(command.spawn()?)?;
         let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            &output.outcome == outcome,
-            "{argv:?}: {:?}: {}{errors}",
-            output.outcome,
-            output.text()
-        );
+        ensure!(&output.outcome == outcome, "{:?}: {}{errors}", output.outcome, output.text());
         let mark = self.tracer.mark_after(&self.machine, output.tsc_start)?;
         let to_mark = mark.map(|mark| mark - output.tsc_start);
         Ok(Run { output, to_mark })
@@ -187,7 +186,7 @@ impl Host {
     pub(super) fn exits_of(&self, argv: &[&str]) -> Result<u64> {
         self.repeat(|| {
             self.tracer.count_exits(&self.machine)?;
-            let run = self.attempt(argv, &Outcome::Exited(0));
+            let run = self.attempt(self.command(argv), &Outcome::Exited(0));
             let exits = self.tracer.exits(&self.machine)?;
             run.map(|_| exits)
         })

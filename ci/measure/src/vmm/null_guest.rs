@@ -3,9 +3,9 @@
 /// Where it is loaded, and entered.
 const ADDRESS: u64 = 0x100_0000;
 #[rustfmt::skip]
-const CODE: [u8; 12] = [
-    0xb0, 0x42,       // mov al, 0x42
-    0xe6, 0x80,       // out 0x80, al
+const CODE: [u8; 15] = [
+    0xb8, 0x05, 0x5a, 0xff, 0x4f, // mov eax, 0x4fff5a05: the mark
+    0x0f, 0xa2,       // cpuid
     0xb0, 0xfe,       // mov al, 0xfe
     0xe6, 0x64,       // out 0x64, al: the keyboard controller pulls the reset line
     0xf4,             // hlt

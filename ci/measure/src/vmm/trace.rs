@@ -1,7 +1,7 @@
 //! What the machine's kernel sees of a guest: KVM's tracepoints.
 //!
-//! `kvm_pio` tells of port 0x80, by which a guest marks its first instructions, with the time stamp
-//! counter. `kvm_exit` is counted by the kernel in a histogram, which costs each exit something: so the
+//! `kvm_cpuid` tells of a leaf by which a guest marks its first instructions, with the time stamp counter.
+//! `kvm_exit` is counted by the kernel in a histogram, which costs each exit something: so the
 //! two are not taken from one run.
 
 use anyhow::{Context, Result};
@@ -17,8 +17,9 @@ impl Tracer {
     pub(super) fn start(machine: &Machine) -> Result<Self> {
         shell(
             machine,
-            "echo x86-tsc > trace_clock && echo 'port == 0x80' > events/kvm/kvm_pio/filter && \
-             echo 1 > events/kvm/kvm_pio/enable",
+            "echo x86-tsc > trace_clock && \
+             echo 'function == 0x4fff5a05' > events/kvm/kvm_cpuid/filter && \
+             echo 1 > events/kvm/kvm_cpuid/enable",
         )?;
         Ok(Self(()))
     }
@@ -53,9 +54,9 @@ fn shell(machine: &Machine, script: &str) -> Result<Output> {
     Ok(machine.command(&["/bin/sh", "-c", script]).current_dir(FOLDER).run()?.success()?)
 }
 
-/// The time of a line like `vcpu-71 [000] d..1. 12345: kvm_pio: pio_write at 0x80 …`.
+/// The time of a line like `vcpu-71 [000] d..1. 12345: kvm_cpuid: func 4fff5a05 …`.
 fn time_of_mark(line: &str) -> Option<u64> {
-    let (before, _) = line.split_once(": kvm_pio: pio_write at 0x80 ")?;
+    let (before, _) = line.split_once(": kvm_cpuid: func 4fff5a05 ")?;
     before.rsplit(' ').next()?.parse().ok()
 }
 
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_kernel_are_read() {
-        let line = "           vcpu0-93      [000] d..1.  7352811: kvm_pio: pio_write at 0x80 size 1 count 1 val 0x42 ";
+        let line = "           vcpu0-93      [000] d..1.  7352811: kvm_cpuid: func 4fff5a05 idx 0 rax 0 rbx 0 rcx 0 rdx 0, cpuid entry not found";
         assert_eq!(time_of_mark(line), Some(7_352_811));
         assert_eq!(time_of_mark("# tracer: nop"), None);
         assert_eq!(
