@@ -7,13 +7,15 @@ use crate::node::Node;
 const ROUNDS: u32 = 3;
 
 const SCRIPT: &str = r#"
-fio --eta=never --output=/dev/null --name=load --filename=/dev/vda --size=16m --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --time_based --runtime=3600 & load=$!
+# A file that is not there is not to be made: its place in /dev is the next device's.
+hammer() { exec fio --eta=never --output=/dev/null --allow_file_create=0 --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --time_based --runtime=3600 "$@"; }
+hammer --name=load --filename=/dev/vda --size=16m --rw=randrw & load=$!
 for round in 1 2 3; do
     echo "guest: wants disk $round"
     await '[ -b /dev/vdc ]'
     check --name=hot --filename=/dev/vdc --size=2m --rw=randwrite --bs=16k --ioengine=libaio --iodepth=4 --direct=1 --verify=crc32c
-    fio --eta=never --output=/dev/null --name=pulled --filename=/dev/vdc --size=2m --rw=randread --bs=4k --ioengine=libaio --iodepth=8 --direct=1 --time_based --runtime=3600 2>/dev/null & pulled=$!
-    sleep 1
+    hammer --name=pulled --filename=/dev/vdc --size=2m --rw=randread 2>/dev/null & pulled=$!
+    await 'read reads writes < /sys/block/vdc/inflight; [ $reads != 0 ]'
     echo "guest: gives disk $round"
     await '[ ! -e /sys/block/vdc ]'
     ! wait $pulled

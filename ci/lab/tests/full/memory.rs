@@ -18,7 +18,7 @@ fn a_balloon_takes_memory_and_gives_it_back() {
     let node = Node::boot("full-balloon", |_, builder| builder);
     let guest = Guest { memory: "640M", options: &["--balloon"], ..Guest::default() };
     let script = "fill 250; echo guest: full\n\
-                  rm /dev/shm/fill; await '[ $(free) -lt 150 ]'; echo guest: small\n\
+                  rm /dev/shm/fill; await '[ $(free) -lt 220 ]'; echo guest: small\n\
                   await '[ $(free) -gt 350 ]'; echo guest: large\n\
                   fill 250; echo guest: full again";
     let vm = guest.start(&node, &format!("{FUNCTIONS}{script}"));
@@ -36,7 +36,7 @@ fn memory_that_a_guest_frees_is_the_hosts_again() {
     let node = Node::boot("full-reporting", |_, builder| builder);
     let options = ["--balloon", "free_page_reporting"];
     let guest = Guest { memory: "640M", options: &options, ..Guest::default() };
-    let script = "fill 300; echo guest: full; await '[ -e /dev/vdb ]'\n\
+    let script = "fill 280; echo guest: full; await '[ -e /dev/vdb ]'\n\
                   rm /dev/shm/fill; echo guest: free; await '[ ! -e /dev/vdb ]'";
     let vm = guest.start(&node, &format!("{FUNCTIONS}{script}"));
     let vm = said(vm, "guest: full");

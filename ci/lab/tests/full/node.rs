@@ -15,7 +15,8 @@ const LIFE: Duration = Duration::from_secs(1800);
 /// What its boot may take, on a host with other things to do.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 /// What a node has to run scripts with, and to look after file systems.
-const PROGRAMS: [&str; 5] = ["/bin/sh", "/bin/cat", "/bin/dd", "/sbin/ip", "/sbin/e2fsck"];
+const PROGRAMS: [&str; 6] =
+    ["/bin/sh", "/bin/cat", "/bin/dd", "/bin/mkdir", "/sbin/ip", "/sbin/e2fsck"];
 
 /// L1.
 pub(crate) struct Node {
