@@ -458,7 +458,7 @@ fn descriptors_are_read_only_sent_once_and_again_after_being_forgotten() {
     let mut ask = |tag: u64| {
         send(&connection, &request(&index, tag, u32::try_from(tag).unwrap()));
         let (reply, descriptor) = receive(&connection).unwrap();
-        let Reply::Block { tag: answered, result: Ok(located) } = reply else {
+        let Reply::Block { tag: answered, result: Ok(located), .. } = reply else {
             panic!("{reply:?}")
         };
         assert_eq!(answered, tag);
@@ -564,6 +564,13 @@ fn a_first_boot_is_recorded_and_fetched_ahead_the_next_time() {
     }
     assert_eq!(daemon.image_counter("fetched"), 100);
     assert_eq!(daemon.image_counter("hits"), 100);
+    // Whoever reads on is told of the blocks behind each that it asks for.
+    let (client, _) = node.connect(&daemon);
+    for position in 20..120 {
+        let data = client.block(position, &index.block(position).unwrap()).unwrap();
+        assert!(data.size > 0);
+    }
+    assert_eq!(daemon.image_counter("requests"), 100 + 7);
 }
 
 #[test]

@@ -340,7 +340,7 @@ impl CacheClient {
                 self.places_mut().close(segment);
                 true
             }
-            Reply::Block { tag, result } => {
+            Reply::Block { tag, result, following } => {
                 let mut state = self.state();
                 if state.generation != generation {
                     return true;
@@ -349,7 +349,11 @@ impl CacheClient {
                 let position = state.waiting.get(&tag).map(|waiting| waiting.position);
                 let outcome = match result {
                     Err(failure) => Outcome::Failed(failure),
-                    Ok(located) => self.learn(connection, position, &located, descriptor),
+                    Ok(located) => {
+                        let outcome = self.learn(connection, position, &located, descriptor);
+                        self.learn_following(position, &following);
+                        outcome
+                    }
                 };
                 if let Some(waiting) = state.waiting.get_mut(&tag) {
                     waiting.outcome = Some(outcome);
@@ -377,6 +381,15 @@ impl CacheClient {
         }
         let data = position.and_then(|position| places.learn(position, located));
         data.map_or(Outcome::NoDescriptor, Outcome::Block)
+    }
+
+    /// Remembers where the blocks behind `position` are.
+    fn learn_following(&self, position: Option<u32>, following: &[Located]) {
+        let Some(position) = position.filter(|_| !following.is_empty()) else { return };
+        let mut places = self.places_mut();
+        for (position, located) in (position..).skip(1).zip(following) {
+            places.learn(position, located);
+        }
     }
 
     /// The connection, established anew if need be: by one thread, while the others wait.

@@ -24,6 +24,8 @@ pub const STORE_COUNT_MAX: usize = 64;
 pub const STORE_SIZE_MAX: usize = 2048;
 /// Longest text of an error, in bytes.
 pub const TEXT_SIZE_MAX: usize = 1024;
+/// Most blocks behind the one that was asked for whose places a reply also tells.
+pub const FOLLOWING_COUNT_MAX: usize = 15;
 /// Requests that may be unanswered on one connection; the daemon reads no further ones meanwhile.
 pub const IN_FLIGHT_MAX: usize = 64;
 
@@ -74,6 +76,9 @@ pub enum Reply {
         tag: u64,
         /// Where the block is, or why it is not to be had.
         result: Result<Located, Failure>,
+        /// Where the blocks at the positions behind it are, one after the other, as far as that is
+        /// known and the connection has their segments. Whoever reads a file on needs no round trip.
+        following: Vec<Located>,
     },
     /// The segment left the cache. Descriptors stay good, but keep its disk space from being freed.
     Retired {
@@ -236,7 +241,7 @@ impl Reply {
                 }
                 bytes
             }
-            Self::Block { tag, result } => {
+            Self::Block { tag, result, following } => {
                 let size = result.as_ref().map_or(0, |located| located.size);
                 let mut bytes = vec![BLOCK | REPLY, status(result), 0, 0];
                 bytes.extend_from_slice(&size.to_le_bytes());
@@ -245,6 +250,11 @@ impl Reply {
                     Ok(located) => {
                         bytes.extend_from_slice(&located.segment.to_le_bytes());
                         bytes.extend_from_slice(&located.offset.to_le_bytes());
+                        for located in following.iter().take(FOLLOWING_COUNT_MAX) {
+                            bytes.extend_from_slice(&located.segment.to_le_bytes());
+                            bytes.extend_from_slice(&located.offset.to_le_bytes());
+                            bytes.extend_from_slice(&located.size.to_le_bytes());
+                        }
                     }
                     Err(failure) => put_text(&mut bytes, &failure.text),
                 }
@@ -273,10 +283,13 @@ impl Reply {
             (0x82, size) if status == 0 => Self::Block {
                 tag: reader.u64()?,
                 result: Ok(Located { segment: reader.u64()?, offset: reader.u64()?, size }),
+                following: take_following(&mut reader)?,
             },
-            (0x82, 0) => {
-                Self::Block { tag: reader.u64()?, result: Err(take_failure(&mut reader, status)?) }
-            }
+            (0x82, 0) => Self::Block {
+                tag: reader.u64()?,
+                result: Err(take_failure(&mut reader, status)?),
+                following: Vec::new(),
+            },
             _ => return None,
         };
         reader.rest().is_empty().then_some(reply)
@@ -295,6 +308,18 @@ fn take_failure(reader: &mut Reader<'_>, status: u8) -> Option<Failure> {
     }
     reader.take(text.len())?;
     Some(Failure { kind, text: String::from_utf8_lossy(text).into_owned() })
+}
+
+fn take_following(reader: &mut Reader<'_>) -> Option<Vec<Located>> {
+    let mut following = Vec::new();
+    while !reader.rest().is_empty() {
+        if following.len() == FOLLOWING_COUNT_MAX {
+            return None;
+        }
+        let (segment, offset) = (reader.u64()?, reader.u64()?);
+        following.push(Located { segment, offset, size: reader.u32()? });
+    }
+    Some(following)
 }
 
 fn numbered(kind: u8, number: u64) -> Vec<u8> {
@@ -344,8 +369,9 @@ mod tests {
         vec![
             Reply::Bound(Ok(bound)),
             Reply::Bound(Err(failure())),
-            Reply::Block { tag: 1, result: Ok(located) },
-            Reply::Block { tag: 2, result: Err(failure()) },
+            Reply::Block { tag: 1, result: Ok(located), following: Vec::new() },
+            Reply::Block { tag: 2, result: Err(failure()), following: Vec::new() },
+            Reply::Block { tag: 1, result: Ok(located), following: vec![located; 15] },
             Reply::Retired { segment: 6 },
             Reply::Status { size: 100 },
         ]
@@ -371,7 +397,7 @@ mod tests {
         let size = |request: &Request| request.encode().len();
         assert_eq!(requests().iter().map(size).collect::<Vec<_>>(), [24, 49, 80, 16, 4]);
         let sizes: Vec<_> = replies().iter().map(|reply| reply.encode().len()).collect();
-        assert_eq!(sizes, [56, 27, 32, 35, 16, 16]);
+        assert_eq!(sizes, [56, 27, 32, 35, 332, 16, 16]);
     }
 
     #[test]
@@ -390,6 +416,9 @@ mod tests {
         let long = Failure { kind: FailureKind::Cache, text: "ü".repeat(TEXT_SIZE_MAX) };
         let reply = Reply::decode(&Reply::Bound(Err(long)).encode());
         assert!(matches!(reply, Some(Reply::Bound(Err(f))) if f.text.len() == TEXT_SIZE_MAX));
+        let longest = replies().iter().map(|reply| reply.encode()).max_by_key(Vec::len).unwrap();
+        assert_eq!(Reply::decode(&[&longest[..], &[0; 20]].concat()), None);
+        assert_eq!(Reply::decode(&longest[..longest.len() - 1]), None);
     }
 
     proptest! {

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use flist_view::cache_client::socket;
-use flist_view::cache_client::wire::{Failure, FailureKind, IN_FLIGHT_MAX, Located, Reply};
+use flist_view::cache_client::wire::{
+    FOLLOWING_COUNT_MAX, Failure, FailureKind, IN_FLIGHT_MAX, Located, Reply,
+};
 use rustix::event::epoll::EventFlags;
 
 use super::image::BoundImage;
@@ -90,24 +92,30 @@ impl Connection {
     }
 
     /// Answers with a block's place, and with the segment's descriptor if the client has none.
-    /// `retired` says that the segment has left the cache meanwhile.
+    /// `following` are the blocks behind it, of which it is told as far as their segments are known to
+    /// it, too. `retired` says that the segment has left the cache meanwhile.
     pub(super) fn hand_out(
         &mut self,
         tag: u64,
         handout: &Handout,
+        following: impl Iterator<Item = Handout>,
         retired: bool,
     ) -> io::Result<()> {
         let segment = handout.segment.0;
-        let result = Ok(Located { segment, offset: handout.data.offset, size: handout.data.size });
         let new = self.held.insert(segment);
         let descriptor = new.then(|| Arc::clone(&handout.data.file));
-        self.send(&Reply::Block { tag, result }, descriptor)?;
+        let following = following.take(FOLLOWING_COUNT_MAX);
+        let following = following.take_while(|handout| self.held.contains(&handout.segment.0));
+        let following = following.map(|handout| located(&handout)).collect();
+        let reply = Reply::Block { tag, result: Ok(located(handout)), following };
+        self.send(&reply, descriptor)?;
         if retired { self.retire(segment) } else { Ok(()) }
     }
 
     /// Answers that a block can't be had.
     pub(super) fn fail(&mut self, tag: u64, kind: FailureKind, text: String) -> io::Result<()> {
-        self.send(&Reply::Block { tag, result: Err(Failure { kind, text }) }, None)
+        let (result, following) = (Err(Failure { kind, text }), Vec::new());
+        self.send(&Reply::Block { tag, result, following }, None)
     }
 
     /// Tells the client that a segment is gone, if it has it.
@@ -143,4 +151,9 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+const fn located(handout: &Handout) -> Located {
+    let Handout { segment, data } = handout;
+    Located { segment: segment.0, offset: data.offset, size: data.size }
 }

@@ -20,7 +20,7 @@ use tempfile::NamedTempFile;
 
 use super::indexer::Indexer;
 use super::shelf;
-use super::trace::Recorder;
+use super::trace::{self, Recorder};
 use crate::format::{Image, Route, image_hash};
 use crate::index::{self, BuildError};
 use crate::store::StoreError;
@@ -48,6 +48,8 @@ pub(super) struct BoundImage {
     pub(super) counters: Counters,
     pub(super) pace: Pace,
     recorder: Mutex<Recorder>,
+    /// There was a trace already.
+    has_trace: bool,
     /// Routes given by the client, parsed; none for the image's own.
     routes: Vec<Route>,
     /// Made when a block is first missing: with a warm cache, nobody needs the image's routes.
@@ -130,6 +132,7 @@ impl BoundImage {
             counters: Counters::default(),
             pace: Pace::default(),
             recorder: Mutex::new(recorder),
+            has_trace: trace::load(&indexer.directory, &hash).is_some(),
             routes,
             fetcher: Mutex::default(),
         })
@@ -137,6 +140,11 @@ impl BoundImage {
 
     pub(super) fn cipher(&self) -> BlockCipher {
         self.index.cipher()
+    }
+
+    /// Whether the order of its first boot is known, so that it need not be seen again.
+    pub(super) fn is_traced(&self) -> bool {
+        self.has_trace || self.recorder().is_done()
     }
 
     pub(super) fn recorder(&self) -> MutexGuard<'_, Recorder> {

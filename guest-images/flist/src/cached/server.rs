@@ -338,7 +338,13 @@ impl Server {
         match self.cache.find(image.cipher(), &block) {
             Ok(Found::Ready(handout)) => {
                 image.counters.hits.fetch_add(1, Ordering::Relaxed);
-                connection.hand_out(tag, &handout, false)
+                // While the trace of an image is recorded, each block is to be asked for.
+                let last = if image.is_traced() { u32::MAX } else { 0 };
+                let following = (position..last).skip(1).map_while(|position| {
+                    let block = image.index.block(position).ok()?;
+                    self.cache.current(image.cipher(), &block)
+                });
+                connection.hand_out(tag, &handout, following, false)
             }
             Ok(Found::Unchecked | Found::Absent) => {
                 connection.pending.insert(tag, Instant::now() + REQUEST_TIMEOUT);
@@ -442,10 +448,11 @@ impl Server {
         }
         match result {
             Ok(handout) => {
+                let none = std::iter::empty();
                 // It may have moved or left since the worker saw it.
                 match self.cache.current(waiter.image.cipher(), block) {
-                    Some(current) => connection.hand_out(waiter.tag, &current, false),
-                    None => connection.hand_out(waiter.tag, handout, true),
+                    Some(current) => connection.hand_out(waiter.tag, &current, none, false),
+                    None => connection.hand_out(waiter.tag, handout, none, true),
                 }
             }
             Err(error) => {

@@ -50,6 +50,11 @@ impl Recorder {
         }
     }
 
+    /// Whether recording has ended.
+    pub(super) const fn is_done(&self) -> bool {
+        self.done
+    }
+
     /// The trace, once it is complete: because time is up or it is full, or because `leaving` says
     /// that a client went away. Gives it only once.
     pub(super) fn finish(&mut self, leaving: bool) -> Option<Vec<u32>> {
