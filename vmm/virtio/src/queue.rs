@@ -38,7 +38,7 @@ pub struct Queue {
     announced: u16,
 }
 
-/// One buffer of a chain, within guest memory.
+/// One buffer of a chain, or several that lie in a row, within guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Where it begins.
@@ -369,9 +369,22 @@ impl Chain {
         if !is_writable && self.segments.len() > self.readable_count {
             return Err(QueueError::Order { head });
         }
-        // Within one region: memory that is contiguous for the guest is for us.
-        let length = usize::try_from(size).unwrap_or(usize::MAX);
-        if memory.get_slice(address, length).is_err() {
+        // Within one region, memory that is contiguous for the guest is for us.
+        let is_within = |address, size: u32| {
+            usize::try_from(size).is_ok_and(|length| memory.get_slice(address, length).is_ok())
+        };
+        // A guest describes what it reads ahead page by page, though the pages mostly lie in a row.
+        let last_is_writable = self.segments.len() > self.readable_count;
+        if let Some(last) = self.segments.last_mut()
+            && last_is_writable == is_writable
+            && last.address.0.checked_add(last.size.into()) == Some(address.0)
+            // No overflow: the sum of all was checked above.
+            && is_within(last.address, last.size + size)
+        {
+            last.size += size;
+            return Ok(());
+        }
+        if !is_within(address, size) {
             return Err(QueueError::Outside { head, address: address.0, size });
         }
         self.segments.push(Segment { address, size });
@@ -600,6 +613,37 @@ mod tests {
         driver.descriptor(3, 0x4_0000, 0, 0, 0);
         driver.offer(3);
         assert_eq!(refused(&mut queue), QueueError::Empty { head: 3 });
+    }
+
+    #[test]
+    fn buffers_in_a_row_are_one_but_not_across_directions_gaps_or_the_end_of_memory() {
+        let (mut driver, mut queue, _) = rig(8, false);
+        let buffers = [
+            (0x4_0000, 16, 0),
+            (0x4_0010, 16, 0),
+            (0x4_0020, 8, WRITE),
+            (0x4_0028, 8, WRITE),
+            (0x4_0038, 8, WRITE),
+            (0x4_0030, 8, WRITE),
+        ];
+        for (index, (address, size, flags)) in (0..).zip(buffers) {
+            let flags = flags | if index < 5 { NEXT } else { 0 };
+            driver.descriptor(index, address, size, flags, index + 1);
+        }
+        driver.offer(0);
+        let mut chain = Chain::new();
+        assert!(queue.pop(&mut chain).unwrap());
+        assert_eq!((chain.readable_size(), chain.writable_size()), (32, 32));
+        let segment = |address, size| Segment { address: GuestAddress(address), size };
+        let memory = Arc::clone(queue.memory());
+        assert_eq!(chain.readable(&memory).segments(), [segment(0x4_0000, 32)]);
+        let writable = [segment(0x4_0020, 16), segment(0x4_0038, 8), segment(0x4_0030, 8)];
+        assert_eq!(chain.writable(&memory).segments(), writable);
+        driver.descriptor(0, (2 << 20) - 16, 16, NEXT, 1);
+        driver.descriptor(1, 2 << 20, 16, 0, 0);
+        driver.offer(0);
+        let outside = QueueError::Outside { head: 0, address: 2 << 20, size: 16 };
+        assert_eq!(refused(&mut queue), outside);
     }
 
     #[test]
