@@ -12,10 +12,10 @@
 //! - a member of a wrong type does not stop reading: the first such error is reported at the end, while a
 //!   text that a type refuses (an address, hexadecimal digits) stops at once.
 //!
-//! Reading is two passes. [`scan`] checks the whole document and its depth, and everything after it
-//! relies on that ([`Checked`]). [`decoder`] walks the text and fills values that say what members they
-//! have ([`Decode`], mostly by [`object!`]); there is no tree in between, so memory is what the values
-//! take, and [`VALUE_COUNT_MAX`](crate::limits::VALUE_COUNT_MAX) bounds those.
+//! Reading is two passes. `scan` checks the whole document and its depth, and everything after it
+//! relies on that (`Checked`). `decoder` walks the text and fills values that say what members they
+//! have (`Decode`, mostly by `object!`); there is no tree in between, so memory is what the values
+//! take, and [`VALUE_COUNT_MAX`] bounds those.
 //!
 //! Errors have Go's texts, with Go's names of types: clients show them, and tests of clients know them.
 //! Numbers in them are cut at [`EXCERPT_SIZE_MAX`](crate::limits::EXCERPT_SIZE_MAX).
