@@ -71,10 +71,11 @@ proptest! {
     /// A value of the document is another: the document stays one.
     #[test]
     fn other_values_do_no_harm(start in any::<Index>(), at in any::<Index>(), piece in select(PIECES)) {
-        let bytes = start.get(CORPUS.as_slice());
+        let with_members: Vec<&Vec<u8>> =
+            CORPUS.iter().filter(|bytes| bytes.contains(&b':')).collect();
+        let bytes = start.get(&with_members);
         let colons: Vec<usize> =
             bytes.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(at, _)| at).collect();
-        prop_assume!(!colons.is_empty());
         let begin = at.get(&colons) + 1;
         let rest = &bytes[begin..];
         let len = rest.iter().position(|byte| matches!(byte, b',' | b'}' | b']')).unwrap_or(0);
