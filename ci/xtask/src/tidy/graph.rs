@@ -53,6 +53,11 @@ const RULES: &[Rule] = &[
         forbidden: &["rustix", "libc", "tokio", "mio", "quinn", "ring"],
         why: "the router opens no socket and reads no clock",
     },
+    Rule {
+        folder: "hostd/grid",
+        forbidden: &["rustix", "libc", "tokio", "mio", "subxt", "hostd-chain", "hostd-rmb"],
+        why: "what a deployment means is pure: it opens nothing and waits for nobody",
+    },
 ];
 
 /// Folders whose programs meet at a socket, a file or an exit status, and never link one another.
