@@ -160,14 +160,17 @@ impl Session {
         Ok((plaintext, is_first))
     }
 
-    /// Opens what this end sealed, for what comes back inside errors.
-    ///
-    /// # Errors
-    /// When this end has not sealed it.
-    pub fn reopen<'a>(&self, aad: &[u8], body: &'a mut [u8]) -> Result<&'a mut [u8], SealError> {
-        if index(body) != Some(self.peer_index) {
-            return Err(SealError::Forged);
-        }
+    /// What packets to the other end begin with.
+    pub(super) const fn peer_index(&self) -> u32 {
+        self.peer_index
+    }
+
+    /// Opens what this end sealed.
+    pub(super) fn reopen<'a>(
+        &self,
+        aad: &[u8],
+        body: &'a mut [u8],
+    ) -> Result<&'a mut [u8], SealError> {
         let (counter, sealed) = split(body)?;
         self.sealer.reopen_in_place(counter, aad, sealed)
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::established::Session;
+use super::established::{Session, index};
 use super::limits::{
     ANSWER_WAIT_MAX, CONFIRM_AFTER, IN_USE, PAUSE_MAX, PAUSE_MAX_PROVED, PAUSE_MIN,
     REKEY_AFTER, REKEY_AFTER_AS_RESPONDER, REKEY_AFTER_PACKETS, RESEND_AFTER, SILENCE_MAX,
@@ -36,12 +36,29 @@ impl Ring {
         self.all().find(|session| session.index() == index)
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arc<Session>> {
-        self.current.iter().chain(&self.next).chain(self.older.iter().flatten())
+    /// Whether a body begins as those do that this end sealed with one of these.
+    #[must_use]
+    pub fn has_sealed(&self, body: &[u8]) -> bool {
+        let index = index(body);
+        self.all().any(|session| index == Some(session.peer_index()))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Opens what this end sealed for the peer not long ago, for what comes back inside errors.
+    #[must_use]
+    pub fn reopen<'a>(&self, aad: &[u8], body: &'a mut [u8]) -> Option<&'a mut [u8]> {
+        let index = index(body)?;
+        let session = self.all().find(|session| session.peer_index() == index)?;
+        session.reopen(aad, body).ok()
+    }
+
+    /// Whether there is none at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.all().next().is_none()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.current.iter().chain(&self.next).chain(self.older.iter().flatten())
     }
 
     /// Takes a session that this end began; its other end has proved itself.
