@@ -106,9 +106,7 @@ impl Metrics {
         let (sessions, now) = (self.plane.sessions(), Instant::now());
         let states: Vec<_> =
             self.table.all().filter_map(|known| sessions.state(&known, now)).collect();
-        let count = |is: fn(&Talk) -> bool| {
-            states.iter().filter(|state| is(state)).count() as u64
-        };
+        let count = |is: fn(&Talk) -> bool| states.iter().filter(|state| is(state)).count() as u64;
         let by_state = [
             ("old", count(|state| *state == Talk::Old)),
             ("asking", count(|state| *state == Talk::Asking)),

@@ -183,11 +183,7 @@ impl Machine {
 }
 
 /// What is known of a peer, from now on. None when there are too many others.
-fn peer_of(
-    peers: &mut HashMap<PublicKey, Peer>,
-    key: PublicKey,
-    now: Time,
-) -> Option<&mut Peer> {
+fn peer_of(peers: &mut HashMap<PublicKey, Peer>, key: PublicKey, now: Time) -> Option<&mut Peer> {
     if peers.len() >= PEER_COUNT_MAX && !peers.contains_key(&key) {
         let idle = peers.iter().filter(|(_, state)| is_idle(state));
         let oldest = idle.min_by_key(|(_, state)| state.touched).map(|(key, _)| *key)?;
@@ -204,7 +200,13 @@ fn is_idle(state: &Peer) -> bool {
 
 impl Core {
     /// Asks a peer for a session.
-    fn begin(&mut self, state: &mut Peer, peer: PublicKey, cookie: [u8; COOKIE_SIZE], clock: Clock) {
+    fn begin(
+        &mut self,
+        state: &mut Peer,
+        peer: PublicKey,
+        cookie: [u8; COOKIE_SIZE],
+        clock: Clock,
+    ) {
         self.stamp = Stamp::next(clock.wall, self.stamp);
         match self.attempt(state, &peer, cookie, clock.now) {
             Ok(attempt) => {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::established::{Activity, Session, index};
 use super::limits::{
-    ANSWER_WAIT_MAX, CONFIRM_AFTER, IN_USE, PAUSE_MAX, PAUSE_MAX_PROVED, PAUSE_MIN,
-    REKEY_AFTER, REKEY_AFTER_AS_RESPONDER, REKEY_AFTER_PACKETS, RESEND_AFTER, SILENCE_MAX,
+    ANSWER_WAIT_MAX, CONFIRM_AFTER, IN_USE, PAUSE_MAX, PAUSE_MAX_PROVED, PAUSE_MIN, REKEY_AFTER,
+    REKEY_AFTER_AS_RESPONDER, REKEY_AFTER_PACKETS, RESEND_AFTER, SILENCE_MAX,
 };
 use super::packet::COOKIE_SIZE;
 use super::time::{Stamp, Time};
@@ -103,7 +103,8 @@ impl Ring {
     /// Forgets sessions that are over. True when there were any.
     pub(super) fn expire(&mut self, now: Time) -> bool {
         let is_stale = |session: &Arc<Session>| {
-            let waits = !session.is_confirmed() && now.since(session.established()) >= CONFIRM_AFTER;
+            let waits =
+                !session.is_confirmed() && now.since(session.established()) >= CONFIRM_AFTER;
             waits || session.is_over(now)
         };
         let all = [&mut self.current, &mut self.next].into_iter().chain(&mut self.older);
@@ -187,8 +188,7 @@ impl Peer {
         let activity = &self.activity;
         let is_in_use = activity.unused_for(now).is_some_and(|unused| unused < IN_USE);
         let (age, count) = (now.since(session.established()), session.sealed_count());
-        let limit =
-            if session.is_initiator() { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER };
+        let limit = if session.is_initiator() { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER };
         let is_silent = activity.unanswered_for(now).is_some_and(|time| time >= SILENCE_MAX);
         is_in_use && (age >= limit || is_silent || count >= REKEY_AFTER_PACKETS)
     }

@@ -154,9 +154,8 @@ impl Sessions {
             return Some(Arc::clone(channel));
         }
         if channels.len() >= PEER_COUNT_MAX {
-            channels.retain(|_, channel| {
-                Arc::strong_count(channel) > 1 || !channel.ring().is_empty()
-            });
+            channels
+                .retain(|_, channel| Arc::strong_count(channel) > 1 || !channel.ring().is_empty());
         }
         if channels.len() >= PEER_COUNT_MAX {
             return None;

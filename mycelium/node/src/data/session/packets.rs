@@ -23,9 +23,7 @@ use mycelium_wire::session::{self, Kind, SealError, Session};
 
 use crate::data::session::channel::{Channel, Parcel, Way};
 use crate::data::table::{Destination, Prefix};
-use crate::data::{
-    DataPlane, PAYLOAD_OFFSET, PAYLOAD_SIZE_MAX, Signal, count, write_headers,
-};
+use crate::data::{DataPlane, PAYLOAD_OFFSET, PAYLOAD_SIZE_MAX, Signal, count, write_headers};
 use crate::link::Link;
 
 /// Where a payload begins in a packet of a session.
@@ -127,12 +125,10 @@ impl DataPlane {
 
     fn send_parcel(&self, to: &Destination, link: &Link, parcel: Parcel, now: Instant) {
         match self.way(to, now) {
-            (Way::Session(session), _) => {
-                match parcel.sealed(&session, self.sessions.time(now)) {
-                    Some(packet) => link.send_data(&packet, now),
-                    None => count(&self.sessions.counters.unsent, 1),
-                }
-            }
+            (Way::Session(session), _) => match parcel.sealed(&session, self.sessions.time(now)) {
+                Some(packet) => link.send_data(&packet, now),
+                None => count(&self.sessions.counters.unsent, 1),
+            },
             (Way::Old, _) => match parcel.old_form() {
                 Some(mut packet) => self.seal_and_send(to, link, &mut packet, now),
                 None => count(&self.sessions.counters.unsent, 1),
