@@ -22,6 +22,7 @@
 //! | [`inner`] | what a sealed body holds |
 //! | [`icmp`] | ICMPv6 errors, in and out of band |
 //! | [`message`] | packets of the message subsystem |
+//! | [`noise`] | handshakes with forward secrecy |
 //! | [`beacon`] | discovery on the local link |
 //!
 //! All integers are big endian. Readers go by the length fields of what they read and never past
@@ -40,6 +41,7 @@ pub mod icmp;
 pub mod identity;
 pub mod inner;
 pub mod message;
+pub mod noise;
 mod random;
 mod reader;
 
