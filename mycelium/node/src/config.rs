@@ -23,7 +23,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
 
-    /// Peers to dial: tcp://HOST:PORT, quic://HOST:PORT or vsock://CID:PORT
+    /// Peers to dial: tcp://HOST:PORT, quic://HOST:PORT, udp://HOST:PORT or vsock://CID:PORT
     #[arg(long, value_name = "ENDPOINT", num_args = 1..)]
     pub peers: Vec<String>,
 
@@ -40,6 +40,15 @@ pub struct Settings {
     #[arg(short = 'q', long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quic_listen_port: Option<u16>,
+
+    /// No UDP links, and so no direct ones to nodes behind NATs
+    #[arg(long)]
+    pub disable_udp: bool,
+
+    /// UDP port for links of nodes of this kind [default: 9652, or any if it is taken]
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_listen_port: Option<u16>,
 
     /// Port for vsock connections of peers; none by default
     #[arg(long, value_name = "PORT")]
@@ -152,6 +161,8 @@ pub struct Config {
     pub tcp_listen_port: u16,
     /// Port for QUIC; none when there is none.
     pub quic_listen_port: Option<u16>,
+    /// Port for UDP links; none when there are none.
+    pub udp_listen_port: Option<UdpPort>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
     /// Where the HTTP API is.
@@ -188,6 +199,18 @@ impl ApiAddress {
     }
 }
 
+/// Where UDP links are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpPort {
+    /// The port.
+    pub port: u16,
+    /// Nobody chose it.
+    pub is_default: bool,
+}
+
+/// UDP port of links between nodes of this kind. Not that of QUIC: existing nodes have one socket for it,
+/// whose datagrams nobody else may read.
+const UDP_LISTEN_PORT: u16 = 9652;
 /// UDP port of existing nodes' QUIC.
 const QUIC_LISTEN_PORT: u16 = 9651;
 /// TCP port of existing nodes.
@@ -232,6 +255,8 @@ impl Settings {
             tcp_listen_port: self.tcp_listen_port.or(file.tcp_listen_port),
             disable_quic: self.disable_quic || file.disable_quic,
             quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
+            disable_udp: self.disable_udp || file.disable_udp,
+            udp_listen_port: self.udp_listen_port.or(file.udp_listen_port),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
             jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
@@ -269,6 +294,12 @@ impl Settings {
         };
         // QUIC carries no private network.
         let has_quic = !self.disable_quic && private_network.is_none();
+        // Nor do UDP links, whose handshake proves a node's key but no membership.
+        let has_udp = !self.disable_udp && private_network.is_none();
+        let udp_port = UdpPort {
+            port: self.udp_listen_port.unwrap_or(UDP_LISTEN_PORT),
+            is_default: self.udp_listen_port.is_none(),
+        };
         let discovery_port = self.peer_discovery_port.unwrap_or(mycelium_wire::beacon::PORT);
         let discovery = (discovery_port, self.peer_discovery_interface.clone());
         let peers = self.peers.iter().map(|peer| peer.parse()).collect::<Result<Vec<_>, _>>()?;
@@ -277,6 +308,7 @@ impl Settings {
             peers,
             tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
             quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
+            udp_listen_port: has_udp.then_some(udp_port),
             vsock_listen_port: self.vsock_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,

@@ -25,18 +25,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::api::{self, Control};
-use crate::config::{ApiAddress, Config, Settings};
+use crate::config::{ApiAddress, Config, Settings, UdpPort};
 use crate::control::NodeControl;
 use crate::data::table::{Table, TableWriter};
 use crate::data::{DataPlane, MessagePacket, egress};
 use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::key_file;
+use crate::link::udp::UdpCarrier;
+use crate::link::udp::socket::{ACCEPTED_COUNT_MAX, Sockets};
 use crate::messages::mailbox::Mailbox;
 use crate::messages::{Peer, Topics};
 use crate::metrics::{self, Metrics};
 use crate::peers::connect::Connector;
 use crate::peers::private::PrivateNetwork;
-use crate::peers::{ListenError, PeerKind, Peers, listen, quic};
+use crate::peers::{ListenError, PeerKind, Peers, listen, quic, udp};
 use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
 use crate::topic_config;
 use crate::tun::Tun;
@@ -80,7 +82,7 @@ struct Node {
 }
 
 /// All that a node listens on.
-struct Sockets {
+struct NodeSockets {
     links: LinkSockets,
     http: Option<TcpListener>,
     rpc: Option<TcpListener>,
@@ -91,6 +93,7 @@ struct Sockets {
 struct LinkSockets {
     tcp: TcpListener,
     quic: Option<quinn::Endpoint>,
+    udp: Option<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)>,
     vsock: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -103,7 +106,7 @@ impl Node {
             Some(path) => topic_config::read(path)?,
             None => Topics::default(),
         };
-        let (connector, sockets) = open_sockets(&config, router_id)?;
+        let (connector, sockets) = open_sockets(&config, router_id, &secret)?;
         let key = secret.public();
         let address = key.address();
         let open = |name: &String| Tun::open(name, thread_count(), address);
@@ -181,21 +184,31 @@ fn new_router_id(secret: &SecretKey) -> anyhow::Result<RouterId> {
     Ok(RouterId::new(secret.public(), ZONE, incarnation(seconds, random)))
 }
 
-fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connector, Sockets)> {
+fn open_sockets(
+    config: &Config,
+    router_id: RouterId,
+    secret: &SecretKey,
+) -> anyhow::Result<(Connector, NodeSockets)> {
     let private = match &config.private_network {
         Some((name, key_file)) => Some(PrivateNetwork::new(name, key_file)?),
         None => None,
     };
-    let mut connector = Connector { mark: config.firewall_mark, private, quic: None };
+    let mut connector =
+        Connector { mark: config.firewall_mark, private, quic: None, udp: None };
     let tcp = listen::tcp_listener(&connector, config.tcp_listen_port)?;
     if let Some(port) = config.quic_listen_port {
         connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
     }
+    let udp = match config.udp_listen_port {
+        Some(port) => Some(udp_sockets(&connector, port, secret)?),
+        None => None,
+    };
+    connector.udp = udp.as_ref().map(|(sockets, _)| Arc::clone(sockets));
     let vsock = match config.vsock_listen_port {
         Some(port) => Some(listen::vsock_listener(&connector, port)?),
         None => None,
     };
-    let links = LinkSockets { tcp, quic: connector.quic.clone(), vsock };
+    let links = LinkSockets { tcp, quic: connector.quic.clone(), udp, vsock };
     let http = api_listener(config.api_address, "--api-addr")?;
     let rpc = api_listener(config.jsonrpc_address, "--jsonrpc-addr")?;
     let metrics = match config.metrics_address {
@@ -206,7 +219,28 @@ fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connect
         }
         None => None,
     };
-    Ok((connector, Sockets { links, http, rpc, metrics }))
+    Ok((connector, NodeSockets { links, http, rpc, metrics }))
+}
+
+/// Opens the sockets of UDP links. A default port that is taken, by another node on this machine, is no
+/// reason to stay down: any other will do, since who dials learns it from its configuration.
+fn udp_sockets(
+    connector: &Connector,
+    port: UdpPort,
+    secret: &SecretKey,
+) -> anyhow::Result<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)> {
+    let (accepted, links) = mpsc::channel(ACCEPTED_COUNT_MAX);
+    let mark = |socket: &OwnedFd| connector.mark(socket).map_err(std::io::Error::other);
+    let open = |port| Sockets::open(secret.clone(), port, mark, accepted.clone());
+    let sockets = match open(port.port) {
+        Err(error) if port.is_default && error.kind() == std::io::ErrorKind::AddrInUse => open(0),
+        opened => opened,
+    };
+    let failed = |source| {
+        let (port, flag) = (port.port.into(), "--udp-listen-port");
+        ListenError { port, flag, source }
+    };
+    Ok((Arc::new(sockets.map_err(failed)?), links))
 }
 
 /// Takes connections from now on.
@@ -214,6 +248,11 @@ fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
     tokio::spawn(listen::serve_tcp(Arc::clone(peers), sockets.tcp));
     if let Some(endpoint) = sockets.quic {
         tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
+    }
+    if let Some((sockets, accepted)) = sockets.udp {
+        tokio::spawn(Arc::clone(&sockets).receive(false));
+        tokio::spawn(sockets.receive(true));
+        tokio::spawn(udp::serve(Arc::clone(peers), accepted));
     }
     if let Some(listener) = sockets.vsock {
         tokio::spawn(listen::serve_vsock(Arc::clone(peers), listener));

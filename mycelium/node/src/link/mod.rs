@@ -8,15 +8,18 @@ pub(crate) mod outbound;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;
+pub(crate) mod udp;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
+use mycelium_wire::identity::PublicKey;
 
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
+use crate::link::udp::UdpCarrier;
 
 /// What moves a link's packets.
 pub(crate) enum Carrier {
@@ -24,6 +27,8 @@ pub(crate) enum Carrier {
     Stream(StreamCarrier),
     /// A QUIC connection.
     Quic(QuicCarrier),
+    /// Datagrams between nodes of this kind.
+    Udp(UdpCarrier),
 }
 
 impl Carrier {
@@ -32,6 +37,7 @@ impl Carrier {
         match self {
             Self::Stream(stream) => stream.run(inbound).await,
             Self::Quic(quic) => quic.run(inbound).await,
+            Self::Udp(udp) => udp.run(inbound).await,
         }
     }
 }
@@ -72,6 +78,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_data(packets, now),
             Carrier::Quic(quic) => quic.send_data(packets, now),
+            Carrier::Udp(udp) => udp.send_data(packets, now),
         }
     }
 
@@ -82,6 +89,15 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_control(&packet),
             Carrier::Quic(quic) => quic.send_control(&packet),
+            Carrier::Udp(udp) => udp.send_control(&packet),
+        }
+    }
+
+    /// Who is at the other end, on links that prove it.
+    pub(crate) fn peer(&self) -> Option<PublicKey> {
+        match &self.carrier {
+            Carrier::Udp(udp) => Some(udp.peer()),
+            Carrier::Stream(_) | Carrier::Quic(_) => None,
         }
     }
 
@@ -90,6 +106,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.close(),
             Carrier::Quic(quic) => quic.close(),
+            Carrier::Udp(udp) => udp.close(),
         }
     }
 
@@ -115,6 +132,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.sent_size(),
             Carrier::Quic(quic) => quic.sent_size(),
+            Carrier::Udp(udp) => udp.sent_size(),
         }
     }
 
@@ -123,6 +141,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.dropped(),
             Carrier::Quic(quic) => quic.dropped(),
+            Carrier::Udp(udp) => udp.dropped(),
         }
     }
 }

@@ -8,7 +8,6 @@
 //! is derived from a secret that only goes forward, so that who takes a node's memory can't open what it
 //! sent before. Both ends tell by the counter which key is meant.
 
-use mycelium_wire::noise::TrafficKey;
 use ring::aead::{self, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 use zeroize::Zeroizing;
 
@@ -39,8 +38,8 @@ struct Ratchet {
 }
 
 impl Ratchet {
-    fn new(algorithm: Algorithm, key: &TrafficKey) -> Self {
-        Self { algorithm, secret: Zeroizing::new(*key.as_bytes()), epoch: 0 }
+    fn new(algorithm: Algorithm, key: &[u8; 32]) -> Self {
+        Self { algorithm, secret: Zeroizing::new(*key), epoch: 0 }
     }
 
     fn key(&self) -> LessSafeKey {
@@ -67,7 +66,7 @@ pub(crate) struct Sealer {
 }
 
 impl Sealer {
-    pub(crate) fn new(algorithm: Algorithm, key: &TrafficKey) -> Self {
+    pub(crate) fn new(algorithm: Algorithm, key: &[u8; 32]) -> Self {
         let ratchet = Ratchet::new(algorithm, key);
         Self { key: ratchet.key(), ratchet, counter: 0 }
     }
@@ -112,7 +111,7 @@ pub(crate) struct Opener {
 pub(crate) struct Refused;
 
 impl Opener {
-    pub(crate) fn new(algorithm: Algorithm, key: &TrafficKey) -> Self {
+    pub(crate) fn new(algorithm: Algorithm, key: &[u8; 32]) -> Self {
         let ratchet = Ratchet::new(algorithm, key);
         Self { key: ratchet.key(), ratchet, previous: None, window: Window::default() }
     }
@@ -227,7 +226,7 @@ mod tests {
     use super::*;
 
     fn pair(algorithm: Algorithm) -> (Sealer, Opener) {
-        let key = TrafficKey::from_bytes([7; 32]);
+        let key = [7; 32];
         (Sealer::new(algorithm, &key), Opener::new(algorithm, &key))
     }
 

@@ -28,18 +28,23 @@ impl<'a> Cuts<'a> {
         Self { batch, piece_size: piece_size.max(1), at: 0, packet_at: 0 }
     }
 
-    /// How much of the batch is in whole packets that end before what is still to come.
-    pub(crate) fn whole_before(&self) -> usize {
-        let mut end = 0;
-        while end < self.at {
-            let next = end + packet_size(&self.batch[end..]);
-            if next > self.at {
-                break;
-            }
-            end = next;
-        }
-        end
+    /// How much of the batch was cut.
+    pub(crate) fn position(&self) -> usize {
+        self.at
     }
+}
+
+/// How many bytes at the front of a batch are packets that end at or before `at`.
+pub(crate) fn whole_before(batch: &[u8], at: usize) -> usize {
+    let mut end = 0;
+    while end < at {
+        let next = end + packet_size(&batch[end..]);
+        if next > at {
+            break;
+        }
+        end = next;
+    }
+    end
 }
 
 impl<'a> Iterator for Cuts<'a> {
@@ -129,9 +134,10 @@ impl Joiner {
         if run.is_whole() {
             return run.deliver(out);
         }
-        if let Some(before) = self.open.take() {
-            self.runs.push(before);
+        if run.bytes.len() > PACKET_SIZE_MAX {
+            return;
         }
+        self.runs.extend(self.open.take());
         let oldest = self.newest.saturating_sub(LATE_MAX);
         self.runs.retain(|kept| kept.next >= oldest);
         while let Some(at) = self.runs.iter().position(|kept| run.touches(kept)) {
@@ -141,12 +147,11 @@ impl Joiner {
             run.deliver(out);
         } else if run.next == self.newest + 1 && !run.has_end {
             self.open = Some(run);
-        } else if run.bytes.len() <= PACKET_SIZE_MAX {
-            if self.runs.len() >= RUN_COUNT_MAX {
-                self.runs.remove(0);
-            }
+        } else {
             self.runs.push(run);
         }
+        let excess = self.runs.len().saturating_sub(RUN_COUNT_MAX);
+        self.runs.drain(..excess);
     }
 }
 
