@@ -50,6 +50,14 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp_listen_port: Option<u16>,
 
+    /// Do not tell the nodes that this one has traffic with where it is, nor look for direct ways to them
+    #[arg(long)]
+    pub disable_direct: bool,
+
+    /// Ask the router of an IPv4 network (PCP, NAT-PMP) to pass on the port for UDP links
+    #[arg(long)]
+    pub map_port: bool,
+
     /// Port for vsock connections of peers; none by default
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +171,10 @@ pub struct Config {
     pub quic_listen_port: Option<u16>,
     /// Port for UDP links; none when there are none.
     pub udp_listen_port: Option<UdpPort>,
+    /// Whether direct ways are looked for.
+    pub has_direct: bool,
+    /// Whether the router is asked to pass on the port for UDP links.
+    pub map_port: bool,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
     /// Where the HTTP API is.
@@ -257,6 +269,8 @@ impl Settings {
             quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
             disable_udp: self.disable_udp || file.disable_udp,
             udp_listen_port: self.udp_listen_port.or(file.udp_listen_port),
+            disable_direct: self.disable_direct || file.disable_direct,
+            map_port: self.map_port || file.map_port,
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
             jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
@@ -309,6 +323,8 @@ impl Settings {
             tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
             quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
             udp_listen_port: has_udp.then_some(udp_port),
+            has_direct: has_udp && !self.disable_direct,
+            map_port: has_udp && self.map_port,
             vsock_listen_port: self.vsock_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,

@@ -6,6 +6,7 @@
 //! connection ends.
 
 pub(crate) mod connect;
+pub(crate) mod direct;
 pub(crate) mod listen;
 pub(crate) mod private;
 pub(crate) mod quic;

@@ -36,6 +36,8 @@ mod pieces;
 mod pool;
 pub(crate) mod socket;
 
+pub(crate) use packet::mapped;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -1,0 +1,225 @@
+//! Direct ways to nodes that this one has traffic with, through NATs.
+//!
+//! Two nodes that reach each other only by way of others tell each other where they may be reached: by
+//! session messages, sealed end to end, over the way that they have. Then both send at the same time, so
+//! that each one's NAT expects the other. What results is one more link, and routing prefers it since it
+//! costs less; the way over others stays known and is taken again when the link dies.
+//!
+//! ```text
+//!  this node                      by way of others                    the other
+//!    traffic for a second
+//!    offer: addresses ──────────────────────────────────────────────>  has traffic too?
+//!    <──────────────────────────────────────────── answer: addresses
+//!    init to each address, some times  ─────><─────  punch to each, some times
+//!    link (Noise IK) <──────────────────────────────────────────────>
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `message` | offers and answers |
+//! | `candidates` | addresses, and which are fit |
+//! | `plan` | with whom and when |
+//! | `mapping` | ports that routers pass on (PCP, NAT-PMP) |
+
+mod candidates;
+pub(crate) mod mapping;
+mod message;
+mod plan;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mycelium_wire::identity::PublicKey;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::endpoint::{Endpoint, Protocol};
+use crate::link::udp::dial::{Reason, dial};
+use crate::link::udp::socket::Sockets;
+use crate::peers::direct::message::Message;
+use crate::peers::direct::plan::Plan;
+use crate::peers::{PeerKind, Peers, udp};
+use crate::routing::{Input, View, ask};
+
+/// What carries offers and answers: sealed, to the owner of a key, and lost without harm.
+pub(crate) trait Rendezvous: Send + Sync {
+    /// Sends a message if there is a way.
+    fn send(&self, to: PublicKey, payload: &[u8]);
+}
+
+/// What a director needs.
+pub(crate) struct Means {
+    pub(crate) own: PublicKey,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) sockets: Arc<Sockets>,
+    pub(crate) rendezvous: Arc<dyn Rendezvous>,
+    /// Questions to the router.
+    pub(crate) inputs: mpsc::Sender<Input>,
+    /// Offers and answers that came.
+    pub(crate) messages: mpsc::Receiver<(PublicKey, Vec<u8>)>,
+    /// Whom packets go to.
+    pub(crate) used: mpsc::Receiver<PublicKey>,
+    /// Where a router passes on what comes for this node.
+    pub(crate) mapped: watch::Receiver<Option<SocketAddr>>,
+}
+
+/// Reports of traffic that wait; more are lost without harm.
+pub(crate) const USED_COUNT_MAX: usize = 64;
+/// News of attempts that wait.
+const NEWS_COUNT_MAX: usize = 16;
+/// How often overdue attempts and idle links are looked for.
+const TICK: Duration = Duration::from_secs(1);
+/// When the NATs on the way are opened, after an answer.
+const PUNCHES: [Duration; 4] = [0, 200, 600, 1500].map(Duration::from_millis);
+
+/// What became of an attempt.
+enum News {
+    Up(PublicKey, Endpoint),
+    Failed(PublicKey),
+    Ended(PublicKey),
+}
+
+/// The task that looks for direct ways.
+pub(crate) struct Director {
+    means: Means,
+    plan: Plan,
+    /// Direct links that this node dialed.
+    links: HashMap<PublicKey, Endpoint>,
+    news: (mpsc::Sender<News>, mpsc::Receiver<News>),
+}
+
+impl Director {
+    pub(crate) fn new(means: Means) -> Self {
+        let news = mpsc::channel(NEWS_COUNT_MAX);
+        Self { means, plan: Plan::default(), links: HashMap::new(), news }
+    }
+
+    /// Runs for as long as the node does.
+    pub(crate) async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                used = self.means.used.recv() => match used {
+                    Some(peer) => self.used(peer).await,
+                    None => return,
+                },
+                message = self.means.messages.recv() => match message {
+                    Some((peer, payload)) => self.message(peer, &payload),
+                    None => return,
+                },
+                // This task holds a sender itself, so there is always another one.
+                Some(news) = self.news.1.recv() => self.news(news),
+                _ = tick.tick() => self.tick(),
+            }
+        }
+    }
+
+    /// Packets went to `peer`: offers it a direct way if it is time, and it is reached by way of others.
+    async fn used(&mut self, peer: PublicKey) {
+        if !self.plan.used(peer, Instant::now()) {
+            return;
+        }
+        let is_relayed = ask(&self.means.inputs, move |view| is_relayed(view, peer)).await;
+        let now = Instant::now();
+        let attempt = mycelium_wire::random_bytes().ok().filter(|_| is_relayed == Some(true));
+        let Some(attempt) = attempt else { return self.plan.put_off(&peer, now) };
+        self.plan.offered(&peer, attempt, now);
+        tracing::debug!(%peer, "a direct way is looked for");
+        self.send(peer, false, attempt);
+    }
+
+    fn send(&self, peer: PublicKey, is_answer: bool, attempt: message::Attempt) {
+        let mapped = *self.means.mapped.borrow();
+        let observed = self.means.sockets.observations().addresses(Instant::now());
+        let candidates = candidates::own(self.means.sockets.port(), mapped, &observed);
+        let message = Message { is_answer, attempt, candidates };
+        self.means.rendezvous.send(peer, &message.encode());
+    }
+
+    fn message(&mut self, peer: PublicKey, payload: &[u8]) {
+        let Some(message) = Message::parse(payload) else { return };
+        let now = Instant::now();
+        let addresses = candidates::fit(&message.candidates);
+        tracing::debug!(%peer, message.is_answer, ?addresses, "addresses");
+        if message.is_answer {
+            if self.plan.answered(&peer, message.attempt, now) {
+                let (peers, sockets) = (&self.means.peers, &self.means.sockets);
+                let (peers, sockets) = (Arc::clone(peers), Arc::clone(sockets));
+                tokio::spawn(connect(peers, sockets, peer, addresses, self.news.0.clone()));
+            }
+        } else if self.plan.is_welcome(&peer, &self.means.own, now) {
+            self.send(peer, true, message.attempt);
+            tokio::spawn(punch(Arc::clone(&self.means.sockets), addresses));
+        }
+    }
+
+    fn news(&mut self, news: News) {
+        match news {
+            News::Up(peer, endpoint) => {
+                self.plan.succeeded(&peer);
+                self.links.insert(peer, endpoint);
+            }
+            News::Failed(peer) => self.plan.failed(&peer, Instant::now()),
+            News::Ended(peer) => {
+                self.plan.ended(&peer, Instant::now());
+                self.links.remove(&peer);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        for peer in self.plan.tick(Instant::now()) {
+            if let Some(endpoint) = self.links.get(&peer) {
+                self.means.peers.remove(endpoint);
+            }
+        }
+    }
+}
+
+/// Whether packets for `peer` go by way of others.
+fn is_relayed(view: &View<'_>, peer: PublicKey) -> bool {
+    let Some(route) = view.router.route(peer.subnet()) else { return false };
+    let link = view.links.get(&route.link);
+    let cost = view.router.links().find(|link| link.id == route.link).map(|link| link.cost);
+    // A neighbour announces its own subnet with metric 0, to which the link's cost is added.
+    let is_neighbour = cost == Some(route.metric.0) || link.and_then(|link| link.peer()) == Some(peer);
+    !is_neighbour
+}
+
+/// Dials a peer at its addresses, and carries the link that results.
+async fn connect(
+    peers: Arc<Peers>,
+    sockets: Arc<Sockets>,
+    peer: PublicKey,
+    addresses: Vec<SocketAddr>,
+    news: mpsc::Sender<News>,
+) {
+    let carrier = match dial(&sockets, &addresses, Some(&peer), Reason::Named).await {
+        Ok(carrier) => carrier,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "no direct way");
+            // The director ends with the node only.
+            let _ = news.send(News::Failed(peer)).await;
+            return;
+        }
+    };
+    let endpoint = Endpoint::new(Protocol::Udp, carrier.address());
+    tracing::info!(%peer, %endpoint, "a direct way");
+    let _ = news.send(News::Up(peer, endpoint.clone())).await;
+    peers.carry_once(endpoint, udp::connection(carrier), PeerKind::Direct).await;
+    let _ = news.send(News::Ended(peer)).await;
+}
+
+/// Opens the NATs on the way for what a peer sends from its addresses.
+async fn punch(sockets: Arc<Sockets>, addresses: Vec<SocketAddr>) {
+    let start = tokio::time::Instant::now();
+    for after in PUNCHES {
+        tokio::time::sleep_until(start + after).await;
+        for address in &addresses {
+            sockets.punch(*address);
+        }
+    }
+}
