@@ -35,6 +35,8 @@ mod packet;
 mod pieces;
 mod pool;
 pub(crate) mod socket;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use packet::mapped;
 

@@ -416,6 +416,12 @@ impl Sockets {
         self.overflowed.load(Ordering::Relaxed)
     }
 
+    /// Links, dialers, and handshakes that wait.
+    #[cfg(test)]
+    pub(crate) fn entry_count(&self) -> usize {
+        self.entries().len()
+    }
+
     fn overflow(&self) {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
     }
