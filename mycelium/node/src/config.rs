@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::api;
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::sys::INTERFACE_NAME_SIZE_MAX;
+use crate::tun::{MTU, MTU_MAX};
 
 /// Settings, as far as somebody gave them.
 #[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
@@ -88,6 +89,14 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tun_name: Option<String>,
 
+    /// MTU of the TUN device, from 1400 to 9000 [default: 1400]
+    ///
+    /// Larger packets go to neighbours alone that say over a UDP link that they take them; for others, the
+    /// node answers what is above 1400 with "packet too big".
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MTU)..=i64::from(MTU_MAX)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tun_mtu: Option<u16>,
+
     /// Route for others and carry messages, but have no TUN device
     #[arg(long)]
     pub no_tun: bool,
@@ -153,6 +162,9 @@ pub enum ConfigError {
     /// The name of the device can't be one.
     #[error("--tun-name {0:?}: a name has 1 to {INTERFACE_NAME_SIZE_MAX} bytes and no slash")]
     TunName(String),
+    /// The MTU is too small or too large.
+    #[error("tun_mtu {0}: expected {MTU} to {MTU_MAX}")]
+    TunMtu(u16),
     /// One of a private network's two settings is missing.
     #[error("--network-name and --network-key-file go together")]
     HalfPrivateNetwork,
@@ -187,6 +199,8 @@ pub struct Config {
     pub topic_config: Option<PathBuf>,
     /// Name of the TUN device; none when there is none.
     pub tun_name: Option<String>,
+    /// MTU of the TUN device.
+    pub tun_mtu: u16,
     /// Port and interfaces of discovery; none when there is none.
     pub peer_discovery: Option<(u16, Vec<String>)>,
     /// Name and key file of a private network.
@@ -277,6 +291,7 @@ impl Settings {
             metrics_api_address: self.metrics_api_address.or(file.metrics_api_address),
             topic_config: self.topic_config.or(file.topic_config),
             tun_name: self.tun_name.or(file.tun_name),
+            tun_mtu: self.tun_mtu.or(file.tun_mtu),
             no_tun: self.no_tun || file.no_tun,
             disable_peer_discovery: self.disable_peer_discovery || file.disable_peer_discovery,
             peer_discovery_port: self.peer_discovery_port.or(file.peer_discovery_port),
@@ -300,6 +315,10 @@ impl Settings {
             && !tun_name.contains(char::is_whitespace);
         if !is_name {
             return Err(ConfigError::TunName(tun_name));
+        }
+        let tun_mtu = self.tun_mtu.unwrap_or(MTU);
+        if !(MTU..=MTU_MAX).contains(&tun_mtu) {
+            return Err(ConfigError::TunMtu(tun_mtu));
         }
         let private_network = match (self.network_name.clone(), self.network_key_file.clone()) {
             (Some(name), Some(key_file)) => Some((name, key_file)),
@@ -333,6 +352,7 @@ impl Settings {
             metrics_address: self.metrics_api_address,
             topic_config: self.topic_config.clone(),
             tun_name: (!self.no_tun).then_some(tun_name),
+            tun_mtu,
             firewall_mark: self.firewall_mark,
         })
     }

@@ -109,7 +109,7 @@ impl Node {
         let (connector, sockets) = open_sockets(&config, router_id, &secret)?;
         let key = secret.public();
         let address = key.address();
-        let open = |name: &String| Tun::open(name, thread_count(), address);
+        let open = |name: &String| Tun::open(name, thread_count(), (address, config.tun_mtu));
         let tun = config.tun_name.as_ref().map(open).transpose()?;
 
         let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
@@ -200,7 +200,7 @@ fn open_sockets(
         connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
     }
     let udp = match config.udp_listen_port {
-        Some(port) => Some(udp_sockets(&connector, port, secret)?),
+        Some(port) => Some(udp_sockets(&connector, port, config.tun_mtu, secret)?),
         None => None,
     };
     connector.udp = udp.as_ref().map(|(sockets, _)| Arc::clone(sockets));
@@ -227,11 +227,12 @@ fn open_sockets(
 fn udp_sockets(
     connector: &Connector,
     port: UdpPort,
+    takes: u16,
     secret: &SecretKey,
 ) -> anyhow::Result<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)> {
     let (accepted, links) = mpsc::channel(ACCEPTED_COUNT_MAX);
     let mark = |socket: &OwnedFd| connector.mark(socket).map_err(std::io::Error::other);
-    let open = |port| Sockets::open(secret.clone(), port, mark, accepted.clone());
+    let open = |port| Sockets::open(secret.clone(), (port, takes), mark, accepted.clone());
     let sockets = match open(port.port) {
         Err(error) if port.is_default && error.kind() == std::io::ErrorKind::AddrInUse => open(0),
         opened => opened,

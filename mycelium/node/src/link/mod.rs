@@ -20,6 +20,7 @@ use mycelium_wire::identity::PublicKey;
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 use crate::link::udp::UdpCarrier;
+use crate::tun::MTU;
 
 /// What moves a link's packets.
 pub(crate) enum Carrier {
@@ -98,6 +99,15 @@ impl Link {
         match &self.carrier {
             Carrier::Udp(udp) => Some(udp.peer()),
             Carrier::Stream(_) | Carrier::Quic(_) => None,
+        }
+    }
+
+    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or, to a
+    /// neighbour that says so, more.
+    pub(crate) fn mtu(&self, key: PublicKey) -> u16 {
+        match &self.carrier {
+            Carrier::Udp(udp) if udp.peer() == key => udp.takes(),
+            _ => MTU,
         }
     }
 

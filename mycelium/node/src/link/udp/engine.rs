@@ -20,8 +20,8 @@ use crate::link::udp::packet::{
 };
 use crate::link::udp::pieces::Cuts;
 
-/// What is sent when nothing else is: NATs forget a mapping after 30 s (RFC 4787 REQ-5 asks for
-/// minutes, and is not heard).
+/// How often the peer is told where it is seen: NATs forget a mapping after 30 s (RFC 4787 REQ-5 asks
+/// for minutes, and is not heard).
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Answers that wait to be sent; what comes on top is lost, and asked for again.
 const ANSWER_COUNT_MAX: usize = 16;
@@ -41,6 +41,8 @@ pub(crate) struct Start {
     pub(crate) address: SocketAddr,
     /// A handshake's last message, which may get lost.
     pub(crate) finish: Option<Vec<u8>>,
+    /// The largest IPv6 packet for this node itself.
+    pub(crate) takes: u16,
 }
 
 /// The sending half of a link, and all that both halves share.
@@ -55,6 +57,7 @@ pub(crate) struct Engine {
     finish: Option<Finish>,
     answers: VecDeque<(SocketAddr, Vec<u8>)>,
     keep_alive_at: Instant,
+    takes: u16,
 }
 
 /// An address that must show that it is the peer's.
@@ -77,8 +80,8 @@ struct Finish {
 pub(crate) enum Outcome {
     /// Nothing that others need to know.
     Nothing,
-    /// The peer sees this node there.
-    Observed(SocketAddr),
+    /// The peer sees this node there, and takes packets of this size.
+    Observed { address: SocketAddr, takes: u16 },
     /// The peer is somewhere else.
     Moved(SocketAddr),
     /// The peer ends the link.
@@ -87,7 +90,7 @@ pub(crate) enum Outcome {
 
 impl Engine {
     pub(crate) fn new(start: Start, now: Instant) -> Self {
-        let Start { sealer, peer_index, address, finish } = start;
+        let Start { sealer, peer_index, address, finish, takes } = start;
         Self {
             sealer,
             peer_index,
@@ -99,6 +102,7 @@ impl Engine {
             answers: VecDeque::new(),
             // At once: the peer may wait for it to know that the handshake is over.
             keep_alive_at: now,
+            takes,
         }
     }
 
@@ -133,7 +137,6 @@ impl Engine {
         &mut self,
         cuts: &mut Cuts<'_>,
         count_max: usize,
-        now: Instant,
         out: &mut Vec<u8>,
     ) -> usize {
         let mut count = 0;
@@ -146,7 +149,6 @@ impl Engine {
         }
         if count > 0 {
             self.path.used();
-            self.keep_alive_at = now + KEEP_ALIVE;
         }
         count
     }
@@ -161,22 +163,30 @@ impl Engine {
             }
             return Some(self.address);
         }
-        let mut payload = Vec::new();
-        let mut to = self.address;
-        if let Some((address, answer)) = self.answers.pop_front() {
-            (to, payload) = (address, answer);
-        } else if self.control.next(SMALL_SIZE - SEALED_OVERHEAD, now, &mut payload) {
-        } else if let Some((id, size)) = self.path.poll(now) {
-            Payload::Probe { id }.encode(&mut payload);
-            payload.resize(size.saturating_sub(SEALED_OVERHEAD).max(PROBE_PREFIX_SIZE), 0);
-        } else if now >= self.keep_alive_at {
-            Payload::Observed(self.address).encode(&mut payload);
-        } else {
-            return None;
-        }
-        self.keep_alive_at = now + KEEP_ALIVE;
+        let (to, payload) = match self.answers.pop_front() {
+            Some(answer) => answer,
+            None => (self.address, self.next_payload(now)?),
+        };
         self.seal(out, |out| out.extend_from_slice(&payload));
         Some(to)
+    }
+
+    /// What is due for the peer where it is.
+    fn next_payload(&mut self, now: Instant) -> Option<Vec<u8>> {
+        let mut payload = Vec::new();
+        if self.control.next(SMALL_SIZE - SEALED_OVERHEAD, now, &mut payload) {
+            return Some(payload);
+        }
+        if now >= self.keep_alive_at {
+            self.keep_alive_at = now + KEEP_ALIVE;
+            let observed = Payload::Observed { address: self.address, takes: self.takes };
+            observed.encode(&mut payload);
+            return Some(payload);
+        }
+        let (id, size) = self.path.poll(now)?;
+        Payload::Probe { id }.encode(&mut payload);
+        payload.resize(size.saturating_sub(SEALED_OVERHEAD).max(PROBE_PREFIX_SIZE), 0);
+        Some(payload)
     }
 
     /// When there is something to do.
@@ -217,7 +227,7 @@ impl Engine {
             }
             Payload::Probe { id } => self.answer(self.address, Payload::Probed { id }),
             Payload::Probed { id } => self.path.probed(id, now),
-            Payload::Observed(address) => return Outcome::Observed(address),
+            Payload::Observed { address, takes } => return Outcome::Observed { address, takes },
             Payload::Close => return Outcome::Closed,
             Payload::Challenge { token } => self.answer(self.address, Payload::Echo { token }),
             Payload::Echo { token } => return self.echoed(token, from, now),
@@ -296,6 +306,7 @@ mod tests {
                 peer_index: 7,
                 address: addresses[usize::from(1 - at)],
                 finish: None,
+                takes: 1400 + u16::from(at),
             };
             End {
                 engine: Engine::new(start, now),
@@ -353,8 +364,9 @@ mod tests {
             settle(&mut a, &mut b, 1400, now);
             now += Duration::from_millis(500);
         }
-        assert!(a.outcomes.contains(&Outcome::Observed(a.address)));
-        assert!(b.outcomes.contains(&Outcome::Observed(b.address)));
+        let of_a = Outcome::Observed { address: a.address, takes: 1401 };
+        let of_b = Outcome::Observed { address: b.address, takes: 1400 };
+        assert!(a.outcomes.contains(&of_a) && b.outcomes.contains(&of_b));
         assert_eq!((a.engine.datagram_size(), b.engine.datagram_size()), (1392, 1392));
     }
 

@@ -43,7 +43,7 @@ pub(crate) use packet::mapped;
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -59,6 +59,7 @@ use crate::link::udp::engine::{Engine, Outcome, Start};
 use crate::link::udp::packet::{Payload, split_sealed};
 use crate::link::udp::pieces::{Cuts, Joiner, whole_before};
 use crate::link::udp::socket::{Batch, Sockets};
+use crate::tun::MTU;
 
 /// A link, and what waits to leave on it.
 pub(crate) struct UdpCarrier {
@@ -78,6 +79,8 @@ pub(crate) struct UdpCarrier {
     is_closed: AtomicBool,
     sent_size: AtomicU64,
     lost_count: AtomicU64,
+    /// The largest IPv6 packet that the peer takes for itself.
+    takes: AtomicU16,
 }
 
 /// The receiving half.
@@ -133,6 +136,7 @@ impl UdpCarrier {
             is_closed: AtomicBool::new(false),
             sent_size: AtomicU64::new(0),
             lost_count: AtomicU64::new(0),
+            takes: AtomicU16::new(MTU),
         }
     }
 
@@ -144,6 +148,11 @@ impl UdpCarrier {
     /// Where the other end is.
     pub(crate) fn address(&self) -> SocketAddr {
         self.engine().address()
+    }
+
+    /// The largest IPv6 packet that the peer takes for itself: no smaller than what all nodes take.
+    pub(crate) fn takes(&self) -> u16 {
+        self.takes.load(Ordering::Relaxed).max(MTU)
     }
 
     /// Sends whole data packets, one behind the other.
@@ -275,7 +284,8 @@ impl UdpCarrier {
         let outcome = self.engine().received(payload, from, now, &mut receiver.frames);
         match outcome {
             Outcome::Nothing => {}
-            Outcome::Observed(address) => {
+            Outcome::Observed { address, takes } => {
+                self.takes.store(takes, Ordering::Relaxed);
                 self.sockets.observations().note(self.peer, address, now);
             }
             Outcome::Moved(address) => {
@@ -315,11 +325,11 @@ impl UdpCarrier {
             let mut engine = self.engine();
             let (to, stride) = (engine.address(), engine.datagram_size());
             let count_max = self.sockets.count_max(to, stride);
-            let (mut cuts, now) = (Cuts::new(packets, engine.piece_size()), Instant::now());
+            let mut cuts = Cuts::new(packets, engine.piece_size());
             loop {
                 let begin = cuts.position();
                 scratch.clear();
-                if engine.seal_batch(&mut cuts, count_max, now, scratch) == 0 {
+                if engine.seal_batch(&mut cuts, count_max, scratch) == 0 {
                     return packets.len();
                 }
                 let sent = self.sockets.send(to, self.local, scratch, stride);

@@ -175,7 +175,7 @@ fn index(bytes: &[u8]) -> Option<(u32, &[u8])> {
 ///  01 control    acknowledged 4 │ number of the first 4 │ (length 2 │ control packet) ...
 ///  02 probe      id 4 │ zeros up to the size that is tried
 ///  03 probed     id 4
-///  04 observed   port 2 │ address 16, an IPv4 one mapped
+///  04 observed   port 2 │ address 16, an IPv4 one mapped │ takes 2
 ///  05 close
 ///  06 challenge  token 8
 ///  07 echo       token 8
@@ -191,9 +191,9 @@ pub(crate) enum Payload<'a> {
     Probe { id: u32 },
     /// It did.
     Probed { id: u32 },
-    /// Where the other end is, as seen from here; also said when nothing else is, so that NATs and
-    /// firewalls on the way remember the link.
-    Observed(SocketAddr),
+    /// Where the other end is, as seen from here, and the largest IPv6 packet for this end itself; said
+    /// now and then, so that NATs and firewalls on the way remember the link as well.
+    Observed { address: SocketAddr, takes: u16 },
     /// The link ends.
     Close,
     /// Is this address really yours?
@@ -242,9 +242,11 @@ impl<'a> Payload<'a> {
             PAYLOAD_PROBE => Self::Probe { id: index(rest)?.0 },
             PAYLOAD_PROBED => Self::Probed { id: index(rest)?.0 },
             PAYLOAD_OBSERVED => {
-                let (port, address) = rest.split_first_chunk()?;
-                let address = Ipv6Addr::from(*address.first_chunk::<16>()?).to_canonical();
-                Self::Observed(SocketAddr::new(address, u16::from_be_bytes(*port)))
+                let (port, rest) = rest.split_first_chunk()?;
+                let (ip, rest) = rest.split_first_chunk::<16>()?;
+                let ip = Ipv6Addr::from(*ip).to_canonical();
+                let takes = u16::from_be_bytes(*rest.first_chunk()?);
+                Self::Observed { address: SocketAddr::new(ip, u16::from_be_bytes(*port)), takes }
             }
             PAYLOAD_CLOSE => Self::Close,
             PAYLOAD_CHALLENGE => Self::Challenge { token: *rest.first_chunk()? },
@@ -274,10 +276,11 @@ impl<'a> Payload<'a> {
                 out.push(PAYLOAD_PROBED);
                 out.extend(id.to_be_bytes());
             }
-            Self::Observed(address) => {
+            Self::Observed { address, takes } => {
                 out.push(PAYLOAD_OBSERVED);
                 out.extend(address.port().to_be_bytes());
                 out.extend(mapped(address.ip()).octets());
+                out.extend(takes.to_be_bytes());
             }
             Self::Close => out.push(PAYLOAD_CLOSE),
             Self::Challenge { token } => {
@@ -327,7 +330,7 @@ mod tests {
             assert_eq!(Datagram::parse(&datagram.encode()), Some(datagram));
         }
         for address in ["192.0.2.1:9652", "[2001:db8::1]:1"] {
-            let payload = Payload::Observed(address.parse().unwrap());
+            let payload = Payload::Observed { address: address.parse().unwrap(), takes: 1400 };
             let mut bytes = Vec::new();
             payload.encode(&mut bytes);
             assert_eq!(Payload::parse(&bytes), Some(payload));

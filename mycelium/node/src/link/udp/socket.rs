@@ -79,6 +79,8 @@ enum Entry {
 /// Sockets, and who uses them.
 pub(crate) struct Sockets {
     pub(crate) secret: SecretKey,
+    /// The largest IPv6 packet for this node itself.
+    takes: u16,
     v4: Option<Socket>,
     v6: Option<Socket>,
     entries: Mutex<HashMap<u32, Entry>>,
@@ -114,11 +116,12 @@ impl Socket {
 }
 
 impl Sockets {
-    /// Opens both sockets at `port`, or the one that this machine can. New links that others dialed go to
+    /// Opens both sockets at `port`, or the one that this machine can. Packets for this node itself may have
+    /// `takes` bytes. New links that others dialed go to
     /// `accepted`. Must be called inside a runtime.
     pub(crate) fn open(
         secret: SecretKey,
-        port: u16,
+        (port, takes): (u16, u16),
         mark: impl Fn(&OwnedFd) -> io::Result<()>,
         accepted: mpsc::Sender<UdpCarrier>,
     ) -> io::Result<Self> {
@@ -133,6 +136,7 @@ impl Sockets {
         };
         Ok(Self {
             secret,
+            takes,
             v4: Some(v4),
             v6,
             entries: Mutex::default(),
@@ -256,7 +260,7 @@ impl Sockets {
     ) -> (UdpCarrier, mpsc::Sender<Batch>) {
         let Established { peer, peer_index, sealer, opener } = established;
         let (sender, inbox) = mpsc::channel(BATCH_COUNT_MAX);
-        let start = Start { sealer, peer_index, address, finish };
+        let start = Start { sealer, peer_index, address, finish, takes: self.takes };
         let carrier = UdpCarrier::new(Arc::clone(self), index, peer, start, local, opener, inbox);
         (carrier, sender)
     }

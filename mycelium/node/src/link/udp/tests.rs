@@ -29,7 +29,7 @@ impl Station {
         let secret = SecretKey::from_bytes([number; 32]);
         let (sender, accepted) = mpsc::channel(ACCEPTED_COUNT_MAX);
         let key = secret.public();
-        let sockets = Sockets::open(secret, 0, |_| Ok(()), sender).unwrap();
+        let sockets = Sockets::open(secret, (0, 1400), |_| Ok(()), sender).unwrap();
         let sockets = Arc::new(sockets);
         tokio::spawn(Arc::clone(&sockets).receive(false));
         tokio::spawn(Arc::clone(&sockets).receive(true));

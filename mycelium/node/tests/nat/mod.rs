@@ -1,13 +1,9 @@
 //! UDP links in namespaces: between neighbours, through NATs, and back over others when NATs forbid.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod common;
-
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Lab, Node};
+use crate::common::{Lab, Node};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ALONE: &str = "--disable-peer-discovery";
