@@ -59,6 +59,15 @@ pub struct Settings {
     #[arg(long)]
     pub map_port: bool,
 
+    /// Speak to all nodes as existing releases do: with keys that last for ever
+    #[arg(long)]
+    pub no_sessions: bool,
+
+    /// Folder for what outlives a restart: who ever had a session with this node; none by default
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+
     /// Port for vsock connections of peers; none by default
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -187,6 +196,10 @@ pub struct Config {
     pub has_direct: bool,
     /// Whether the router is asked to pass on the port for UDP links.
     pub map_port: bool,
+    /// Whether there are sessions with nodes that can have them.
+    pub has_sessions: bool,
+    /// Folder for what outlives a restart.
+    pub state_dir: Option<PathBuf>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
     /// Where the HTTP API is.
@@ -285,6 +298,8 @@ impl Settings {
             udp_listen_port: self.udp_listen_port.or(file.udp_listen_port),
             disable_direct: self.disable_direct || file.disable_direct,
             map_port: self.map_port || file.map_port,
+            no_sessions: self.no_sessions || file.no_sessions,
+            state_dir: self.state_dir.or(file.state_dir),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
             jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
@@ -344,6 +359,8 @@ impl Settings {
             udp_listen_port: has_udp.then_some(udp_port),
             has_direct: has_udp && !self.disable_direct,
             map_port: has_udp && self.map_port,
+            has_sessions: !self.no_sessions,
+            state_dir: self.state_dir.clone(),
             vsock_listen_port: self.vsock_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,

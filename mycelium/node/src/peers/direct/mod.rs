@@ -32,9 +32,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mycelium_wire::identity::PublicKey;
+use mycelium_wire::session::Kind;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::data::DataPlane;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::link::udp::dial::{Reason, dial};
 use crate::link::udp::socket::Sockets;
@@ -43,18 +45,13 @@ use crate::peers::direct::plan::Plan;
 use crate::peers::{PeerKind, Peers, udp};
 use crate::routing::{Input, View, ask};
 
-/// What carries offers and answers: sealed, to the owner of a key, and lost without harm.
-pub(crate) trait Rendezvous: Send + Sync {
-    /// Sends a message if there is a way.
-    fn send(&self, to: PublicKey, payload: &[u8]);
-}
-
 /// What a director needs.
 pub(crate) struct Means {
     pub(crate) own: PublicKey,
     pub(crate) peers: Arc<Peers>,
     pub(crate) sockets: Arc<Sockets>,
-    pub(crate) rendezvous: Arc<dyn Rendezvous>,
+    /// What carries offers and answers.
+    pub(crate) plane: Arc<DataPlane>,
     /// Questions to the router.
     pub(crate) inputs: mpsc::Sender<Input>,
     /// Offers and answers that came.
@@ -136,7 +133,8 @@ impl Director {
         let observed = self.means.sockets.observations().addresses(Instant::now());
         let candidates = candidates::own(self.means.sockets.port(), mapped, &observed);
         let message = Message { is_answer, attempt, candidates };
-        self.means.rendezvous.send(peer, &message.encode());
+        // What gets lost, or finds no session, is an attempt that failed.
+        let _ = self.means.plane.send_session(peer, Kind::RENDEZVOUS, &message.encode());
     }
 
     fn message(&mut self, peer: PublicKey, payload: &[u8]) {
