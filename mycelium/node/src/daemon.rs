@@ -254,8 +254,7 @@ fn open_sockets(
         Some((name, key_file)) => Some(PrivateNetwork::new(name, key_file)?),
         None => None,
     };
-    let mut connector =
-        Connector { mark: config.firewall_mark, private, quic: None, udp: None };
+    let mut connector = Connector { mark: config.firewall_mark, private, quic: None, udp: None };
     let tcp = listen::tcp_listener(&connector, config.tcp_listen_port)?;
     if let Some(port) = config.quic_listen_port {
         connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);

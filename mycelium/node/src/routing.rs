@@ -101,7 +101,7 @@ impl Owner {
         }
     }
 
-    /// Says from now on whom packets of this node, or through it, go to; what there is no room for is lost.
+    /// Says from now on whom packets of this node's hosts go to; what there is no room for is lost.
     pub(crate) fn report_uses(&mut self, uses: mpsc::Sender<PublicKey>) {
         self.uses = Some(uses);
     }
@@ -184,7 +184,9 @@ impl Owner {
             }
             Signal::Used(destination) => {
                 self.router.used(destination.prefix.subnet(), now);
-                if let Some(uses) = &self.uses {
+                if let Some(uses) = &self.uses
+                    && destination.was_used_here()
+                {
                     // Traffic that lasts is reported again.
                     let _ = uses.try_send(destination.public_key());
                 }

@@ -152,6 +152,9 @@ impl<'a> Egress<'a> {
             let error = IcmpError::PacketTooBig { mtu: mtu.into() };
             return self.plane.answer(segments.packet(), error);
         }
+        if let Some((to, _)) = &route {
+            to.used_here();
+        }
         let link = route.as_ref().map(|(_, link)| link);
         if !is_same(self.link.as_ref(), link) {
             self.flush();

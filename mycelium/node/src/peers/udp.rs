@@ -15,7 +15,10 @@ use crate::peers::connect::Connection;
 use crate::peers::{Peers, shown};
 
 /// Connects to whoever is at `address`.
-pub(crate) async fn dial(sockets: &Arc<Sockets>, address: SocketAddr) -> anyhow::Result<Connection> {
+pub(crate) async fn dial(
+    sockets: &Arc<Sockets>,
+    address: SocketAddr,
+) -> anyhow::Result<Connection> {
     let carrier = dial::dial(sockets, &[address], None, Reason::Chosen).await?;
     Ok(connection(carrier))
 }

@@ -96,7 +96,9 @@ impl Lab {
             let mut stream = TcpStream::connect("127.0.0.1:9090").unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             stream
-                .write_all(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9090\r\nConnection: close\r\n\r\n")
+                .write_all(
+                    b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9090\r\nConnection: close\r\n\r\n",
+                )
                 .unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();

@@ -13,7 +13,8 @@ const FORWARDED: &str = "mycelium_router_packets_routed{verdict=\"forwarded\"}";
 /// Where things are.
 const INTERNET: usize = 0;
 const RELAY: usize = 1;
-const HOMES: [Home; 2] = [Home { router: 2, node: 3, number: 2 }, Home { router: 4, node: 5, number: 4 }];
+const HOMES: [Home; 2] =
+    [Home { router: 2, node: 3, number: 2 }, Home { router: 4, node: 5, number: 4 }];
 
 /// A node behind a router; links are numbered in the order that they are made.
 struct Home {
@@ -75,9 +76,8 @@ fn world(masquerade: &str) -> Option<Lab> {
 fn start(lab: &Lab) -> [Node; 3] {
     let relay = lab.start(RELAY, &[&[ALONE], &METRICS[..]].concat());
     let peers = ["--peers", "udp://10.1.0.2:9652"];
-    let [a, b] = [0, 1].map(|at: usize| {
-        lab.start(HOMES[at].node, &[&[ALONE], &peers[..], &METRICS[..]].concat())
-    });
+    let [a, b] = [0, 1]
+        .map(|at: usize| lab.start(HOMES[at].node, &[&[ALONE], &peers[..], &METRICS[..]].concat()));
     lab.echo(HOMES[1].node, b.address);
     [relay, a, b]
 }
@@ -185,7 +185,8 @@ fn a_node_that_wants_none_gets_no_direct_way() {
     lab.command(2, "ip route add default via 10.2.0.1");
     let middle = lab.start(0, &[&[ALONE], &METRICS[..]].concat());
     let shy = [ALONE, "--disable-direct", "--peers"];
-    let a = lab.start(1, &[&[ALONE, "--peers"], &[format!("udp://{relay}:9652").as_str()][..]].concat());
+    let a = lab
+        .start(1, &[&[ALONE, "--peers"], &[format!("udp://{relay}:9652").as_str()][..]].concat());
     let b = lab.start(2, &[&shy[..], &[format!("udp://{other}:9652").as_str()]].concat());
     lab.echo(2, b.address);
     assert!(lab.reach(1, b.address, 100, PATIENCE).is_some());
@@ -193,4 +194,33 @@ fn a_node_that_wants_none_gets_no_direct_way() {
     assert!(lab.metric(0, FORWARDED) > 100);
     assert!(!is_direct(&lab, 1, "10.2.0.2") && !is_direct(&lab, 2, "10.1.0.2"));
     assert!(middle.stop() && a.stop() && b.stop());
+}
+
+#[test]
+fn larger_packets_go_to_neighbours_that_take_them_and_1400_bytes_to_all_others() {
+    const SENT: &str = "mycelium_router_packets_routed{verdict=\"sent\"}";
+    let Some(mut lab) = Lab::new(3) else { return };
+    let (_, b) = lab.join(0, 1);
+    let (_, c) = lab.join(1, 2);
+    let large = [ALONE, "--tun-mtu", "8900", "--disable-direct"];
+    let peer = format!("udp://{b}:9652");
+    let first = lab.start(0, &[&large[..], &METRICS, &["--peers", &peer]].concat());
+    let peer = format!("udp://{c}:9652");
+    let middle = lab.start(1, &[&large[..], &["--peers", &peer]].concat());
+    let last = lab.start(2, &large);
+    for (at, node) in [(1, &middle), (2, &last)] {
+        lab.echo(at, node.address);
+        assert!(lab.reach(0, node.address, 100, PATIENCE).is_some());
+    }
+    let size = 8 << 20;
+    let mut sent = lab.metric(0, SENT);
+    let mut packets_for = |to: usize, address| {
+        lab.transfer(0, to, address, size);
+        let before = std::mem::replace(&mut sent, lab.metric(0, SENT));
+        sent - before
+    };
+    let (near, far) = (packets_for(1, middle.address), packets_for(2, last.address));
+    println!("{near} packets to the neighbour, {far} to the node behind it");
+    assert!(near < size as u64 / 6000 && far > size as u64 / 1400);
+    assert!(first.stop() && middle.stop() && last.stop());
 }

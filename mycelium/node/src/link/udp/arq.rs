@@ -51,7 +51,9 @@ pub(crate) enum ArqError {
     #[error("the peer acknowledges no control packets: more than {SIZE_MAX} bytes wait")]
     Full,
     /// Too many timeouts.
-    #[error("the peer acknowledged no control packet, though it was sent {TIMEOUT_COUNT_MAX} times")]
+    #[error(
+        "the peer acknowledged no control packet, though it was sent {TIMEOUT_COUNT_MAX} times"
+    )]
     Silent,
 }
 
@@ -74,7 +76,8 @@ impl Arq {
             size <= size_max
         };
         let room = WINDOW_COUNT.saturating_sub(self.sent_count);
-        let count = self.waiting.iter().skip(self.sent_count).take(room).take_while(is_next).count();
+        let count =
+            self.waiting.iter().skip(self.sent_count).take(room).take_while(is_next).count();
         if count == 0 && !self.owes_acknowledgement {
             return false;
         }

@@ -84,7 +84,8 @@ impl Sealer {
         }
         let size = payload_and_room.len().saturating_sub(TAG_SIZE);
         let (payload, room) = payload_and_room.split_at_mut(size);
-        let sealed = self.key.seal_in_place_separate_tag(nonce(self.counter), Aad::empty(), payload);
+        let sealed =
+            self.key.seal_in_place_separate_tag(nonce(self.counter), Aad::empty(), payload);
         // A link that lasts for 2^64 datagrams is not of this world, nor is one as large as AEADs forbid.
         room.copy_from_slice(sealed.expect("no datagram is too large to be sealed").as_ref());
         self.counter += 1;
@@ -161,7 +162,11 @@ impl std::fmt::Debug for Opener {
     }
 }
 
-fn open<'a>(key: &LessSafeKey, counter: u64, sealed: &'a mut [u8]) -> Result<&'a mut [u8], Refused> {
+fn open<'a>(
+    key: &LessSafeKey,
+    counter: u64,
+    sealed: &'a mut [u8],
+) -> Result<&'a mut [u8], Refused> {
     key.open_in_place(nonce(counter), Aad::empty(), sealed).map_err(|_| Refused)
 }
 

@@ -238,9 +238,8 @@ impl Engine {
 
     /// A datagram of the peer, the newest so far, came from another address than before.
     pub(crate) fn heard_elsewhere(&mut self, from: SocketAddr, now: Instant) {
-        let is_soon = |known: &Challenged| {
-            now.saturating_duration_since(known.at) < CHALLENGE_INTERVAL
-        };
+        let is_soon =
+            |known: &Challenged| now.saturating_duration_since(known.at) < CHALLENGE_INTERVAL;
         if from == self.address || self.challenged.as_ref().is_some_and(is_soon) {
             return;
         }
@@ -250,8 +249,7 @@ impl Engine {
     }
 
     fn echoed(&mut self, token: [u8; 8], from: SocketAddr, now: Instant) -> Outcome {
-        let is_answer =
-            |known: &mut Challenged| known.token == token && known.address == from;
+        let is_answer = |known: &mut Challenged| known.token == token && known.address == from;
         if self.challenged.take_if(is_answer).is_none() {
             return Outcome::Nothing;
         }

@@ -206,7 +206,8 @@ impl Pending {
         let _ = noise.read(first, &mut flags)?;
         let mut second = Vec::new();
         let step = noise.write(&[own_flags()], &mut second)?;
-        let response = Datagram::Response { receiver: sender, sender: index, noise: &second }.encode();
+        let response =
+            Datagram::Response { receiver: sender, sender: index, noise: &second }.encode();
         let state = if step == Step::Done {
             let peer = noise.peer().filter(|peer| *peer != secret.public());
             State::Unproved(Box::new(establish(&noise.finish()?, peer, sender, &flags)?))
@@ -290,8 +291,7 @@ impl Doorman {
             self.previous = std::mem::replace(&mut self.secret, secret);
             self.changed = now;
         }
-        let is_good =
-            |secret: &[u8; 32]| is_equal(&cookie_for(secret, from, sender), &cookie);
+        let is_good = |secret: &[u8; 32]| is_equal(&cookie_for(secret, from, sender), &cookie);
         let is_proved = is_good(&self.secret) || is_good(&self.previous);
         match is_proved || self.unproved.take(now) {
             true if self.all.take(now) => Admission::Welcome,
@@ -337,7 +337,8 @@ mod tests {
     }
 
     fn answer(dialer: &mut Dialer, pending: &Pending) {
-        let Some(Datagram::Response { receiver, sender, noise }) = Datagram::parse(&pending.response)
+        let Some(Datagram::Response { receiver, sender, noise }) =
+            Datagram::parse(&pending.response)
         else {
             panic!("no response")
         };
@@ -418,7 +419,8 @@ mod tests {
         let (flooder, honest) = (from().0, "198.51.100.1:7".parse().unwrap());
         let mut welcome = 0;
         for sender in 0..10_000 {
-            welcome += u32::from(doorman.admit(flooder, sender, [0; 16], now) == Admission::Welcome);
+            welcome +=
+                u32::from(doorman.admit(flooder, sender, [0; 16], now) == Admission::Welcome);
         }
         assert_eq!(welcome, UNPROVED_PER_SECOND);
         let Admission::Cookie(cookie) = doorman.admit(honest, 5, [0; 16], now) else {

@@ -96,9 +96,8 @@ struct Observation {
 impl Observations {
     /// A neighbour says where it sees this node.
     pub(crate) fn note(&mut self, by: PublicKey, address: SocketAddr, now: Instant) {
-        let is_other = |known: &Observation| {
-            known.by != by || known.address.is_ipv6() != address.is_ipv6()
-        };
+        let is_other =
+            |known: &Observation| known.by != by || known.address.is_ipv6() != address.is_ipv6();
         self.0.retain(|known| {
             is_other(known) && now.saturating_duration_since(known.at) < OBSERVATION_KEPT
         });

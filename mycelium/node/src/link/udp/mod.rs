@@ -158,7 +158,8 @@ impl UdpCarrier {
     /// Sends whole data packets, one behind the other.
     pub(crate) fn send_data(&self, packets: &[u8], now: Instant) {
         self.sent_size.fetch_add(packets.len() as u64, Ordering::Relaxed);
-        let done = if self.has_waiting.load(Ordering::Acquire) { 0 } else { self.send_now(packets) };
+        let done =
+            if self.has_waiting.load(Ordering::Acquire) { 0 } else { self.send_now(packets) };
         if done < packets.len() {
             // The socket takes nothing here, so this only queues and can't fail.
             let _ = lock(&self.outbound).send_data(&Later, &packets[done..], now);

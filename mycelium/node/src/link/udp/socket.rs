@@ -25,10 +25,8 @@ use crate::link::udp::UdpCarrier;
 use crate::link::udp::engine::Start;
 use crate::link::udp::handshake::{Admission, Doorman, Established, Pending};
 use crate::link::udp::limits::{Observations, Restraint};
+use crate::link::udp::packet::{COOKIE_SIZE, Datagram, Kind, PUNCH, sealed_receiver, split_sealed};
 use crate::link::udp::pool::{BUFFER_SIZE, Buffer, Pool};
-use crate::link::udp::packet::{
-    COOKIE_SIZE, Datagram, Kind, PUNCH, sealed_receiver, split_sealed,
-};
 
 /// Buffers that one call fills.
 const RECEIVE_COUNT: usize = 4;
@@ -158,8 +156,7 @@ impl Sockets {
     /// Reads the socket of one family for as long as the node runs.
     pub(crate) async fn receive(self: Arc<Self>, is_ipv6: bool) {
         let Some(socket) = (if is_ipv6 { &self.v6 } else { &self.v4 }) else { return };
-        let mut buffers: [Vec<u8>; RECEIVE_COUNT] =
-            std::array::from_fn(|_| vec![0; BUFFER_SIZE]);
+        let mut buffers: [Vec<u8>; RECEIVE_COUNT] = std::array::from_fn(|_| vec![0; BUFFER_SIZE]);
         let mut metas = [RecvMeta::default(); RECEIVE_COUNT];
         loop {
             if socket.io.readable().await.is_err() {
@@ -363,9 +360,9 @@ impl Sockets {
         let segment_size = (bytes.len() > stride).then_some(stride);
         let transmit =
             Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: local };
-        socket.io.try_io(Interest::WRITABLE, || {
-            socket.state.try_send((&socket.io).into(), &transmit)
-        })
+        socket
+            .io
+            .try_io(Interest::WRITABLE, || socket.state.try_send((&socket.io).into(), &transmit))
     }
 
     /// Datagrams of a size that one call takes.

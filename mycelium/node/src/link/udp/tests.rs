@@ -44,7 +44,11 @@ impl Station {
         timeout(PATIENCE, self.accepted.recv()).await.unwrap().unwrap()
     }
 
-    async fn dial(&self, to: SocketAddr, peer: Option<&PublicKey>) -> Result<UdpCarrier, HandshakeError> {
+    async fn dial(
+        &self,
+        to: SocketAddr,
+        peer: Option<&PublicKey>,
+    ) -> Result<UdpCarrier, HandshakeError> {
         dial(&self.sockets, &[to], peer, Reason::Chosen).await
     }
 }
@@ -117,7 +121,8 @@ impl Carried {
 
 fn packet(number: u8, size: u16) -> Vec<u8> {
     let address = Ipv6Addr::from([number; 16]);
-    let header = DataHeader { hop_limit: number, source: address, destination: address, length: size };
+    let header =
+        DataHeader { hop_limit: number, source: address, destination: address, length: size };
     let mut packet = header.encode().to_vec();
     packet.resize(packet.len() + usize::from(size), number);
     packet
@@ -275,7 +280,8 @@ async fn a_flood_of_inits_gets_little_and_others_still_come_in() {
     dialed.hello(1);
     accepted.until(|seen| seen.control == [1]).await;
     assert!(answers.iter().map(Vec::len).sum::<usize>() < sent / 4);
-    let is_cookie = |answer: &&Vec<u8>| matches!(Datagram::parse(answer), Some(Datagram::Cookie { .. }));
+    let is_cookie =
+        |answer: &&Vec<u8>| matches!(Datagram::parse(answer), Some(Datagram::Cookie { .. }));
     assert!(answers.iter().filter(|answer| !is_cookie(answer)).count() < 100);
     assert!(b.sockets.entry_count() < 100);
 }

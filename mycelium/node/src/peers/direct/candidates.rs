@@ -13,7 +13,11 @@ const PORT_MIN: u16 = 1024;
 const FAR: [(&str, &str); 2] = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")];
 
 /// All that is known, the surest first, each address once.
-pub(crate) fn own(port: u16, mapped: Option<SocketAddr>, observed: &[SocketAddr]) -> Vec<Candidate> {
+pub(crate) fn own(
+    port: u16,
+    mapped: Option<SocketAddr>,
+    observed: &[SocketAddr],
+) -> Vec<Candidate> {
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut add = |kind, address| {
         let is_new = candidates.iter().all(|known| known.address != address);
@@ -81,9 +85,18 @@ mod tests {
     #[test]
     fn nobody_is_sent_to_services_groups_or_the_overlay() {
         for bad in [
-            "192.0.2.1:53", "127.0.0.1:9652", "224.0.0.1:9652", "255.255.255.255:9652",
-            "169.254.1.1:9652", "0.0.0.0:9652", "[::1]:9652", "[ff02::1]:9652", "[fe80::1]:9652",
-            "[400::1]:9652", "[5ff::1]:9652", "[::ffff:192.0.2.1]:9652",
+            "192.0.2.1:53",
+            "127.0.0.1:9652",
+            "224.0.0.1:9652",
+            "255.255.255.255:9652",
+            "169.254.1.1:9652",
+            "0.0.0.0:9652",
+            "[::1]:9652",
+            "[ff02::1]:9652",
+            "[fe80::1]:9652",
+            "[400::1]:9652",
+            "[5ff::1]:9652",
+            "[::ffff:192.0.2.1]:9652",
         ] {
             assert!(!is_fit(bad.parse().unwrap()), "{bad}");
         }

@@ -275,8 +275,11 @@ mod tests {
             Some(match request {
                 [PCP_VERSION, ..] => vec![0, RESPONSE, 0, 1, 0, 0, 0, 0],
                 [0, 0] => [&[0, RESPONSE, 0, 0, 0, 0, 0, 9], &given(0).ip().octets()[..]].concat(),
-                _ => [&[0, RESPONSE | 1, 0, 0, 0, 0, 0, 9, 0x25, 0xb4, 0x1e, 0x61], &[0, 0, 3, 132][..]]
-                    .concat(),
+                _ => [
+                    &[0, RESPONSE | 1, 0, 0, 0, 0, 0, 9, 0x25, 0xb4, 0x1e, 0x61],
+                    &[0, 0, 3, 132][..],
+                ]
+                .concat(),
             })
         });
         let mapping = map_at(address.await, 9652).await.unwrap();

@@ -81,7 +81,11 @@ impl Message {
             return None;
         }
         let known = chunks.iter().take(count).filter_map(candidate);
-        Some(Self { is_answer, attempt: *attempt, candidates: known.take(CANDIDATE_COUNT_MAX).collect() })
+        Some(Self {
+            is_answer,
+            attempt: *attempt,
+            candidates: known.take(CANDIDATE_COUNT_MAX).collect(),
+        })
     }
 }
 
@@ -114,7 +118,11 @@ mod tests {
                 ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], number).into()
             },
         };
-        Message { is_answer: true, attempt: [5; 8], candidates: (0..count).map(candidate).collect() }
+        Message {
+            is_answer: true,
+            attempt: [5; 8],
+            candidates: (0..count).map(candidate).collect(),
+        }
     }
 
     #[test]

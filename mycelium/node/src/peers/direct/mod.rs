@@ -183,7 +183,8 @@ fn is_relayed(view: &View<'_>, peer: PublicKey) -> bool {
     let link = view.links.get(&route.link);
     let cost = view.router.links().find(|link| link.id == route.link).map(|link| link.cost);
     // A neighbour announces its own subnet with metric 0, to which the link's cost is added.
-    let is_neighbour = cost == Some(route.metric.0) || link.and_then(|link| link.peer()) == Some(peer);
+    let is_neighbour =
+        cost == Some(route.metric.0) || link.and_then(|link| link.peer()) == Some(peer);
     !is_neighbour
 }
 

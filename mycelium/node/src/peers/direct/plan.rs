@@ -60,9 +60,14 @@ struct Known {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     Idle,
-    Offered { attempt: Attempt, until: Instant },
+    Offered {
+        attempt: Attempt,
+        until: Instant,
+    },
     /// A link is dialed, here or there.
-    Trying { until: Instant },
+    Trying {
+        until: Instant,
+    },
     Direct,
 }
 
@@ -74,7 +79,8 @@ impl Plan {
         if is_full {
             return false;
         }
-        let attempts = self.count(|state| matches!(state, State::Offered { .. } | State::Trying { .. }));
+        let attempts =
+            self.count(|state| matches!(state, State::Offered { .. } | State::Trying { .. }));
         let directs = self.count(|state| state == State::Direct);
         let known = self.known.entry(peer).or_insert(Known {
             used_at: now,
@@ -112,8 +118,7 @@ impl Plan {
     /// An answer came. Whether it is to the offer that waits for one.
     pub(crate) fn answered(&mut self, peer: &PublicKey, answer: Attempt, now: Instant) -> bool {
         let Some(known) = self.known.get_mut(peer) else { return false };
-        let is_ours =
-            matches!(known.state, State::Offered { attempt, .. } if attempt == answer);
+        let is_ours = matches!(known.state, State::Offered { attempt, .. } if attempt == answer);
         if is_ours {
             known.state = State::Trying { until: now + LINK_TIMEOUT };
         }
