@@ -178,6 +178,7 @@ impl Node {
             }
         }
         tracing::info!("node stops");
+        self.peers.close();
         self.tun_threads.stop();
         Ok(())
     }

@@ -229,6 +229,11 @@ impl Peers {
         true
     }
 
+    /// Ends all links, so that peers need not wait to find out.
+    pub(crate) fn close(&self) {
+        self.records().values().filter_map(|record| record.link.as_ref()).for_each(|link| link.close());
+    }
+
     /// All peers, in order.
     pub(crate) fn list(&self) -> Vec<PeerStatus> {
         self.records().iter().map(|(endpoint, record)| record.status(endpoint)).collect()

@@ -391,7 +391,8 @@ impl Transmit for UdpCarrier {
 
 fn is_too_large(sent: &io::Result<()>) -> bool {
     let code = sent.as_ref().err().and_then(io::Error::raw_os_error);
-    code == Some(Errno::MSGSIZE.raw_os_error())
+    // Some kernels call it an argument that makes no sense when it is one of many.
+    [Errno::MSGSIZE, Errno::INVAL].iter().any(|errno| code == Some(errno.raw_os_error()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -79,7 +79,7 @@ pub(crate) struct Sockets {
     pub(crate) secret: SecretKey,
     /// The largest IPv6 packet for this node itself.
     takes: u16,
-    v4: Option<Socket>,
+    v4: Socket,
     v6: Option<Socket>,
     entries: Mutex<HashMap<u32, Entry>>,
     doorman: Mutex<Doorman>,
@@ -114,9 +114,9 @@ impl Socket {
 }
 
 impl Sockets {
-    /// Opens both sockets at `port`, or the one that this machine can. Packets for this node itself may have
-    /// `takes` bytes. New links that others dialed go to
-    /// `accepted`. Must be called inside a runtime.
+    /// Opens both sockets at `port`, or the one for IPv4 alone where there is no IPv6. Packets for this node
+    /// itself may have `takes` bytes. New links that others dialed go to `accepted`. Must be called inside a
+    /// runtime.
     pub(crate) fn open(
         secret: SecretKey,
         (port, takes): (u16, u16),
@@ -135,7 +135,7 @@ impl Sockets {
         Ok(Self {
             secret,
             takes,
-            v4: Some(v4),
+            v4,
             v6,
             entries: Mutex::default(),
             doorman: Mutex::new(Doorman::new(now).map_err(io::Error::other)?),
@@ -149,13 +149,17 @@ impl Sockets {
 
     /// The port of both sockets.
     pub(crate) fn port(&self) -> u16 {
-        let socket = self.v4.as_ref().or(self.v6.as_ref());
-        socket.and_then(|socket| socket.io.local_addr().ok()).map_or(0, |address| address.port())
+        self.v4.io.local_addr().map_or(0, |address| address.port())
+    }
+
+    /// The socket of one family.
+    fn socket(&self, is_ipv6: bool) -> Option<&Socket> {
+        if is_ipv6 { self.v6.as_ref() } else { Some(&self.v4) }
     }
 
     /// Reads the socket of one family for as long as the node runs.
     pub(crate) async fn receive(self: Arc<Self>, is_ipv6: bool) {
-        let Some(socket) = (if is_ipv6 { &self.v6 } else { &self.v4 }) else { return };
+        let Some(socket) = self.socket(is_ipv6) else { return };
         let mut buffers: [Vec<u8>; RECEIVE_COUNT] = std::array::from_fn(|_| vec![0; BUFFER_SIZE]);
         let mut metas = [RecvMeta::default(); RECEIVE_COUNT];
         loop {
@@ -355,8 +359,9 @@ impl Sockets {
         bytes: &[u8],
         stride: usize,
     ) -> io::Result<()> {
-        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
-        let Some(socket) = socket else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+        let Some(socket) = self.socket(to.is_ipv6()) else {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        };
         let segment_size = (bytes.len() > stride).then_some(stride);
         let transmit =
             Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: local };
@@ -367,15 +372,14 @@ impl Sockets {
 
     /// Datagrams of a size that one call takes.
     pub(crate) fn count_max(&self, to: SocketAddr, datagram_size: usize) -> usize {
-        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
-        let by_kernel = socket.as_ref().map_or(1, |socket| socket.state.max_gso_segments());
+        let socket = self.socket(to.is_ipv6());
+        let by_kernel = socket.map_or(1, |socket| socket.state.max_gso_segments());
         by_kernel.min(SEND_SIZE_MAX / datagram_size.max(1)).max(1)
     }
 
     /// Waits until the socket that reaches `to` takes more.
     pub(crate) async fn writable(&self, to: SocketAddr) {
-        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
-        match socket {
+        match self.socket(to.is_ipv6()) {
             // An error is found by the next who sends.
             Some(socket) => drop(socket.io.writable().await),
             None => std::future::pending().await,
