@@ -73,6 +73,7 @@ impl Metrics {
             ("source_key_expired", counters.expired_sources),
             ("expired_routes", counters.expired_routes),
             ("triggered_updates", counters.updates_sent),
+            ("avoided_routes", counters.avoided_routes),
             ("tlv_discarded", counters.paced),
             ("update_denied", counters.denied_updates),
         ] {

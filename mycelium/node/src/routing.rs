@@ -193,6 +193,7 @@ impl Owner {
                 self.used.push(destination);
                 self.wake_later();
             }
+            Signal::Astray(subnet, link) => self.router.astray(subnet, link, now),
             Signal::Heard(link) => {
                 self.router.heard(link.id(), now);
                 self.heard.push(link);

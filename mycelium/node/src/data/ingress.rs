@@ -40,6 +40,20 @@ use crate::tun::segment::IPV6_HEADER_SIZE;
 const HOP_LIMIT_MIN: u8 = 2;
 const HOP_LIMIT_OFFSET: usize = 7;
 
+/// Who sent a packet, as its outside says.
+struct Source {
+    node: Arc<Destination>,
+    /// None for those that can have no session.
+    channel: Option<Arc<Channel>>,
+}
+
+impl Source {
+    fn new(plane: &DataPlane, node: Arc<Destination>) -> Self {
+        let channel = plane.sessions.channel(&node).cloned();
+        Self { node, channel }
+    }
+}
+
 /// What a packet of a session was.
 enum Opened {
     /// Not the peer's.
@@ -57,7 +71,7 @@ pub(crate) struct Ingress<'a> {
     queue: Option<Queue<'a>>,
     coalescer: Coalescer,
     /// Routes looked up last: most packets of a read are of few flows.
-    source: Option<Arc<Destination>>,
+    source: Option<Source>,
     target: Option<(Arc<Destination>, Arc<Link>)>,
     /// Bytes that leave by the same link.
     run: Option<(Arc<Link>, Range<usize>)>,
@@ -99,7 +113,7 @@ impl<'a> Ingress<'a> {
     pub(crate) fn deliver_one(&mut self, packet: &mut [u8], from: &Arc<Destination>) {
         if let Ok(Some((Frame::Data(data), size))) = frame::parse(packet) {
             let header = data.header;
-            self.source = Some(Arc::clone(from));
+            self.source = Some(Source::new(self.plane, Arc::clone(from)));
             self.deliver(packet, 0..size, header, Instant::now());
             self.flush_tun(packet);
         }
@@ -118,20 +132,20 @@ impl<'a> Ingress<'a> {
     /// Opens a packet for this node.
     fn deliver(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader, now: Instant) {
         let prefix = Prefix::of(header.source);
-        if self.source.as_ref().is_none_or(|source| source.prefix != prefix) {
-            self.source = self.plane.table.get(prefix);
+        if self.source.as_ref().is_none_or(|source| source.node.prefix != prefix) {
+            let node = self.plane.table.get(prefix);
+            self.source = node.map(|node| Source::new(self.plane, node));
         }
-        let Some(source) = &self.source else {
+        let Some(Source { node, channel }) = &self.source else {
             if prefix != self.plane.own {
                 self.plane.hold(prefix, Kind::Arrived, &bytes[at], now);
             }
             return;
         };
-        let channel = self.plane.sessions.channel(source);
         if let Some(channel) = channel
             && let Some(opened) = self.open_session(channel, &mut bytes[at.clone()], now)
         {
-            let begin = at.start + SESSION_PAYLOAD_OFFSET;
+            let (begin, key) = (at.start + SESSION_PAYLOAD_OFFSET, node.public_key());
             return match opened {
                 Opened::Nothing => {}
                 Opened::Forged => count(&self.plane.counters.forged, 1),
@@ -139,25 +153,24 @@ impl<'a> Ingress<'a> {
                     self.packet(bytes, begin..begin + size, header);
                 }
                 Opened::Payload(SessionKind::MESSAGE, size) => {
-                    self.message(source.public_key(), header, &bytes[begin..begin + size]);
+                    self.message(key, header, &bytes[begin..begin + size]);
                 }
                 Opened::Payload(kind, size) => {
-                    let payload = &bytes[begin..begin + size];
-                    self.plane.sessions.deliver(kind, source.public_key(), payload);
+                    self.plane.sessions.deliver(kind, key, &bytes[begin..begin + size]);
                 }
             };
         }
         let begin = at.start + DATA_HEADER_SIZE;
-        let opened = source.key(&self.plane.secret).open_in_place(&mut bytes[begin..at.end]);
+        let opened = node.key(&self.plane.secret).open_in_place(&mut bytes[begin..at.end]);
         let Ok(body) = opened else {
             // Perhaps it is sealed with a session that this node had before it was started anew.
-            if let Some(channel) = channel.filter(|channel| channel.ring().current().is_none()) {
+            if let Some(channel) = channel.as_ref().filter(|c| c.ring().current().is_none()) {
                 self.plane.sessions.want(channel, now);
             }
             return count(&self.plane.counters.forged, 1);
         };
         let size = body.len();
-        let is_refused = channel.is_some_and(|channel| channel.is_proved());
+        let is_refused = channel.as_ref().is_some_and(|channel| channel.is_proved());
         match inner::parse(body) {
             // Who ever had a session says nothing of its own in this form.
             Ok((InnerType::Packet | InnerType::Message, _)) if is_refused => {
@@ -167,11 +180,11 @@ impl<'a> Ingress<'a> {
                 self.packet(bytes, begin + INNER_HEADER_SIZE..begin + size, header);
             }
             Ok((InnerType::Message, payload)) => {
-                self.message(source.public_key(), header, payload);
+                self.message(node.public_key(), header, payload);
             }
             Ok((InnerType::Icmp, payload)) => self.plane.out_of_band(header, payload),
             Ok((InnerType::Session, payload)) => {
-                self.plane.sessions.handshake(source.public_key(), payload);
+                self.plane.sessions.handshake(node.public_key(), payload);
             }
             // Something that a later version sends.
             Err(_) => {}

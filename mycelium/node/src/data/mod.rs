@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use mycelium_router::LinkId;
 use mycelium_wire::RandomError;
 use mycelium_wire::cipher::{Nonces, SEAL_OVERHEAD};
 use mycelium_wire::frame::{DATA_HEADER_SIZE, DATA_OVERHEAD, DataHeader};
@@ -56,6 +57,8 @@ pub(crate) enum Signal {
     Wanted(Subnet),
     /// Packets took a route.
     Used(Arc<Destination>),
+    /// Packets for a subnet that took this link did not arrive.
+    Astray(Subnet, LinkId),
     /// Bytes came over a link.
     Heard(Arc<Link>),
 }

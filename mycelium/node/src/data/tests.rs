@@ -4,7 +4,6 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use mycelium_router::LinkId;
 use mycelium_wire::frame::{self, DataFrame, Frame};
 use mycelium_wire::icmp::OutOfBand;
 use mycelium_wire::identity::RouterId;
@@ -19,7 +18,7 @@ use crate::link::stream::{Inbound, StreamCarrier};
 pub(super) struct Station {
     pub(super) plane: Arc<DataPlane>,
     routes: TableWriter,
-    signals: mpsc::Receiver<Signal>,
+    pub(super) signals: mpsc::Receiver<Signal>,
     pub(super) messages: mpsc::Receiver<MessagePacket>,
     pub(super) key: PublicKey,
     pub(super) secret: SecretKey,

@@ -174,7 +174,7 @@ impl Handshake {
         for token in tokens {
             match token {
                 Token::E => {
-                    let key = reader.array().ok_or(short)?;
+                    let key = reader.array::<KEY_SIZE>().ok_or(short)?;
                     self.symmetric.mix_hash(&key);
                     self.peer_ephemeral = Some(PublicKey::from_bytes(key));
                 }
@@ -183,7 +183,7 @@ impl Handshake {
                     let sealed = reader.bytes(KEY_SIZE + tag_size).ok_or(short)?;
                     let mut key = Vec::with_capacity(sealed.len());
                     self.symmetric.decrypt_and_hash(sealed, &mut key)?;
-                    let key = key.first_chunk().ok_or(short)?;
+                    let key = key.first_chunk::<KEY_SIZE>().ok_or(short)?;
                     self.peer = Some(PublicKey::from_bytes(*key));
                 }
                 Token::Ee | Token::Es | Token::Se | Token::Ss => self.mix_secret(*token)?,

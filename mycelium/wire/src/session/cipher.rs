@@ -231,7 +231,7 @@ mod tests {
     use crate::identity::SecretKey;
     use crate::noise::{Initiator, Keys, Pattern, Responder};
 
-    pub(crate) fn keys() -> (Keys, Keys) {
+    fn keys() -> (Keys, Keys) {
         let secret = SecretKey::from_bytes([1; 32]);
         let mut a = Initiator::new(Pattern::Xx, &secret, None, b"").unwrap();
         let mut b = Responder::new(Pattern::Xx, &secret, b"").unwrap();

@@ -133,6 +133,9 @@ impl Keeper {
             Event::Unanswered(peer) => {
                 let is_proved = self.machine.is_proved(&peer);
                 tracing::debug!(%peer, is_proved, "nobody answers the handshake");
+                if is_proved {
+                    self.plane.note_astray(peer);
+                }
                 if let Some(channel) = self.sessions.channel_of(peer) {
                     channel.set_unanswered();
                     self.plane.unpark(&channel, now);

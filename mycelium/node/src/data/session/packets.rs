@@ -23,7 +23,9 @@ use mycelium_wire::session::{self, Kind, SealError, Session};
 
 use crate::data::session::channel::{Channel, Parcel, Way};
 use crate::data::table::{Destination, Prefix};
-use crate::data::{DataPlane, PAYLOAD_OFFSET, PAYLOAD_SIZE_MAX, count, write_headers};
+use crate::data::{
+    DataPlane, PAYLOAD_OFFSET, PAYLOAD_SIZE_MAX, Signal, count, write_headers,
+};
 use crate::link::Link;
 
 /// Where a payload begins in a packet of a session.
@@ -218,6 +220,16 @@ impl DataPlane {
             }
         }
         true
+    }
+
+    /// Says that what is sent to a peer does not arrive: it had sessions before, and does not answer.
+    pub(in crate::data) fn note_astray(&self, peer: PublicKey) {
+        let prefix = Prefix::of(peer.address());
+        let link = self.table.get(prefix).and_then(|destination| destination.link());
+        if let Some(link) = link {
+            // Lost without harm: the next handshake that nobody answers says it again.
+            let _ = self.signals.try_send(Signal::Astray(prefix.subnet(), link.id()));
+        }
     }
 
     /// Tells a peer that this node is there.
