@@ -249,7 +249,7 @@ pub struct UdpPort {
 
 /// UDP port of links between nodes of this kind. Not that of QUIC: existing nodes have one socket for it,
 /// whose datagrams nobody else may read.
-const UDP_LISTEN_PORT: u16 = 9652;
+pub(crate) const UDP_LISTEN_PORT: u16 = 9652;
 /// UDP port of existing nodes' QUIC.
 const QUIC_LISTEN_PORT: u16 = 9651;
 /// TCP port of existing nodes.

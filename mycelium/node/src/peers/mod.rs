@@ -16,6 +16,7 @@ pub use listen::ListenError;
 pub use private::PrivateNetworkError;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -237,6 +238,17 @@ impl Peers {
     /// All peers, in order.
     pub(crate) fn list(&self) -> Vec<PeerStatus> {
         self.records().iter().map(|(endpoint, record)| record.status(endpoint)).collect()
+    }
+
+    /// Links to peers that are reached by other means than UDP, and where those are.
+    pub(crate) fn named_neighbours(&self) -> Vec<(LinkId, IpAddr)> {
+        let address = |(endpoint, record): (&Endpoint, &Record)| {
+            let is_named = record.kind == PeerKind::Static && endpoint.protocol != Protocol::Udp;
+            let Address::Socket(address) = endpoint.address else { return None };
+            let link = record.link.as_ref().filter(|_| is_named)?;
+            Some((link.id(), address.ip()))
+        };
+        self.records().iter().filter_map(address).collect()
     }
 
     /// How many peers of a kind are known.

@@ -73,9 +73,9 @@ fn world(masquerade: &str) -> Option<Lab> {
 }
 
 /// Starts the relay and both nodes, which know the relay alone.
-fn start(lab: &Lab) -> [Node; 3] {
+fn start(lab: &Lab, relay_endpoint: &str) -> [Node; 3] {
     let relay = lab.start(RELAY, &[&[ALONE], &METRICS[..]].concat());
-    let peers = ["--peers", "udp://10.1.0.2:9652"];
+    let peers = ["--peers", relay_endpoint];
     let [a, b] = [0, 1]
         .map(|at: usize| lab.start(HOMES[at].node, &[&[ALONE], &peers[..], &METRICS[..]].concat()));
     lab.echo(HOMES[1].node, b.address);
@@ -121,7 +121,7 @@ fn neighbours_are_reached_over_udp_with_full_size_packets() {
 #[test]
 fn nodes_behind_nats_find_a_direct_way_and_lose_it_without_harm() {
     let Some(lab) = world("masquerade") else { return };
-    let [relay, a, b] = start(&lab);
+    let [relay, a, b] = start(&lab, "udp://10.1.0.2:9652");
     let first = lab.reach(HOMES[0].node, b.address, 100, PATIENCE);
     println!("over the relay after {first:?}");
     assert!(first.is_some());
@@ -163,9 +163,27 @@ fn nodes_behind_nats_find_a_direct_way_and_lose_it_without_harm() {
 }
 
 #[test]
+fn nodes_that_reach_the_relay_by_tcp_find_a_direct_way_too() {
+    let Some(lab) = world("masquerade") else { return };
+    let [relay, a, b] = start(&lab, "tcp://10.1.0.2:9651");
+    assert!(lab.reach(HOMES[0].node, b.address, 100, PATIENCE).is_some());
+    let begin = Instant::now();
+    let pings = lab.ping(HOMES[0].node, b.address, PATIENCE);
+    while !is_direct(&lab, HOMES[0].node, &HOMES[1].address())
+        && !is_direct(&lab, HOMES[1].node, &HOMES[0].address())
+    {
+        assert!(begin.elapsed() < PATIENCE, "no direct way");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("direct after {:?}", begin.elapsed());
+    assert!(pings.join().unwrap().lost_in_a_row < 20);
+    assert!(relay.stop() && a.stop() && b.stop());
+}
+
+#[test]
 fn nodes_behind_symmetric_nats_go_on_over_the_relay() {
     let Some(lab) = world("masquerade random,fully-random") else { return };
-    let [relay, a, b] = start(&lab);
+    let [relay, a, b] = start(&lab, "udp://10.1.0.2:9652");
     assert!(lab.reach(HOMES[0].node, b.address, 100, PATIENCE).is_some());
     let pings = lab.ping(HOMES[0].node, b.address, Duration::from_secs(12)).join().unwrap();
     println!("{pings:?}");

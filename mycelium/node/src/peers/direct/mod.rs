@@ -14,6 +14,10 @@
 //!    link (Noise IK) <──────────────────────────────────────────────>
 //! ```
 //!
+//! A node behind a NAT must know how the world sees its UDP port, which a neighbour over UDP tells. If it
+//! has none, it first makes a UDP link to a neighbour of its kind that it reaches otherwise, at the usual
+//! port.
+//!
 //! | module | what |
 //! |---|---|
 //! | `message` | offers and answers |
@@ -26,16 +30,18 @@ pub(crate) mod mapping;
 mod message;
 mod plan;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mycelium_router::{LinkId, Route};
 use mycelium_wire::identity::PublicKey;
-use mycelium_wire::session::Kind;
+use mycelium_wire::session::{self, Kind};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::config::UDP_LISTEN_PORT;
 use crate::data::DataPlane;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::link::udp::dial::{Reason, dial};
@@ -68,6 +74,8 @@ pub(crate) const USED_COUNT_MAX: usize = 64;
 const NEWS_COUNT_MAX: usize = 16;
 /// How often overdue attempts and idle links are looked for.
 const TICK: Duration = Duration::from_secs(1);
+/// Neighbours that are not asked again to be observers.
+const ASKED_COUNT_MAX: usize = 256;
 /// When the NATs on the way are opened, after an answer.
 const PUNCHES: [Duration; 4] = [0, 200, 600, 1500].map(Duration::from_millis);
 
@@ -84,13 +92,16 @@ pub(crate) struct Director {
     plan: Plan,
     /// Direct links that this node dialed.
     links: HashMap<PublicKey, Endpoint>,
+    /// Neighbours that were dialed over UDP so that they say where this node is.
+    asked: HashSet<PublicKey>,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
 }
 
 impl Director {
     pub(crate) fn new(means: Means) -> Self {
         let news = mpsc::channel(NEWS_COUNT_MAX);
-        Self { means, plan: Plan::default(), links: HashMap::new(), news }
+        let (links, asked) = (HashMap::new(), HashSet::new());
+        Self { means, plan: Plan::default(), links, asked, news }
     }
 
     /// Runs for as long as the node does.
@@ -121,11 +132,35 @@ impl Director {
         }
         let is_relayed = ask(&self.means.inputs, move |view| is_relayed(view, peer)).await;
         let now = Instant::now();
+        if is_relayed == Some(true) && self.finds_observer().await {
+            return self.plan.wait(&peer, now);
+        }
         let attempt = mycelium_wire::random_bytes().ok().filter(|_| is_relayed == Some(true));
         let Some(attempt) = attempt else { return self.plan.put_off(&peer, now) };
         self.plan.offered(&peer, attempt, now);
         tracing::debug!(%peer, "a direct way is looked for");
         self.send(peer, false, attempt);
+    }
+
+    /// If no neighbour says where this node is: dials one that could. Whether there is one to wait for.
+    async fn finds_observer(&mut self) -> bool {
+        let observed = self.means.sockets.observations().addresses(Instant::now());
+        if !observed.is_empty() || self.asked.len() >= ASKED_COUNT_MAX {
+            return false;
+        }
+        let named = self.means.peers.named_neighbours();
+        let found = ask(&self.means.inputs, move |view| capable(view, &named)).await;
+        let mut found = found.unwrap_or_default().into_iter();
+        let Some((peer, ip)) = found.find(|(peer, _)| self.asked.insert(*peer)) else {
+            return false;
+        };
+        self.dial(peer, vec![SocketAddr::new(ip, UDP_LISTEN_PORT)]);
+        true
+    }
+
+    fn dial(&self, peer: PublicKey, addresses: Vec<SocketAddr>) {
+        let (peers, sockets) = (Arc::clone(&self.means.peers), Arc::clone(&self.means.sockets));
+        tokio::spawn(connect(peers, sockets, peer, addresses, self.news.0.clone()));
     }
 
     fn send(&self, peer: PublicKey, is_answer: bool, attempt: message::Attempt) {
@@ -144,9 +179,7 @@ impl Director {
         tracing::debug!(%peer, message.is_answer, ?addresses, "addresses");
         if message.is_answer {
             if self.plan.answered(&peer, message.attempt, now) {
-                let (peers, sockets) = (&self.means.peers, &self.means.sockets);
-                let (peers, sockets) = (Arc::clone(peers), Arc::clone(sockets));
-                tokio::spawn(connect(peers, sockets, peer, addresses, self.news.0.clone()));
+                self.dial(peer, addresses);
             }
         } else if self.plan.is_welcome(&peer, &self.means.own, now) {
             self.send(peer, true, message.attempt);
@@ -164,6 +197,7 @@ impl Director {
             News::Ended(peer) => {
                 self.plan.ended(&peer, Instant::now());
                 self.links.remove(&peer);
+                self.asked.remove(&peer);
             }
         }
     }
@@ -186,6 +220,19 @@ fn is_relayed(view: &View<'_>, peer: PublicKey) -> bool {
     let is_neighbour =
         cost == Some(route.metric.0) || link.and_then(|link| link.peer()) == Some(peer);
     !is_neighbour
+}
+
+/// Owners of those subnets that are announced over these links by the subnets' own nodes, which say that
+/// they are of this kind; and the links' addresses.
+fn capable(view: &View<'_>, links: &[(LinkId, IpAddr)]) -> Vec<(PublicKey, IpAddr)> {
+    let costs: HashMap<_, _> = view.router.links().map(|link| (link.id, link.cost)).collect();
+    let known = |route: Route| {
+        let (_, ip) = links.iter().find(|(link, _)| *link == route.link)?;
+        let is_own = costs.get(&route.link) == Some(&route.metric.0);
+        let is_capable = session::is_announced(&route.router_id);
+        (is_own && is_capable).then_some((route.router_id.public_key(), *ip))
+    };
+    view.router.routes().filter_map(|info| known(info.route)).collect()
 }
 
 /// Dials a peer at its addresses, and carries the link that results.

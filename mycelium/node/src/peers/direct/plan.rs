@@ -35,7 +35,7 @@ const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first wait after a failure; it doubles.
 const RETRY_MIN: Duration = Duration::from_secs(30);
 const RETRY_MAX: Duration = Duration::from_secs(1800);
-/// The wait after a link that ended.
+/// The wait after a link that ended, and while an observer is asked.
 const REVIVE_AFTER: Duration = Duration::from_secs(2);
 /// A direct link that nothing was sent on for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(300);
@@ -105,6 +105,13 @@ impl Plan {
     pub(crate) fn put_off(&mut self, peer: &PublicKey, now: Instant) {
         if let Some(known) = self.known.get_mut(peer) {
             (known.state, known.not_before) = (State::Idle, now + RETRY_MIN);
+        }
+    }
+
+    /// Not now, but soon.
+    pub(crate) fn wait(&mut self, peer: &PublicKey, now: Instant) {
+        if let Some(known) = self.known.get_mut(peer) {
+            known.not_before = now + REVIVE_AFTER;
         }
     }
 
