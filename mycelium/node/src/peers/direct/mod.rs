@@ -30,7 +30,7 @@ pub(crate) mod mapping;
 mod message;
 mod plan;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -74,8 +74,9 @@ pub(crate) const USED_COUNT_MAX: usize = 64;
 const NEWS_COUNT_MAX: usize = 16;
 /// How often overdue attempts and idle links are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// Neighbours that are not asked again to be observers.
+/// Neighbours that are remembered as such, and for how long they are not asked again.
 const ASKED_COUNT_MAX: usize = 256;
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// When the NATs on the way are opened, after an answer.
 const PUNCHES: [Duration; 4] = [0, 200, 600, 1500].map(Duration::from_millis);
 
@@ -93,14 +94,14 @@ pub(crate) struct Director {
     /// Direct links that this node dialed.
     links: HashMap<PublicKey, Endpoint>,
     /// Neighbours that were dialed over UDP so that they say where this node is.
-    asked: HashSet<PublicKey>,
+    asked: HashMap<PublicKey, Instant>,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
 }
 
 impl Director {
     pub(crate) fn new(means: Means) -> Self {
         let news = mpsc::channel(NEWS_COUNT_MAX);
-        let (links, asked) = (HashMap::new(), HashSet::new());
+        let (links, asked) = (HashMap::new(), HashMap::new());
         Self { means, plan: Plan::default(), links, asked, news }
     }
 
@@ -144,16 +145,18 @@ impl Director {
 
     /// If no neighbour says where this node is: dials one that could. Whether there is one to wait for.
     async fn finds_observer(&mut self) -> bool {
-        let observed = self.means.sockets.observations().addresses(Instant::now());
+        let now = Instant::now();
+        self.asked.retain(|_, at| now.saturating_duration_since(*at) < ASK_AGAIN_AFTER);
+        let observed = self.means.sockets.observations().addresses(now);
         if !observed.is_empty() || self.asked.len() >= ASKED_COUNT_MAX {
             return false;
         }
         let named = self.means.peers.named_neighbours();
         let found = ask(&self.means.inputs, move |view| capable(view, &named)).await;
-        let mut found = found.unwrap_or_default().into_iter();
-        let Some((peer, ip)) = found.find(|(peer, _)| self.asked.insert(*peer)) else {
-            return false;
-        };
+        let found = found.unwrap_or_default().into_iter();
+        let mut new = found.filter(|(peer, _)| !self.asked.contains_key(peer));
+        let Some((peer, ip)) = new.next() else { return false };
+        self.asked.insert(peer, now);
         self.dial(peer, vec![SocketAddr::new(ip, UDP_LISTEN_PORT)]);
         true
     }
