@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mycelium_wire::identity::SecretKey;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -41,8 +41,9 @@ const PENDING_COUNT_MAX: usize = 256;
 const PENDING_PER_ADDRESS_COUNT_MAX: usize = 16;
 /// For how long.
 const PENDING_AGE_MAX: Duration = Duration::from_secs(5);
-/// What the kernel may hold for each direction; it gives less where it must.
-const SOCKET_BUFFER_SIZE: usize = 4 << 20;
+/// What the kernel may hold until it is read: some joined datagrams of 64 KiB. What it holds unsent is
+/// left at its default, which is small: the rest waits with us, where it can be dropped.
+const RECEIVE_BUFFER_SIZE: usize = 1 << 20;
 /// Replies that wait for one dialer.
 const REPLY_COUNT_MAX: usize = 8;
 /// Bytes that one call sends.
@@ -101,14 +102,15 @@ impl Socket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
         if address.is_ipv6() {
-            rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
         }
         mark(&socket)?;
         rustix::net::bind(&socket, &address)?;
         let state = UdpSocketState::new((&socket).into())?;
-        // The kernel gives what it may.
-        let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_SIZE);
-        let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER_SIZE);
+        // Beyond the system's limit as far as this process may; else what the kernel gives.
+        if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_SIZE).is_err() {
+            let _ = state.set_recv_buffer_size((&socket).into(), RECEIVE_BUFFER_SIZE);
+        }
         Ok(Self { io: UdpSocket::from_std(socket.into())?, state })
     }
 }
