@@ -13,10 +13,10 @@ use crate::link::udp::handshake::{Dialer, Established, HandshakeError};
 use crate::link::udp::packet::COOKIE_SIZE;
 use crate::link::udp::socket::Sockets;
 
-/// When inits are sent, after the start.
-const SCHEDULE: [Duration; 6] = [0, 200, 500, 1000, 2000, 4000].map(Duration::from_millis);
-/// How long the last one may take.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+/// When inits are sent, in milliseconds after the start.
+const SCHEDULE_MS: [u64; 6] = [0, 200, 500, 1000, 2000, 4000];
+/// When there is no use in waiting any longer.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(6);
 
 /// A dialer's index, until its link has it or it gives up.
 pub(crate) struct Dialing {
@@ -73,9 +73,9 @@ pub(crate) async fn dial(
     };
     let start = Instant::now();
     let mut cookie = [0; COOKIE_SIZE];
-    let mut rounds = SCHEDULE.iter().map(|after| start + *after);
+    let mut rounds = SCHEDULE_MS.iter().map(|after| start + Duration::from_millis(*after));
     let mut next = rounds.next();
-    let end = start + SCHEDULE[SCHEDULE.len() - 1] + LAST_WAIT;
+    let end = start + GIVE_UP_AFTER;
     loop {
         tokio::select! {
             reply = replies.recv() => match reply.ok_or(HandshakeError::Unavailable)? {
