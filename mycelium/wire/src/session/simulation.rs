@@ -37,7 +37,6 @@ enum Packet {
 struct Node {
     machine: Machine,
     ring: Ring,
-    key: PublicKey,
     peer: PublicKey,
     wall: Duration,
     /// Numbers of what came.
@@ -52,7 +51,6 @@ impl Node {
     fn new(own: u8, other: u8, suites: Suites) -> Self {
         let secret = SecretKey::from_bytes([own; 32]);
         Self {
-            key: secret.public(),
             machine: Machine::new(secret, suites).unwrap(),
             ring: Ring::default(),
             peer: SecretKey::from_bytes([other; 32]).public(),
