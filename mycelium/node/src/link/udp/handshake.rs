@@ -390,7 +390,8 @@ mod tests {
         assert!(pending.is_proved_by(0, &bytes));
         dialed.established.sealer = {
             let mut dialer = Dialer::new(&secret(1), Some(&secret(2).public()), 11).unwrap();
-            answer(&mut dialer, &self::pending(&dialer.init([0; COOKIE_SIZE])));
+            let pending = self::pending(&dialer.init([0; COOKIE_SIZE]));
+            answer(&mut dialer, &pending);
             dialer.finish(&secret(1)).unwrap().established.sealer
         };
         let mut other = vec![1; 1 + TAG_SIZE];
