@@ -219,9 +219,8 @@ impl World {
         let begin = self.now;
         let mut said = [HashSet::new(), HashSet::new()];
         while self.now.since(begin) < patience {
-            for from in 0..2 {
-                let number = self.say(from);
-                said[from].insert(number);
+            for (from, said) in said.iter_mut().enumerate() {
+                said.insert(self.say(from));
             }
             for _ in 0..5 {
                 self.step();
