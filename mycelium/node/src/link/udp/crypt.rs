@@ -4,7 +4,7 @@
 //! here. Sealing them whole costs less than any authentication code at hand (AES-256-GCM in hardware,
 //! 0.02 CPU seconds a Gbit), and hides from the network who talks to whom.
 //!
-//! The nonce is the counter, which never comes twice. A key seals [`EPOCH_SIZE`] datagrams; the next one
+//! The nonce is the counter, which never comes twice. A key seals 2^20 datagrams (`EPOCH_BITS`); the next one
 //! is derived from a secret that only goes forward, so that who takes a node's memory can't open what it
 //! sent before. Both ends tell by the counter which key is meant.
 
