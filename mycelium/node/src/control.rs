@@ -176,6 +176,7 @@ fn shown_peer(peer: PeerStatus) -> PeerInfo {
             PeerKind::Static => ShownKind::Static,
             PeerKind::LinkLocalDiscovery => ShownKind::LinkLocalDiscovery,
             PeerKind::Inbound => ShownKind::Inbound,
+            PeerKind::Direct => ShownKind::Direct,
         },
         connection_state: match peer.state {
             PeerState::Alive => ConnectionState::Alive,

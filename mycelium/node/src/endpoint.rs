@@ -1,4 +1,4 @@
-//! Where a peer is: `tcp://HOST:PORT`, `quic://…`, `tls://…` or `vsock://CID:PORT`.
+//! Where a peer is: `tcp://HOST:PORT`, `quic://…`, `tls://…`, `udp://…` or `vsock://CID:PORT`.
 //!
 //! HOST is an IP address (IPv6 in brackets, a link-local one with its scope as a number) or, unlike in
 //! existing releases, a name, which is resolved each time it is dialed.
@@ -16,6 +16,8 @@ pub enum Protocol {
     Tls,
     /// A QUIC connection.
     Quic,
+    /// Datagrams, between nodes of this kind alone.
+    Udp,
     /// A stream between a virtual machine and its host.
     Vsock,
 }
@@ -27,6 +29,7 @@ impl Protocol {
             Self::Tcp => "tcp",
             Self::Tls => "tls",
             Self::Quic => "quic",
+            Self::Udp => "udp",
             Self::Vsock => "vsock",
         }
     }
@@ -87,7 +90,7 @@ pub enum EndpointError {
     #[error("endpoint {0:?}: expected PROTOCOL://HOST:PORT, such as tcp://192.0.2.1:9651")]
     Form(String),
     /// The protocol is unknown.
-    #[error("endpoint {0:?}: protocol {1:?}, expected tcp, quic, tls or vsock")]
+    #[error("endpoint {0:?}: protocol {1:?}, expected tcp, quic, tls, udp or vsock")]
     Protocol(String, String),
     /// The address has no port, or a bad one.
     #[error("endpoint {0:?}: expected a port from 1 to {1} behind the last colon")]
@@ -111,6 +114,7 @@ impl FromStr for Endpoint {
             "tcp" => Protocol::Tcp,
             "tls" => Protocol::Tls,
             "quic" => Protocol::Quic,
+            "udp" => Protocol::Udp,
             "vsock" => Protocol::Vsock,
             _ => return Err(EndpointError::Protocol(whole(), protocol.to_owned())),
         };
@@ -165,6 +169,7 @@ mod tests {
             "tcp://192.0.2.1:9651",
             "quic://[2001:db8::1]:9651",
             "tls://127.0.0.1:1",
+            "udp://192.0.2.1:9652",
             "vsock://2:9651",
             "vsock://4294967295:4294967295",
             "tcp://[fe80::1%3]:9651",
@@ -180,7 +185,7 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (text, word) in [
             ("192.0.2.1:9651", "PROTOCOL"),
-            ("udp://192.0.2.1:9651", "protocol \"udp\""),
+            ("sctp://192.0.2.1:9651", "protocol \"sctp\""),
             ("tcp://192.0.2.1", "port"),
             ("tcp://192.0.2.1:0", "port"),
             ("tcp://192.0.2.1:65536", "port"),

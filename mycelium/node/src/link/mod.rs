@@ -8,15 +8,19 @@ pub(crate) mod outbound;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;
+pub(crate) mod udp;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
+use mycelium_wire::identity::PublicKey;
 
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
+use crate::link::udp::UdpCarrier;
+use crate::tun::MTU;
 
 /// What moves a link's packets.
 pub(crate) enum Carrier {
@@ -24,6 +28,8 @@ pub(crate) enum Carrier {
     Stream(StreamCarrier),
     /// A QUIC connection.
     Quic(QuicCarrier),
+    /// Datagrams between nodes of this kind.
+    Udp(Box<UdpCarrier>),
 }
 
 impl Carrier {
@@ -32,6 +38,7 @@ impl Carrier {
         match self {
             Self::Stream(stream) => stream.run(inbound).await,
             Self::Quic(quic) => quic.run(inbound).await,
+            Self::Udp(udp) => udp.run(inbound).await,
         }
     }
 }
@@ -72,6 +79,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_data(packets, now),
             Carrier::Quic(quic) => quic.send_data(packets, now),
+            Carrier::Udp(udp) => udp.send_data(packets, now),
         }
     }
 
@@ -82,6 +90,24 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_control(&packet),
             Carrier::Quic(quic) => quic.send_control(&packet),
+            Carrier::Udp(udp) => udp.send_control(&packet),
+        }
+    }
+
+    /// Who is at the other end, on links that prove it.
+    pub(crate) fn peer(&self) -> Option<PublicKey> {
+        match &self.carrier {
+            Carrier::Udp(udp) => Some(udp.peer()),
+            Carrier::Stream(_) | Carrier::Quic(_) => None,
+        }
+    }
+
+    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or, to a
+    /// neighbour that says so, more.
+    pub(crate) fn mtu(&self, key: PublicKey) -> u16 {
+        match &self.carrier {
+            Carrier::Udp(udp) if udp.peer() == key => udp.takes(),
+            _ => MTU,
         }
     }
 
@@ -90,6 +116,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.close(),
             Carrier::Quic(quic) => quic.close(),
+            Carrier::Udp(udp) => udp.close(),
         }
     }
 
@@ -115,6 +142,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.sent_size(),
             Carrier::Quic(quic) => quic.sent_size(),
+            Carrier::Udp(udp) => udp.sent_size(),
         }
     }
 
@@ -123,6 +151,7 @@ impl Link {
         match &self.carrier {
             Carrier::Stream(stream) => stream.dropped(),
             Carrier::Quic(quic) => quic.dropped(),
+            Carrier::Udp(udp) => udp.dropped(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,8 +16,9 @@ use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::Carrier;
 use crate::link::stream::{StreamCarrier, tune_tcp};
 use crate::link::tls::Side;
+use crate::link::udp::socket::Sockets;
 use crate::peers::private::PrivateNetwork;
-use crate::peers::{AddPeerError, quic, shown};
+use crate::peers::{AddPeerError, quic, shown, udp};
 use crate::sys::{self, VsockAddress};
 
 /// How long a dial may take.
@@ -33,6 +35,8 @@ pub(crate) struct Connector {
     pub(crate) private: Option<PrivateNetwork>,
     /// What dials over QUIC.
     pub(crate) quic: Option<quinn::Endpoint>,
+    /// What dials over UDP.
+    pub(crate) udp: Option<Arc<Sockets>>,
 }
 
 /// A connection that is ready to be a link.
@@ -56,6 +60,7 @@ impl Connector {
             Protocol::Quic if self.quic.is_none() => {
                 Err(AddPeerError::QuicDisabled(endpoint.clone()))
             }
+            Protocol::Udp if self.udp.is_none() => Err(AddPeerError::UdpDisabled(endpoint.clone())),
             _ => Ok(()),
         }
     }
@@ -78,8 +83,9 @@ impl Connector {
         };
         let mut last = None;
         for address in addresses {
-            let dialed = match (endpoint.protocol, &self.quic) {
-                (Protocol::Quic, Some(quic)) => quic::dial(quic, address).await,
+            let dialed = match (endpoint.protocol, &self.quic, &self.udp) {
+                (Protocol::Quic, Some(quic), _) => quic::dial(quic, address).await,
+                (Protocol::Udp, _, Some(udp)) => udp::dial(udp, address).await,
                 _ => self.dial_tcp(address).await,
             };
             match dialed {
