@@ -10,7 +10,8 @@
 //! | `read` | values, metadata, history |
 //! | `scan` | live keys in order |
 //! | `write` | sets, deletions, and undoing them |
-//! | `commit` | batches, syncs, segments that begin and end |
+//! | `commit` | batches and syncs |
+//! | `segments` | segments that begin and end |
 //! | `mend` | what happens after a failed sync |
 //! | `upkeep` | ticks, scrubbing, closing |
 //! | `compact` | replacing segments by smaller ones |
@@ -27,6 +28,7 @@ mod mend;
 mod read;
 mod replicate;
 mod scan;
+mod segments;
 mod types;
 mod upkeep;
 mod write;
