@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Namespace;
+use super::ticket::TailSync;
 use crate::cache::BLOCK_SIZE;
 use crate::log::index_file::Rest;
 use crate::storage::{File, is_full, write_full};
@@ -14,50 +15,30 @@ use crate::{CommitFailed, Durability, Error, SeqNo};
 
 /// Bytes of the tail that stay in memory after they were written.
 const KEEP_SIZE: usize = 256 * 1024;
+/// Memory of the tail's buffer that stays while batches follow each other, in bytes.
+const BUFFER_KEPT_SIZE: usize = 6 * 1024 * 1024;
 /// Entries that wait for a sync beyond which level none syncs, too.
 const UNSYNCED_COUNT_MAX: usize = 64 * 1024;
 
 /// Where syncs stand.
 #[derive(Debug, Default)]
 pub(super) struct SyncState {
-    in_flight: bool,
+    /// Whether a sync of the tail or a change of segments is under way.
+    pub(super) in_flight: bool,
     last: Option<Duration>,
     /// Segments whose sync failed: what they hold may not be on the disk.
     pub(super) suspects: std::collections::BTreeSet<u32>,
-    /// A write amid the batch failed, and the server doesn't know yet.
-    failed: Option<CommitFailed>,
-}
-
-/// A sync to be done.
-#[derive(Debug)]
-pub struct SyncTicket {
-    file: Arc<dyn File>,
-    segment: u32,
-    offset: u64,
-    seq: u64,
-    now: Duration,
-}
-
-impl SyncTicket {
-    /// Syncs. Blocks; may run on any thread.
-    #[must_use]
-    pub fn run(self) -> SyncDone {
-        let result = self.file.sync();
-        SyncDone { ticket: self, result }
-    }
-}
-
-/// A sync that was done, or failed; to be given to [`Namespace::finish_sync`].
-#[derive(Debug)]
-pub struct SyncDone {
-    ticket: SyncTicket,
-    result: io::Result<()>,
+    /// Writes failed amid the batch, and the server doesn't know yet.
+    pub(super) failed: Option<CommitFailed>,
+    /// Index files that are complete and have not been synced.
+    pub(super) index_files: Vec<(u32, Arc<dyn File>)>,
 }
 
 /// Making writes durable.
 impl Namespace {
     /// Writes all that was appended, in one call to the system. To be called once for each batch of
-    /// requests, before their replies.
+    /// requests, before their replies. What was appended to a segment that has no file yet is written
+    /// when it has.
     ///
     /// # Errors
     ///
@@ -68,7 +49,7 @@ impl Namespace {
             return Err(failed);
         }
         let Some(tail) = &self.tail else { return Ok(()) };
-        if tail.written == tail.end() {
+        if tail.written == tail.end() || self.change.is_some() {
             return Ok(());
         }
         let mut written = self.write_pending();
@@ -84,9 +65,15 @@ impl Namespace {
         }
     }
 
-    /// Writes amid a batch. A failure is told to the caller now, and to the server with the batch.
+    /// Writes amid a batch, all of it. A failure is told to the caller now, and to the server with the
+    /// batch.
     pub(super) fn flush_amid_batch(&mut self) -> Result<(), Error> {
-        let Err(failed) = self.flush() else { return Ok(()) };
+        let failed = match self.settle_change().and_then(|()| self.flush()) {
+            Ok(()) => return Ok(()),
+            // Nothing is lost by waiting.
+            Err(CommitFailed { source: Error::Busy, .. }) => return Err(Error::Busy),
+            Err(failed) => failed,
+        };
         self.sync.failed = Some(CommitFailed { from: failed.from, source: again(&failed.source) });
         Err(failed.source)
     }
@@ -112,9 +99,14 @@ impl Namespace {
             if tail.buffer.len() > KEEP_SIZE {
                 let mut bytes = std::mem::take(&mut tail.buffer);
                 let start = std::mem::replace(&mut tail.start, tail.written);
-                self.keep_blocks(start, &bytes);
+                let large_size = std::mem::take(&mut tail.large_size);
+                // Large records are not read by way of the cache, so others may have its room.
+                if large_size < bytes.len() / 2 {
+                    self.keep_blocks(start, &bytes);
+                }
                 bytes.clear();
-                bytes.shrink_to(4 * KEEP_SIZE);
+                // The next batch will be about as large. A tick gives it back when there is none.
+                bytes.shrink_to(BUFFER_KEPT_SIZE);
                 if let Some(tail) = &mut self.tail {
                     tail.buffer = bytes;
                 }
@@ -161,28 +153,28 @@ impl Namespace {
         })
     }
 
-    /// What must be synced now: written bytes at level group, at level interval when it is
-    /// time, at level none when very many wait. `None` if nothing must, or a sync is under way.
-    /// `now` is any monotonic clock.
-    pub fn begin_sync(&mut self, now: Duration) -> Option<SyncTicket> {
-        let due = match self.descriptor.settings.durability {
-            Durability::Group => true,
-            Durability::Interval(interval) => {
-                self.sync.last.is_none_or(|last| now.saturating_sub(last) >= interval)
-            }
-            Durability::None => self
-                .segments
-                .last()
-                .is_some_and(|segment| segment.pending.len() > UNSYNCED_COUNT_MAX),
-        };
-        // What a failed sync left behind is not made good by another one.
+    /// Whether written bytes are to be synced, and no sync is under way.
+    pub(super) fn wants_tail_sync(&self, now: Duration) -> bool {
+        let due = self.waits_for_durable()
+            || match self.descriptor.settings.durability {
+                Durability::Group => true,
+                Durability::Interval(interval) => {
+                    self.sync.last.is_none_or(|last| now.saturating_sub(last) >= interval)
+                }
+                Durability::None => self
+                    .segments
+                    .last()
+                    .is_some_and(|segment| segment.pending.len() > UNSYNCED_COUNT_MAX),
+            };
+        // What a failed sync left behind is not made good by another one; and the change of a segment
+        // syncs what came before it.
         let waiting = self.numbers.written > self.numbers.durable && self.sync.suspects.is_empty();
-        if due && waiting && !self.sync.in_flight { self.ticket(now) } else { None }
+        due && waiting && !self.sync.in_flight && self.change.is_none()
     }
 
-    fn ticket(&mut self, now: Duration) -> Option<SyncTicket> {
+    pub(super) fn tail_sync(&mut self, now: Duration) -> Option<TailSync> {
         let (tail, segment) = (self.tail.as_ref()?, self.segments.last()?);
-        let ticket = SyncTicket {
+        let sync = TailSync {
             file: Arc::clone(segment.open_file()?),
             segment: segment.id(),
             offset: tail.written,
@@ -190,36 +182,35 @@ impl Namespace {
             now,
         };
         self.sync.in_flight = true;
-        Some(ticket)
+        Some(sync)
     }
 
-    /// Takes a sync's result, after which [`acknowledged`](Self::acknowledged) may have risen.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Sync`]: writes that wait for a reply must hear of it. What was written stays
-    /// visible; the engine writes it again to a new file, and refuses new writes until that
-    /// succeeded.
-    pub fn finish_sync(&mut self, done: SyncDone) -> Result<(), CommitFailed> {
-        let SyncDone { ticket, result } = done;
+    pub(super) fn finish_tail_sync(
+        &mut self,
+        sync: &TailSync,
+        result: io::Result<()>,
+    ) -> Result<(), CommitFailed> {
         self.sync.in_flight = false;
         if let Err(error) = result {
-            if self.position(ticket.segment).is_some() {
+            if self.position(sync.segment).is_some() {
                 self.counters.data_error_count += 1;
-                self.sync.suspects.insert(ticket.segment);
+                self.sync.suspects.insert(sync.segment);
             }
             let from = SeqNo(self.numbers.durable + 1);
-            return Err(CommitFailed { from, source: Error::Sync(error) });
+            let source = Error::Sync(error);
+            // No segment may follow one that is not durable.
+            self.abandon_change(&source);
+            return Err(CommitFailed { from, source });
         }
         self.counters.sync_count += 1;
-        self.sync.last = Some(ticket.now);
+        self.sync.last = Some(sync.now);
         if !self.sync.suspects.is_empty() {
             return Ok(());
         }
-        self.numbers.durable = self.numbers.durable.max(ticket.seq);
-        let is_tail = self.segments.last().is_some_and(|last| last.id() == ticket.segment);
+        self.numbers.durable = self.numbers.durable.max(sync.seq);
+        let is_tail = self.segments.last().is_some_and(|last| last.id() == sync.segment);
         if let Some(tail) = self.tail.as_mut().filter(|_| is_tail) {
-            tail.synced = tail.synced.max(ticket.offset);
+            tail.synced = tail.synced.max(sync.offset);
             self.write_blocks(Rest::Repeat);
         }
         Ok(())
@@ -235,17 +226,17 @@ impl Namespace {
         self.note_blocks(before, after);
     }
 
-    /// [`flush`](Self::flush), and a sync if the level asks for one, in one blocking call.
+    /// [`flush`](Self::flush), and all that [`begin_sync`](Self::begin_sync) gives, in one blocking call.
     ///
     /// # Errors
     ///
     /// As [`flush`](Self::flush) and [`finish_sync`](Self::finish_sync).
     pub fn commit(&mut self, now: Duration) -> Result<(), CommitFailed> {
         self.flush()?;
-        match self.begin_sync(now) {
-            Some(ticket) => self.finish_sync(ticket.run()),
-            None => Ok(()),
+        while let Some(ticket) = self.begin_sync(now) {
+            self.finish_sync(ticket.run())?;
         }
+        Ok(())
     }
 
     /// Writes and syncs everything, whatever the level.
@@ -255,16 +246,16 @@ impl Namespace {
     /// As [`commit`](Self::commit).
     pub fn sync(&mut self) -> Result<(), CommitFailed> {
         self.flush()?;
+        self.settle_change()?;
         let from = SeqNo(self.numbers.durable + 1);
         self.mend().map_err(|source| CommitFailed { from, source })?;
         if self.numbers.written == self.numbers.durable {
             return Ok(());
         }
         let now = self.sync.last.unwrap_or_default();
-        match self.ticket(now) {
-            Some(ticket) => self.finish_sync(ticket.run()),
-            None => Ok(()),
-        }
+        let Some(sync) = self.tail_sync(now) else { return Ok(()) };
+        let result = sync.file.sync();
+        self.finish_tail_sync(&sync, result)
     }
 }
 

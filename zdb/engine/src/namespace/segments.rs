@@ -15,8 +15,9 @@ use crate::{Error, SeqNo};
 
 /// A segment ends when it is this part of all that lives, so that garbage is never all in one.
 const SEGMENT_PART: u64 = 10;
-/// Smallest segment that ends for its size alone.
-const SEGMENT_SIZE_USUAL_MIN: u64 = 4 * 1024 * 1024;
+/// Smallest segment that ends for its size alone. The smaller segments are, the more they differ in how
+/// much of them is garbage, and the less compaction has to copy; the larger, the fewer syncs they cost.
+const SEGMENT_SIZE_USUAL_MIN: u64 = 2 * 1024 * 1024;
 
 /// From one segment to the next, in blocking calls.
 impl Namespace {
@@ -57,6 +58,12 @@ impl Namespace {
     /// written is void as well, so it need not be written.
     pub(super) fn clear_at(&mut self, seq: u64) -> Result<SeqNo, Error> {
         self.check_batch()?;
+        if self.is_publishing() {
+            return Err(Error::Busy);
+        }
+        if self.change.is_some() {
+            self.flush_amid_batch()?;
+        }
         let before = (self.numbers.last, self.numbers.next_id, self.numbers.forgotten);
         (self.numbers.last, self.numbers.next_id, self.numbers.forgotten) = (seq, 0, 0);
         let header = self.new_header(true).and_then(|header| self.create_segment(header));
@@ -79,9 +86,19 @@ impl Namespace {
         self.open_files.clear();
         self.adopt(segment);
         for segment in &void {
-            self.remove_files(segment.id());
+            self.folders.remove_segment(segment.id());
         }
         Ok(SeqNo(seq))
+    }
+
+    /// Ends the segment that is written, if there is one, and begins another: beside the caller if the
+    /// options say so. Everything appended is in its file.
+    pub(super) fn next_segment(&mut self) -> Result<(), Error> {
+        if self.claim.shared.options.defers {
+            return self.begin_change();
+        }
+        self.end_segment()?;
+        self.begin_segment(false)
     }
 
     /// Ends the segment that is written: everything in it is durable, and its index file complete
@@ -123,7 +140,7 @@ impl Namespace {
         Ok(())
     }
 
-    fn new_header(&self, clears: bool) -> Result<Header, Error> {
+    pub(super) fn new_header(&self, clears: bool) -> Result<Header, Error> {
         let id = self.next_segment_id()?;
         Ok(Header {
             id,
@@ -154,27 +171,11 @@ impl Namespace {
         }
     }
 
-    fn adopt(&mut self, mut segment: Segment) {
+    pub(super) fn adopt(&mut self, mut segment: Segment) {
         segment.dirty = true;
         self.segments.push(segment);
         self.tail = Some(Tail::new(HEADER_SIZE as u64));
         self.set_mark();
-    }
-
-    /// Removes a segment's files; what can't be removed now is when the namespace is loaded. A header
-    /// says that the segment is void, or [`forget_index_files`](Self::forget_index_files) came before.
-    pub(super) fn remove_files(&self, id: u32) {
-        let _ = self.folders.storage.remove(&self.folders.index_file(id));
-        let _ = self.folders.storage.remove(&self.folders.data_file(id));
-    }
-
-    /// Removes index files for good, before their segments go: alone they would say that a segment is
-    /// missing.
-    pub(super) fn forget_index_files(&self, ids: &[u32]) {
-        for id in ids {
-            let _ = self.folders.storage.remove(&self.folders.index_file(*id));
-        }
-        let _ = self.folders.storage.sync_folder(&self.folders.index);
     }
 
     /// Where a segment ends.
