@@ -61,8 +61,11 @@ impl Namespace {
         let ended = self.segments.len() - usize::from(self.tail.is_some()).min(self.segments.len());
         for segment in self.segments.iter_mut().take(ended) {
             let incomplete = !segment.index_sealed && segment.header.number != 0;
-            // What a missing segment held beyond its index file may come back with it.
-            if incomplete && !segment.missing && segment.seal(&self.folders).is_err() {
+            // What was not synced is not to be proven. What a missing segment held beyond its index
+            // file may come back with it.
+            let is_suspect = self.sync.suspects.contains(&segment.id());
+            if incomplete && !is_suspect && !segment.missing && segment.seal(&self.folders).is_err()
+            {
                 self.counters.index_error_count += 1;
                 // The disk is no better for the next one.
                 break;
