@@ -66,7 +66,9 @@ impl Story {
     }
 
     fn write_some(&mut self) {
-        for _ in 0..self.chance.below(8) {
+        // Now and then, more than a segment holds.
+        let is_burst = self.chance.below(24) == 0;
+        for _ in 0..if is_burst { 300 } else { self.chance.below(8) } {
             let op = self.chance.op();
             match write(&mut self.namespace, &op) {
                 Ok(Some(seq)) => {
