@@ -17,7 +17,7 @@ use crate::{Error, SeqNo};
 const SEGMENT_PART: u64 = 10;
 /// Smallest segment that ends for its size alone. The smaller segments are, the more they differ in how
 /// much of them is garbage, and the less compaction has to copy; the larger, the fewer syncs they cost.
-const SEGMENT_SIZE_USUAL_MIN: u64 = 2 * 1024 * 1024;
+const SEGMENT_SIZE_USUAL_MIN: u64 = 4 * 1024 * 1024;
 
 /// From one segment to the next, in blocking calls.
 impl Namespace {

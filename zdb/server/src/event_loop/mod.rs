@@ -148,7 +148,8 @@ impl Server {
             let wait = if has_work { Duration::ZERO } else { due.saturating_sub(self.core.now()) };
             self.poll.wait(wait, &mut events)?;
             self.core.begin_batch();
-            let is_idle = events.is_empty() && !has_work;
+            // Who waits for a reply has asked for something.
+            let is_idle = events.is_empty() && !has_work && self.waiting.is_empty();
             let mut is_quiet = !has_turns;
             let mut must_stop = false;
             for Ready { token, is_readable, is_writable, has_ended } in events.drain(..) {
