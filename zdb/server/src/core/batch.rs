@@ -1,7 +1,4 @@
 //! The end of a batch: one write, one sync, and the news of both.
-//!
-//! When a sync begins is a choice. It costs processor time whatever it makes durable, so it waits until
-//! nobody has sent anything more, or for [`SYNC_DELAY_MAX`]: what comes meanwhile shares it.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +6,6 @@ use zdb_engine::{CommitFailed, Durability, SeqNo, SyncDone, SyncTicket};
 
 use super::{Absence, Core, NamespaceId};
 use crate::refusal::display_chain;
-
-/// How long written bytes wait for others to share their sync, while clients send without a pause.
-const SYNC_DELAY_MAX: Duration = Duration::from_micros(500);
 
 /// A sync that is due, or something else that the engine needs and that blocks, so another thread runs
 /// it.
@@ -64,7 +58,7 @@ impl Core {
     }
 
     /// Writes what the batch wrote.
-    pub(crate) fn write(&mut self) {
+    fn write(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
             let now = self.clock.now;
@@ -84,10 +78,10 @@ impl Core {
     }
 
     /// Plans all that must be synced by now.
-    pub(crate) fn plan_syncs(&mut self) {
+    fn plan_syncs(&mut self) {
         let now = self.clock.now;
         let mut unsynced = std::mem::take(&mut self.unsynced);
-        for (id, _) in unsynced.drain(..) {
+        for id in unsynced.drain(..) {
             let Some(entry) = self.namespaces.get_mut(id) else { continue };
             entry.is_unsynced = false;
             let Ok(namespace) = &mut entry.namespace else { continue };
@@ -96,17 +90,6 @@ impl Core {
             }
         }
         self.unsynced = unsynced;
-    }
-
-    /// Whether something must be synced that [`plan_syncs`](Self::plan_syncs) has not been asked for.
-    pub(crate) fn wants_sync(&self) -> bool {
-        !self.unsynced.is_empty()
-    }
-
-    /// Whether something has waited for its sync long enough.
-    pub(crate) fn is_sync_overdue(&self) -> bool {
-        let oldest = self.unsynced.first();
-        oldest.is_some_and(|(_, since)| self.clock.now >= *since + SYNC_DELAY_MAX)
     }
 
     /// Takes a sync's result. What was written meanwhile is to be synced next.
@@ -165,7 +148,7 @@ impl Core {
         let Ok(namespace) = &entry.namespace else { return };
         if !entry.is_unsynced && namespace.wants_sync(now) {
             entry.is_unsynced = true;
-            self.unsynced.push((id, now));
+            self.unsynced.push(id);
         }
     }
 

@@ -11,7 +11,7 @@
 //! that a client who is not served for a while (it reads too slowly) costs nothing. No step walks over
 //! all clients: there are lists of those with something to do. A client gets one turn of at most
 //! 256 KiB a round. Replies that wait for nothing leave at the end of the turn, others after the batch
-//! is written. A sync begins when a round was quiet, see [`core`](crate::core).
+//! is written.
 
 mod clients;
 mod listen;
@@ -143,14 +143,12 @@ impl Server {
         let mut due = Duration::ZERO;
         let mut events = Vec::new();
         loop {
-            let has_turns = !self.ready.is_empty() || !self.unsent.is_empty() || self.must_feed;
-            let has_work = has_turns || self.core.wants_sync();
+            let has_work = !self.ready.is_empty() || !self.unsent.is_empty() || self.must_feed;
             let wait = if has_work { Duration::ZERO } else { due.saturating_sub(self.core.now()) };
             self.poll.wait(wait, &mut events)?;
             self.core.begin_batch();
             // Who waits for a reply has asked for something.
             let is_idle = events.is_empty() && !has_work && self.waiting.is_empty();
-            let mut is_quiet = !has_turns;
             let mut must_stop = false;
             for Ready { token, is_readable, is_writable, has_ended } in events.drain(..) {
                 match token {
@@ -159,15 +157,14 @@ impl Server {
                     Token::Signals => must_stop = true,
                     Token::Listener(index) => self.accept(index),
                     Token::Client(client) => {
-                        is_quiet = false;
                         self.note(client, is_readable, is_writable, has_ended);
                     }
                 }
             }
             self.serve();
-            self.settle(is_quiet);
+            self.settle();
             due = self.core.upkeep(is_idle);
-            self.settle(false);
+            self.settle();
             self.sweep();
             if must_stop || self.core.is_stopping() {
                 return self.end();

@@ -4,18 +4,13 @@ use super::Server;
 
 impl Server {
     /// Ends the batch: takes what other threads did, writes, plans syncs and tasks, and sends what may be
-    /// sent. `is_quiet`: no client has sent anything in this round, so that there is nobody for a sync to
-    /// wait for.
-    pub(super) fn settle(&mut self, is_quiet: bool) {
-        // Who gets a reply now may send more at once, and share the next sync.
-        let is_quiet = !self.take_done() && is_quiet;
-        self.core.write();
-        if is_quiet || self.core.is_sync_overdue() {
-            self.core.plan_syncs();
-            for sync in self.core.take_syncs() {
-                let workers = if sync.is_urgent() { &self.syncs } else { &self.upkeep };
-                workers.push(sync);
-            }
+    /// sent.
+    pub(super) fn settle(&mut self) {
+        self.take_done();
+        self.core.commit();
+        for sync in self.core.take_syncs() {
+            let workers = if sync.is_urgent() { &self.syncs } else { &self.upkeep };
+            workers.push(sync);
         }
         for task in self.core.take_tasks() {
             self.tasks.push(task);
@@ -36,12 +31,9 @@ impl Server {
     }
 
     /// Takes what other threads did: syncs, and namespaces that are back with answers for those who asked.
-    /// Says whether a sync was among it.
-    pub(super) fn take_done(&mut self) -> bool {
-        let mut has_synced = false;
+    pub(super) fn take_done(&mut self) {
         for synced in self.syncs.take_done().chain(self.upkeep.take_done()) {
             self.core.synced(synced);
-            has_synced = true;
         }
         for done in self.tasks.take_done() {
             self.core.finish_task(done);
@@ -59,7 +51,6 @@ impl Server {
                 Self::queue_ready(&mut self.ready, id, client);
             }
         }
-        has_synced
     }
 
     /// Lets go of replies whose writes are durable, or failed.
