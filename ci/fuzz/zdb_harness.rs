@@ -61,12 +61,12 @@ fn settle(core: &mut Core, clients: &mut [Connection; 2]) {
     loop {
         core.commit();
         let syncs: Vec<_> = core.take_syncs().collect();
+        let tasks: Vec<_> = core.take_tasks().collect();
+        if syncs.is_empty() && tasks.is_empty() {
+            return;
+        }
         for sync in syncs {
             core.synced(sync.run());
-        }
-        let tasks: Vec<_> = core.take_tasks().collect();
-        if tasks.is_empty() {
-            return;
         }
         for task in tasks {
             core.finish_task(task.run());
@@ -87,6 +87,7 @@ fn open(folder: &Path) -> Core {
     let options = Options {
         reserve_size: 0,
         segment_size: Options::SEGMENT_SIZE_MIN,
+        defers: true,
         ..Options::new(folder.join("data"), folder.join("index"))
     };
     let engine = Engine::open(Arc::new(Disk), options).expect("folders of our own");

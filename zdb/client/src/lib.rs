@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod commands;
 mod connection;
 mod error;
 mod pool;
@@ -17,11 +18,13 @@ mod recorded;
 mod stream;
 #[cfg(test)]
 mod testing;
+mod value;
 
-pub use connection::{BATCH_COUNT_MAX, Client, Value};
+pub use connection::{BATCH_COUNT_MAX, Client};
 pub use error::ClientError;
 pub use pool::{Namespace, Pool, PoolOptions};
 pub use stream::{AddressCheck, Endpoint, Timeouts};
+pub use value::Value;
 
 use std::fmt;
 

@@ -6,21 +6,17 @@
 //! that deletions and compaction still can write, while other writes are refused; it is made
 //! again when space returns.
 
-use std::collections::BTreeSet;
-use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use crate::cache::Budget;
 use crate::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::log::segment::{Folders, write_error};
+use crate::shared::{Claim, Shared};
 use crate::storage::{Open, Space, Storage};
 use crate::{Error, Name, Namespace, Secret, Settings};
 
 const LOCK_NAME: &str = ".lockfile";
-const RESERVE_NAME: &str = ".reserve";
 const NEW_PREFIX: &str = ".new-";
 const TRASH_PREFIX: &str = ".trash-";
 /// Files of removed namespaces that one tick removes.
@@ -45,6 +41,10 @@ pub struct Options {
     /// Most bytes of segments that all namespaces together keep in memory, so that small reads need
     /// no call to the system.
     pub cache_size: u64,
+    /// Whether segments end, begin and are replaced beside the caller. What blocks becomes tickets of
+    /// [`Namespace::begin_sync`], which must be run for writes to go on; while they run, some calls
+    /// give [`Error::Busy`]. Otherwise they block.
+    pub defers: bool,
 }
 
 impl Options {
@@ -64,6 +64,7 @@ impl Options {
             secret: None,
             open_files_max: 256,
             cache_size: 128 * 1024 * 1024,
+            defers: false,
         }
     }
 }
@@ -81,19 +82,6 @@ pub struct FreeSpace {
 #[derive(Clone, Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
-}
-
-/// What the namespaces of an engine share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) options: Options,
-    pub(crate) cache_budget: Arc<Budget>,
-    loaded: Mutex<BTreeSet<Name>>,
-    disk_full: AtomicBool,
-    /// Serializes changes of the reserve.
-    reserve: Mutex<()>,
-    _locks: [Box<dyn Debug + Send + Sync>; 2],
 }
 
 impl Engine {
@@ -116,16 +104,7 @@ impl Engine {
         options.segment_size =
             options.segment_size.clamp(Options::SEGMENT_SIZE_MIN, Options::SEGMENT_SIZE_MAX);
         options.open_files_max = options.open_files_max.max(1);
-        let shared = Shared {
-            storage,
-            cache_budget: Arc::new(Budget::new(options.cache_size)),
-            options,
-            loaded: Mutex::default(),
-            disk_full: AtomicBool::new(false),
-            reserve: Mutex::default(),
-            _locks: locks,
-        };
-        shared.make_reserve();
+        let shared = Shared::new(storage, options, locks);
         let engine = Self { shared: Arc::new(shared) };
         engine.throw_away_half_made()?;
         Ok(engine)
@@ -357,70 +336,6 @@ impl Engine {
             storage.remove(&folder.join(file))?;
         }
         storage.remove_folder(folder)
-    }
-}
-
-impl Shared {
-    pub(crate) fn disk_full(&self) -> bool {
-        self.disk_full.load(Ordering::Relaxed)
-    }
-
-    /// Gives the reserve back to the disk. Says whether there was one.
-    pub(crate) fn give_reserve_up(&self) -> bool {
-        let _serialized = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
-        self.disk_full.store(true, Ordering::Relaxed);
-        let path = self.options.data.join(RESERVE_NAME);
-        let given = (|| {
-            let file = self.storage.open(&path, Open::Existing)?;
-            let size = file.size()?;
-            file.set_size(0)?;
-            io::Result::Ok(size)
-        })();
-        given.is_ok_and(|size| size > 0)
-    }
-
-    /// Makes the reserve if the disk has room for it and as much again, so that it is not given up
-    /// at once; the disk is not full then.
-    fn make_reserve(&self) {
-        let _serialized = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = (|| {
-            let file = self.storage.open(&self.options.data.join(RESERVE_NAME), Open::Empty)?;
-            let space = self.storage.space(&self.options.data)?;
-            // A small disk shall not be all reserve.
-            let size = self.options.reserve_size.min(space.total / 16);
-            if space.free < size.saturating_mul(2) {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            if size > 0 {
-                file.allocate(size)?;
-            }
-            io::Result::Ok(())
-        })();
-        self.disk_full.store(made.is_err(), Ordering::Relaxed);
-    }
-}
-
-/// The right to have a namespace loaded, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Claim {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) name: Name,
-}
-
-impl Claim {
-    fn new(shared: &Arc<Shared>, name: &Name) -> Result<Self, Error> {
-        let mut loaded = shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if !loaded.insert(name.clone()) {
-            return Err(Error::Loaded(name.to_string()));
-        }
-        Ok(Self { shared: Arc::clone(shared), name: name.clone() })
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        let mut loaded = self.shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.remove(&self.name);
     }
 }
 

@@ -90,6 +90,9 @@ pub enum Error {
     /// The key doesn't open this namespace, or the namespace is not encrypted.
     #[error("the key does not open this namespace")]
     WrongKey,
+    /// Another thread must end something first: see [`Options::defers`](crate::Options::defers).
+    #[error("a segment of the namespace is being changed")]
+    Busy,
     /// An encrypted password, and the options have no key to open it.
     #[error("the descriptor's password is sealed, and no key for passwords was given")]
     PasswordSealed,

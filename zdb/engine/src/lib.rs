@@ -18,7 +18,9 @@
 //!
 //! Every write has a sequence number, and [`Namespace::acknowledged`] tells up to which number
 //! replies may be sent at the namespace's level. While a sync runs, the next batch is appended.
-//! [`Namespace::commit`] does the three steps in one call for those who may block. Who doesn't asks
+//! [`Namespace::commit`] does the three steps in one call for those who may block. With
+//! [`Options::defers`] nothing that reads and writes do blocks: the change from one segment to the next
+//! and the end of a compaction are tickets, too, and writes go on meanwhile. Who doesn't asks
 //! for the next ticket when a sync has finished: what was written meanwhile waits for it.
 //!
 //! # How a namespace lies on the disk
@@ -68,6 +70,7 @@ mod log;
 mod name;
 mod namespace;
 mod settings;
+mod shared;
 #[cfg(test)]
 mod simulation;
 pub mod storage;

@@ -124,7 +124,7 @@ fn write_namespaces(text: &mut String, core: &Core) -> std::fmt::Result {
     let entries = core.namespaces.entries().take(NAMESPACE_COUNT_MAX);
     let stats: Vec<(String, Stats)> = entries
         .filter_map(|entry| {
-            let stats = entry.namespace.as_ref().ok()?.stats();
+            let stats = entry.stats()?;
             Some((escape(&entry.name.to_string()), stats))
         })
         .collect();

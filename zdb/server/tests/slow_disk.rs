@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{Client, Received, bulk, simple};
@@ -86,21 +87,69 @@ impl Storage for HangingDisk {
     }
 }
 
+/// A server on such a disk.
+struct Running {
+    disk: Arc<HangingDisk>,
+    port: u16,
+    stop: UnixStream,
+    thread: JoinHandle<io::Result<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Running {
+    fn start() -> Self {
+        let disk = Arc::new(HangingDisk::default());
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            reserve_size: 0,
+            defers: true,
+            ..Options::new(folder.path().join("data"), folder.path().join("index"))
+        };
+        let engine = Engine::open(Arc::<HangingDisk>::clone(&disk), options).unwrap();
+        let core = Core::open(engine, Policy::default()).unwrap();
+        let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let port = listener.tcp_address().unwrap().port();
+        let (stop, signals) = UnixStream::pair().unwrap();
+        let run = move || Server::new(core, vec![listener], None, signals).unwrap().run();
+        Self { disk, port, stop, thread: std::thread::spawn(run), _folder: folder }
+    }
+
+    fn end(self) {
+        drop(self.stop);
+        self.thread.join().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn a_segment_that_begins_keeps_nobody_but_its_writers_waiting() {
+    let running = Running::start();
+    let [mut writer, mut other] = [(); 2].map(|()| Client::connect(running.port));
+    assert_eq!(writer.ask(&[b"NSNEW", b"n"]), simple("OK"));
+    assert_eq!(writer.ask(&[b"SELECT", b"n"]), simple("OK"));
+    assert_eq!(other.ask(&[b"SET", b"begins", b"a segment"]), bulk(b"begins"));
+    running.disk.set(true);
+    writer.tell(&[b"SET", b"first", b"value"]);
+    for count in 0..20_u32 {
+        let value = count.to_string();
+        assert_eq!(other.ask(&[b"SET", b"key", value.as_bytes()]), bulk(b"key"));
+        assert_eq!(other.ask(&[b"GET", b"key"]), bulk(value.as_bytes()));
+    }
+    let mut reader = Client::connect(running.port);
+    assert_eq!(reader.ask(&[b"SELECT", b"n"]), simple("OK"));
+    assert_eq!(reader.ask(&[b"GET", b"first"]), bulk(b"value"), "readable at once");
+    let patience = writer.stream.read_timeout().unwrap();
+    writer.stream.set_read_timeout(Some(SILENCE)).unwrap();
+    assert_eq!(writer.receive(), Received::Nothing, "it is not durable");
+    writer.stream.set_read_timeout(patience).unwrap();
+    running.disk.set(false);
+    assert_eq!(writer.receive(), bulk(b"first"));
+    running.end();
+}
+
 #[test]
 fn who_changes_a_namespace_keeps_nobody_else_waiting() {
-    let disk = Arc::new(HangingDisk::default());
-    let folder = tempfile::tempdir().unwrap();
-    let options = Options {
-        reserve_size: 0,
-        ..Options::new(folder.path().join("data"), folder.path().join("index"))
-    };
-    let engine = Engine::open(Arc::<HangingDisk>::clone(&disk), options).unwrap();
-    let core = Core::open(engine, Policy::default()).unwrap();
-    let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
-    let port = listener.tcp_address().unwrap().port();
-    let (stop, signals) = UnixStream::pair().unwrap();
-    let running =
-        std::thread::spawn(move || Server::new(core, vec![listener], None, signals).unwrap().run());
+    let running = Running::start();
+    let (disk, port) = (&running.disk, running.port);
 
     let [mut asker, mut owner, mut other] = [(); 3].map(|()| Client::connect(port));
     assert_eq!(asker.ask(&[b"NSNEW", b"n"]), simple("OK"));
@@ -137,6 +186,5 @@ fn who_changes_a_namespace_keeps_nobody_else_waiting() {
         let exists = i64::from(number < 2);
         assert_eq!(owner.receive(), Received::Integer(exists), "{}", command[0].escape_ascii());
     }
-    drop(stop);
-    running.join().unwrap().unwrap();
+    running.end();
 }

@@ -186,8 +186,18 @@ impl Segment {
     /// Writes what is left of the index file, says that it is complete, and makes it durable. All
     /// records must be durable.
     pub(crate) fn seal(&mut self, folders: &Folders) -> io::Result<()> {
+        let Some(file) = self.seal_unsynced(folders)? else { return Ok(()) };
+        let synced = file.sync().and_then(|()| folders.storage.sync_folder(&folders.index));
+        if synced.is_err() {
+            self.unseal();
+        }
+        synced
+    }
+
+    /// The same, but for the sync of the file that it gives, and of its folder.
+    pub(crate) fn seal_unsynced(&mut self, folders: &Folders) -> io::Result<Option<Arc<dyn File>>> {
         if self.index_sealed || self.blocks.iter().any(|block| block.at.is_none()) {
-            return Ok(());
+            return Ok(None);
         }
         self.write_blocks(folders, self.end, Rest::Block)?;
         let file = self.index_handle(folders)?;
@@ -199,12 +209,19 @@ impl Segment {
             // Compaction knows all of the header only now.
             write_full(&*file, &self.header.to_bytes(Part::Index), 0)?;
         }
-        file.set_size(self.index_size + bytes.len() as u64)?;
-        file.sync()?;
-        folders.storage.sync_folder(&folders.index)?;
-        self.index_size += bytes.len() as u64;
-        self.index_sealed = true;
-        Ok(())
+        let size = self.index_size + bytes.len() as u64;
+        file.set_size(size)?;
+        (self.index_size, self.index_sealed) = (size, true);
+        // There will be no more, and a segment may stand for years.
+        self.pending = Vec::new();
+        Ok(Some(file))
+    }
+
+    /// The index file may not be complete after all: it is to be sealed again.
+    pub(crate) fn unseal(&mut self) {
+        if std::mem::take(&mut self.index_sealed) {
+            self.index_size -= BLOCK_HEAD_SIZE as u64;
+        }
     }
 
     /// Reads the index file as far as it is whole, showing its entries. What it does not tell is

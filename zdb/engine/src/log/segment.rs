@@ -45,6 +45,28 @@ impl Folders {
     pub(crate) fn new_index_file(&self) -> PathBuf {
         self.index.join(NEW_INDEX_NAME)
     }
+
+    /// Removes a segment's files; what can't be removed now is when the namespace is loaded. A header
+    /// says that the segment is void, or [`forget_index_files`](Self::forget_index_files) came before.
+    pub(crate) fn remove_segment(&self, id: u32) {
+        let _ = self.storage.remove(&self.index_file(id));
+        let _ = self.storage.remove(&self.data_file(id));
+    }
+
+    /// Removes index files for good, before their segments go: alone they would say that a segment is
+    /// missing.
+    pub(crate) fn forget_index_files(&self, ids: &[u32]) {
+        for id in ids {
+            let _ = self.storage.remove(&self.index_file(*id));
+        }
+        let _ = self.storage.sync_folder(&self.index);
+    }
+
+    /// Removes what a compaction that was given up has left.
+    pub(crate) fn remove_half_compacted(&self) {
+        let _ = self.storage.remove(&self.compacted_data_file());
+        let _ = self.storage.remove(&self.new_index_file());
+    }
 }
 
 /// Names of files that are not whole yet.
@@ -96,6 +118,10 @@ pub(crate) struct Segment {
     pub(crate) missing: bool,
     /// Whether it was written since that was last asked.
     pub(crate) dirty: bool,
+    /// Whether its file must stay open, because its name is about to be another's.
+    pub(crate) pinned: bool,
+    /// Whether its file is being made.
+    is_coming: bool,
     /// The file's name in the cache: no two files of a process have the same.
     pub(crate) cache_name: u32,
     /// Where its blocks are in the cache.
@@ -111,6 +137,23 @@ impl Segment {
     /// file is back.
     pub(crate) fn missing(header: Header) -> Self {
         Self { damaged: true, missing: true, ..Self::without_file(header) }
+    }
+
+    /// A segment whose file is being made. All of it is in memory until
+    /// [`give_file`](Self::give_file).
+    pub(crate) fn coming(header: Header) -> Self {
+        Self { is_coming: true, ..Self::without_file(header) }
+    }
+
+    pub(crate) fn give_file(&mut self, file: Arc<dyn File>) {
+        self.file = Some(file);
+        self.is_coming = false;
+    }
+
+    /// The file of a segment that was just made.
+    pub(crate) fn into_file(self) -> Result<Arc<dyn File>, Error> {
+        let missing = self.damage(0, "its file is missing");
+        self.file.ok_or(missing)
     }
 
     fn without_file(header: Header) -> Self {
@@ -131,6 +174,8 @@ impl Segment {
             damaged: false,
             missing: false,
             dirty: false,
+            pinned: false,
+            is_coming: false,
             cached: Vec::new(),
             cache_name: NEXT_CACHE_NAME.fetch_add(1, Ordering::Relaxed),
         }
@@ -161,6 +206,9 @@ impl Segment {
 
     /// The file, opened if it is not open.
     pub(crate) fn file(&mut self, folders: &Folders) -> Result<&Arc<dyn File>, Error> {
+        if self.is_coming {
+            return Err(Error::Busy);
+        }
         if self.file.is_none() {
             let path = folders.data_file(self.id());
             let opened = folders.storage.open(&path, Open::Existing);

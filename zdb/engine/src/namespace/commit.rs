@@ -1,73 +1,44 @@
-//! Batches, syncs, and segments that begin and end.
+//! Batches and syncs.
 //!
-//! The order of things is what makes a crash harmless: a segment's header and name are durable
-//! before its first record; a segment is synced whole before the next one begins, so that only the
-//! last can have a torn tail; index blocks are written after the records they tell of were synced.
+//! Index blocks are written after the records they tell of were synced: what they prove is true.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Namespace, Tail};
+use super::Namespace;
+use super::ticket::TailSync;
 use crate::cache::BLOCK_SIZE;
-use crate::cipher::Keys;
-use crate::index::Index;
-use crate::log::header::{HEADER_SIZE, Header};
 use crate::log::index_file::Rest;
-use crate::log::segment::Segment;
 use crate::storage::{File, is_full, write_full};
 use crate::{CommitFailed, Durability, Error, SeqNo};
 
 /// Bytes of the tail that stay in memory after they were written.
 const KEEP_SIZE: usize = 256 * 1024;
-/// A segment ends when it is this part of all that lives, so that garbage is never all in one.
-const SEGMENT_PART: u64 = 10;
-/// Smallest segment that ends for its size alone.
-const SEGMENT_SIZE_USUAL_MIN: u64 = 4 * 1024 * 1024;
+/// Memory of the tail's buffer that stays while batches follow each other, in bytes.
+const BUFFER_KEPT_SIZE: usize = 6 * 1024 * 1024;
 /// Entries that wait for a sync beyond which level none syncs, too.
 const UNSYNCED_COUNT_MAX: usize = 64 * 1024;
 
 /// Where syncs stand.
 #[derive(Debug, Default)]
 pub(super) struct SyncState {
-    in_flight: bool,
+    /// Whether a sync of the tail or a change of segments is under way.
+    pub(super) in_flight: bool,
     last: Option<Duration>,
     /// Segments whose sync failed: what they hold may not be on the disk.
     pub(super) suspects: std::collections::BTreeSet<u32>,
-    /// A write amid the batch failed, and the server doesn't know yet.
-    failed: Option<CommitFailed>,
-}
-
-/// A sync to be done.
-#[derive(Debug)]
-pub struct SyncTicket {
-    file: Arc<dyn File>,
-    segment: u32,
-    offset: u64,
-    seq: u64,
-    now: Duration,
-}
-
-impl SyncTicket {
-    /// Syncs. Blocks; may run on any thread.
-    #[must_use]
-    pub fn run(self) -> SyncDone {
-        let result = self.file.sync();
-        SyncDone { ticket: self, result }
-    }
-}
-
-/// A sync that was done, or failed; to be given to [`Namespace::finish_sync`].
-#[derive(Debug)]
-pub struct SyncDone {
-    ticket: SyncTicket,
-    result: io::Result<()>,
+    /// Writes failed amid the batch, and the server doesn't know yet.
+    pub(super) failed: Option<CommitFailed>,
+    /// Index files that are complete and have not been synced.
+    pub(super) index_files: Vec<(u32, Arc<dyn File>)>,
 }
 
 /// Making writes durable.
 impl Namespace {
     /// Writes all that was appended, in one call to the system. To be called once for each batch of
-    /// requests, before their replies.
+    /// requests, before their replies. What was appended to a segment that has no file yet is written
+    /// when it has.
     ///
     /// # Errors
     ///
@@ -78,7 +49,7 @@ impl Namespace {
             return Err(failed);
         }
         let Some(tail) = &self.tail else { return Ok(()) };
-        if tail.written == tail.end() {
+        if tail.written == tail.end() || self.change.is_some() {
             return Ok(());
         }
         let mut written = self.write_pending();
@@ -94,9 +65,15 @@ impl Namespace {
         }
     }
 
-    /// Writes amid a batch. A failure is told to the caller now, and to the server with the batch.
+    /// Writes amid a batch, all of it. A failure is told to the caller now, and to the server with the
+    /// batch.
     pub(super) fn flush_amid_batch(&mut self) -> Result<(), Error> {
-        let Err(failed) = self.flush() else { return Ok(()) };
+        let failed = match self.settle_change().and_then(|()| self.flush()) {
+            Ok(()) => return Ok(()),
+            // Nothing is lost by waiting.
+            Err(CommitFailed { source: Error::Busy, .. }) => return Err(Error::Busy),
+            Err(failed) => failed,
+        };
         self.sync.failed = Some(CommitFailed { from: failed.from, source: again(&failed.source) });
         Err(failed.source)
     }
@@ -122,9 +99,14 @@ impl Namespace {
             if tail.buffer.len() > KEEP_SIZE {
                 let mut bytes = std::mem::take(&mut tail.buffer);
                 let start = std::mem::replace(&mut tail.start, tail.written);
-                self.keep_blocks(start, &bytes);
+                let large_size = std::mem::take(&mut tail.large_size);
+                // Large records are not read by way of the cache, so others may have its room.
+                if large_size < bytes.len() / 2 {
+                    self.keep_blocks(start, &bytes);
+                }
                 bytes.clear();
-                bytes.shrink_to(4 * KEEP_SIZE);
+                // The next batch will be about as large. A tick gives it back when there is none.
+                bytes.shrink_to(BUFFER_KEPT_SIZE);
                 if let Some(tail) = &mut self.tail {
                     tail.buffer = bytes;
                 }
@@ -171,28 +153,28 @@ impl Namespace {
         })
     }
 
-    /// What must be synced now: written bytes at level group, at level interval when it is
-    /// time, at level none when very many wait. `None` if nothing must, or a sync is under way.
-    /// `now` is any monotonic clock.
-    pub fn begin_sync(&mut self, now: Duration) -> Option<SyncTicket> {
-        let due = match self.descriptor.settings.durability {
-            Durability::Group => true,
-            Durability::Interval(interval) => {
-                self.sync.last.is_none_or(|last| now.saturating_sub(last) >= interval)
-            }
-            Durability::None => self
-                .segments
-                .last()
-                .is_some_and(|segment| segment.pending.len() > UNSYNCED_COUNT_MAX),
-        };
-        // What a failed sync left behind is not made good by another one.
+    /// Whether written bytes are to be synced, and no sync is under way.
+    pub(super) fn wants_tail_sync(&self, now: Duration) -> bool {
+        let due = self.waits_for_durable()
+            || match self.descriptor.settings.durability {
+                Durability::Group => true,
+                Durability::Interval(interval) => {
+                    self.sync.last.is_none_or(|last| now.saturating_sub(last) >= interval)
+                }
+                Durability::None => self
+                    .segments
+                    .last()
+                    .is_some_and(|segment| segment.pending.len() > UNSYNCED_COUNT_MAX),
+            };
+        // What a failed sync left behind is not made good by another one; and the change of a segment
+        // syncs what came before it.
         let waiting = self.numbers.written > self.numbers.durable && self.sync.suspects.is_empty();
-        if due && waiting && !self.sync.in_flight { self.ticket(now) } else { None }
+        due && waiting && !self.sync.in_flight && self.change.is_none()
     }
 
-    fn ticket(&mut self, now: Duration) -> Option<SyncTicket> {
+    pub(super) fn tail_sync(&mut self, now: Duration) -> Option<TailSync> {
         let (tail, segment) = (self.tail.as_ref()?, self.segments.last()?);
-        let ticket = SyncTicket {
+        let sync = TailSync {
             file: Arc::clone(segment.open_file()?),
             segment: segment.id(),
             offset: tail.written,
@@ -200,36 +182,35 @@ impl Namespace {
             now,
         };
         self.sync.in_flight = true;
-        Some(ticket)
+        Some(sync)
     }
 
-    /// Takes a sync's result, after which [`acknowledged`](Self::acknowledged) may have risen.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Sync`]: writes that wait for a reply must hear of it. What was written stays
-    /// visible; the engine writes it again to a new file, and refuses new writes until that
-    /// succeeded.
-    pub fn finish_sync(&mut self, done: SyncDone) -> Result<(), CommitFailed> {
-        let SyncDone { ticket, result } = done;
+    pub(super) fn finish_tail_sync(
+        &mut self,
+        sync: &TailSync,
+        result: io::Result<()>,
+    ) -> Result<(), CommitFailed> {
         self.sync.in_flight = false;
         if let Err(error) = result {
-            if self.position(ticket.segment).is_some() {
+            if self.position(sync.segment).is_some() {
                 self.counters.data_error_count += 1;
-                self.sync.suspects.insert(ticket.segment);
+                self.sync.suspects.insert(sync.segment);
             }
             let from = SeqNo(self.numbers.durable + 1);
-            return Err(CommitFailed { from, source: Error::Sync(error) });
+            let source = Error::Sync(error);
+            // No segment may follow one that is not durable.
+            self.abandon_change(&source);
+            return Err(CommitFailed { from, source });
         }
         self.counters.sync_count += 1;
-        self.sync.last = Some(ticket.now);
+        self.sync.last = Some(sync.now);
         if !self.sync.suspects.is_empty() {
             return Ok(());
         }
-        self.numbers.durable = self.numbers.durable.max(ticket.seq);
-        let is_tail = self.segments.last().is_some_and(|last| last.id() == ticket.segment);
+        self.numbers.durable = self.numbers.durable.max(sync.seq);
+        let is_tail = self.segments.last().is_some_and(|last| last.id() == sync.segment);
         if let Some(tail) = self.tail.as_mut().filter(|_| is_tail) {
-            tail.synced = tail.synced.max(ticket.offset);
+            tail.synced = tail.synced.max(sync.offset);
             self.write_blocks(Rest::Repeat);
         }
         Ok(())
@@ -245,17 +226,17 @@ impl Namespace {
         self.note_blocks(before, after);
     }
 
-    /// [`flush`](Self::flush), and a sync if the level asks for one, in one blocking call.
+    /// [`flush`](Self::flush), and all that [`begin_sync`](Self::begin_sync) gives, in one blocking call.
     ///
     /// # Errors
     ///
     /// As [`flush`](Self::flush) and [`finish_sync`](Self::finish_sync).
     pub fn commit(&mut self, now: Duration) -> Result<(), CommitFailed> {
         self.flush()?;
-        match self.begin_sync(now) {
-            Some(ticket) => self.finish_sync(ticket.run()),
-            None => Ok(()),
+        while let Some(ticket) = self.begin_sync(now) {
+            self.finish_sync(ticket.run())?;
         }
+        Ok(())
     }
 
     /// Writes and syncs everything, whatever the level.
@@ -265,179 +246,16 @@ impl Namespace {
     /// As [`commit`](Self::commit).
     pub fn sync(&mut self) -> Result<(), CommitFailed> {
         self.flush()?;
+        self.settle_change()?;
         let from = SeqNo(self.numbers.durable + 1);
         self.mend().map_err(|source| CommitFailed { from, source })?;
         if self.numbers.written == self.numbers.durable {
             return Ok(());
         }
         let now = self.sync.last.unwrap_or_default();
-        match self.ticket(now) {
-            Some(ticket) => self.finish_sync(ticket.run()),
-            None => Ok(()),
-        }
-    }
-
-    /// Seals the segment that is written, so that the next write starts another. Blocks on syncs.
-    /// Gives the numbers of the old and the new segment.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::DiskFull`], [`Error::Write`], [`Error::Sync`], [`Error::File`].
-    pub fn rotate(&mut self) -> Result<(u32, u32), Error> {
-        self.keys()?;
-        self.flush_amid_batch()?;
-        self.mend()?;
-        if self.segments.is_empty() {
-            self.begin_segment(false)?;
-        }
-        self.end_segment()?;
-        let old = self.segments.last().map_or(0, Segment::id);
-        self.begin_segment(false)?;
-        Ok((old, self.segments.last().map_or(0, Segment::id)))
-    }
-
-    /// Removes all keys, and makes that durable. Ids start again, numbers of writes go on.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Frozen`], [`Error::Locked`], [`Error::Worm`]; [`Error::DiskFull`],
-    /// [`Error::Write`], [`Error::Sync`], [`Error::File`].
-    pub fn clear(&mut self) -> Result<SeqNo, Error> {
-        self.may_write()?;
-        if self.descriptor.settings.worm && !self.is_empty() {
-            return Err(Error::Worm);
-        }
-        self.clear_at(self.numbers.last + 1)
-    }
-
-    /// Begins a segment that voids all before it, then removes them. What was appended and not
-    /// written is void as well, so it need not be written.
-    pub(super) fn clear_at(&mut self, seq: u64) -> Result<SeqNo, Error> {
-        self.check_batch()?;
-        let before = (self.numbers.last, self.numbers.next_id, self.numbers.forgotten);
-        (self.numbers.last, self.numbers.next_id, self.numbers.forgotten) = (seq, 0, 0);
-        let header = self.new_header(true).and_then(|header| self.create_segment(header));
-        let segment = match header {
-            Ok(segment) => segment,
-            Err(error) => {
-                (self.numbers.last, self.numbers.next_id, self.numbers.forgotten) = before;
-                return Err(error);
-            }
-        };
-        let void = std::mem::take(&mut self.segments);
-        self.index = Index::new(self.descriptor.settings.mode);
-        self.numbers.entry_count = 0;
-        self.numbers.value_size = 0;
-        self.numbers.live_size = 0;
-        self.numbers.durable = seq;
-        self.sync.suspects.clear();
-        self.compaction = None;
-        self.damage.clear();
-        self.open_files.clear();
-        self.adopt(segment);
-        for segment in &void {
-            self.remove_files(segment.id());
-        }
-        Ok(SeqNo(seq))
-    }
-
-    /// Ends the segment that is written: everything in it is durable, and its index file complete
-    /// unless that failed.
-    pub(super) fn end_segment(&mut self) -> Result<(), Error> {
-        let (Some(tail), Some(segment)) = (&self.tail, self.segments.last_mut()) else {
-            return Ok(());
-        };
-        let spoilt = tail.spoilt;
-        let file = Arc::clone(segment.file(&self.folders)?);
-        if spoilt {
-            // What a failed write left behind; the index file's seal says where the end is, too.
-            let _ = file.set_size(tail.written);
-        }
-        if let Err(error) = file.sync() {
-            self.counters.data_error_count += 1;
-            self.sync.suspects.insert(segment.id());
-            return Err(Error::Sync(error));
-        }
-        self.counters.sync_count += 1;
-        if self.sync.suspects.is_empty() {
-            self.numbers.durable = self.numbers.written;
-        }
-        let sealed = segment.seal(&self.folders);
-        self.counters.index_error_count += u64::from(sealed.is_err());
-        self.tail = None;
-        if !self.open_files.contains(&segment.id()) {
-            self.open_files.push_back(segment.id());
-        }
-        self.set_mark();
-        Ok(())
-    }
-
-    /// Begins a segment for the next writes. Everything before is in its file.
-    pub(super) fn begin_segment(&mut self, clears: bool) -> Result<(), Error> {
-        let header = self.new_header(clears)?;
-        let segment = self.create_segment(header)?;
-        self.adopt(segment);
-        Ok(())
-    }
-
-    fn new_header(&self, clears: bool) -> Result<Header, Error> {
-        let id = self.next_segment_id()?;
-        Ok(Header {
-            id,
-            through: id,
-            number: self.random_number()?,
-            base: self.numbers.last,
-            next_id: self.numbers.next_id,
-            forgotten: self.numbers.forgotten,
-            key_id: self.keys.as_ref().map_or(0, |keys: &Keys| keys.current),
-            clears,
-        })
-    }
-
-    pub(super) fn random_number(&self) -> Result<u64, Error> {
-        let mut number = [0; 8];
-        self.folders.storage.random(&mut number).map_err(Error::Read)?;
-        Ok(u64::from_le_bytes(number))
-    }
-
-    /// On a full disk the reserve makes room for it.
-    fn create_segment(&mut self, header: Header) -> Result<Segment, Error> {
-        let created = Segment::create(&self.folders, header);
-        match created {
-            Err(Error::DiskFull) if self.claim.shared.give_reserve_up() => {
-                Segment::create(&self.folders, header)
-            }
-            created => created,
-        }
-    }
-
-    fn adopt(&mut self, mut segment: Segment) {
-        segment.dirty = true;
-        self.segments.push(segment);
-        self.tail = Some(Tail::new(HEADER_SIZE as u64));
-        self.set_mark();
-    }
-
-    /// Removes a segment's files; what can't be removed now is when the namespace is loaded. A header
-    /// says that the segment is void, or [`forget_index_files`](Self::forget_index_files) came before.
-    pub(super) fn remove_files(&self, id: u32) {
-        let _ = self.folders.storage.remove(&self.folders.index_file(id));
-        let _ = self.folders.storage.remove(&self.folders.data_file(id));
-    }
-
-    /// Removes index files for good, before their segments go: alone they would say that a segment is
-    /// missing.
-    pub(super) fn forget_index_files(&self, ids: &[u32]) {
-        for id in ids {
-            let _ = self.folders.storage.remove(&self.folders.index_file(*id));
-        }
-        let _ = self.folders.storage.sync_folder(&self.folders.index);
-    }
-
-    /// Where a segment ends.
-    pub(super) fn segment_size_limit(&self) -> u64 {
-        let configured = u64::from(self.claim.shared.options.segment_size);
-        (self.numbers.live_size / SEGMENT_PART).max(SEGMENT_SIZE_USUAL_MIN).min(configured)
+        let Some(sync) = self.tail_sync(now) else { return Ok(()) };
+        let result = sync.file.sync();
+        self.finish_tail_sync(&sync, result)
     }
 }
 

@@ -22,13 +22,13 @@ use super::{Counters, Namespace, Numbers, Tail};
 use crate::Error;
 use crate::cache::Cache;
 use crate::descriptor::Descriptor;
-use crate::engine::Claim;
 use crate::index::Index;
 use crate::index::slot::SEGMENT_ID_MAX;
 use crate::log::block::Entry;
 use crate::log::header::{HEADER_SIZE, Header, Part};
 use crate::log::scan;
 use crate::log::segment::{COMPACTED_DATA_NAME, Folders, NEW_DATA_NAME, NEW_INDEX_NAME, Segment};
+use crate::shared::Claim;
 use crate::storage::{File, Open, read_full};
 use crate::{Mode, SeqNo};
 
@@ -55,13 +55,15 @@ impl Namespace {
             tail: None,
             numbers: Numbers::default(),
             undo: Vec::new(),
-            mark: super::write::Mark::default(),
+            mark: super::undo::Mark::default(),
             sync: super::commit::SyncState::default(),
             hold: None,
             open_files: Default::default(),
             damage: Default::default(),
             scratch: Vec::new(),
+            change: None,
             compaction: None,
+            compaction_error: None,
             scrub: Default::default(),
             counters: Counters::default(),
             idle_since: SeqNo::default(),
@@ -180,7 +182,7 @@ impl Namespace {
         for (position, (segment, broken)) in std::mem::take(found).into_iter().enumerate() {
             let merged = through.is_some_and(|through| segment.id() <= through);
             if position < clears || merged {
-                self.remove_files(segment.id());
+                self.folders.remove_segment(segment.id());
                 continue;
             }
             through = Some(segment.header.through);

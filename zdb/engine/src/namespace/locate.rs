@@ -51,6 +51,27 @@ impl Namespace {
         is_tail.then(|| tail.bytes(offset.into(), size)).flatten()
     }
 
+    /// A small record where it stands in memory, verified: at the tail, or whole in one block of the
+    /// cache. `None` also if it must be opened, or its checksum is wrong: whoever reads it the long
+    /// way says so.
+    pub(super) fn record_in_place(&mut self, slot: &Slot) -> Option<&[u8]> {
+        if self.is_encrypted() {
+            return None;
+        }
+        let (offset, size) = (slot.offset as usize, self.record_size(slot));
+        let position = self.position(slot.segment())?;
+        if let Some(tail) = self.tail.as_ref().filter(|_| position + 1 == self.segments.len())
+            && let Some(bytes) = tail.bytes(slot.offset.into(), size)
+        {
+            return Some(bytes);
+        }
+        let (number, within) = (offset / BLOCK_SIZE, offset % BLOCK_SIZE);
+        let segment = &self.segments[position];
+        let place = segment.cached(u32::try_from(number).ok()?)?;
+        let record = self.cache.get(place)?.get(within..within + size)?;
+        record::verify(record, segment.seed, slot.offset.into()).then_some(record)
+    }
+
     /// The slot of a key, live or a tombstone; `None` if the index doesn't know it.
     ///
     /// `lenient`: a record that can't be read is taken for the key's own, so that it can be

@@ -12,6 +12,10 @@ impl Namespace {
     /// Writes suspect segments again. Says whether there were any.
     pub(super) fn mend(&mut self) -> Result<bool, Error> {
         let mut mended = false;
+        if !self.sync.suspects.is_empty() && self.is_busy() {
+            // It would use the same files.
+            return Err(Error::Busy);
+        }
         while let Some(id) = self.sync.suspects.first().copied() {
             if self.position(id).is_some() {
                 self.rewrite(id)?;

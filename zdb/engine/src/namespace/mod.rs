@@ -9,8 +9,10 @@
 //! | `locate` | from a key to a verified record |
 //! | `read` | values, metadata, history |
 //! | `scan` | live keys in order |
-//! | `write` | sets, deletions, and undoing them |
-//! | `commit` | batches, syncs, segments that begin and end |
+//! | `write`, `undo` | sets, deletions, and taking them back |
+//! | `commit` | batches and syncs |
+//! | `segments`, `change` | segments that begin and end, and how that goes on beside writes |
+//! | `ticket` | what blocks, for other threads |
 //! | `mend` | what happens after a failed sync |
 //! | `upkeep` | ticks, scrubbing, closing |
 //! | `compact` | replacing segments by smaller ones |
@@ -18,6 +20,7 @@
 //! | `manage` | properties, keys, numbers |
 
 mod admit;
+mod change;
 mod commit;
 mod compact;
 mod load;
@@ -27,14 +30,17 @@ mod mend;
 mod read;
 mod replicate;
 mod scan;
+mod segments;
+mod ticket;
 mod types;
+mod undo;
 mod upkeep;
 mod write;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-pub use commit::{SyncDone, SyncTicket};
+pub use ticket::{SyncDone, SyncTicket};
 pub use types::{
     Change, Compaction, Direction, Extent, Found, Health, HistoryEntry, LogRecord, Metadata,
     RawRecord, ScanItem, Scanned, Scrub, Stats, Written,
@@ -43,9 +49,9 @@ pub use types::{
 use crate::cache::Cache;
 use crate::cipher::Keys;
 use crate::descriptor::Descriptor;
-use crate::engine::Claim;
 use crate::index::Index;
 use crate::log::segment::{Folders, Segment};
+use crate::shared::Claim;
 use crate::storage::{File, Storage};
 use crate::{Error, MasterKey, SeqNo};
 
@@ -70,8 +76,8 @@ pub struct Namespace {
     tail: Option<Tail>,
     numbers: Numbers,
     /// How to undo what was appended since the last write to the file.
-    undo: Vec<write::Undo>,
-    mark: write::Mark,
+    undo: Vec<undo::Undo>,
+    mark: undo::Mark,
     sync: commit::SyncState,
     /// Deletions after this number are kept for followers.
     hold: Option<u64>,
@@ -80,7 +86,11 @@ pub struct Namespace {
     damage: BTreeSet<(u32, u32)>,
     scratch: Vec<u8>,
     cache: Cache,
-    compaction: Option<compact::Run>,
+    /// The step to the next segment, while it is under way.
+    change: Option<change::Change>,
+    compaction: Option<compact::Rewrite>,
+    /// Why the last steps of a rewrite failed, if nobody was told yet.
+    compaction_error: Option<Error>,
     scrub: upkeep::ScrubState,
     counters: Counters,
     /// The newest write when the last tick came.
@@ -127,6 +137,8 @@ struct Counters {
 struct Tail {
     buffer: Vec<u8>,
     start: u64,
+    /// Bytes of the buffer that belong to records too large for the cache, about.
+    large_size: usize,
     written: u64,
     synced: u64,
     /// Whether it must not be written any more: a write failed and left its traces.
@@ -135,7 +147,8 @@ struct Tail {
 
 impl Tail {
     fn new(end: u64) -> Self {
-        Self { buffer: Vec::new(), start: end, written: end, synced: end, spoilt: false }
+        let buffer = Vec::new();
+        Self { buffer, start: end, large_size: 0, written: end, synced: end, spoilt: false }
     }
 
     fn end(&self) -> u64 {
@@ -202,7 +215,7 @@ impl Namespace {
         // The tail's file stays open: it is written all the time.
         let is_tail =
             self.tail.is_some() && self.segments.last().is_some_and(|last| last.id() == id);
-        if let Some(segment) = self.segment_mut(id).filter(|_| !is_tail) {
+        if let Some(segment) = self.segment_mut(id).filter(|segment| !is_tail && !segment.pinned) {
             segment.close_file();
         }
     }

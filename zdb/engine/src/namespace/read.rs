@@ -65,7 +65,15 @@ impl Namespace {
         let key_at = head_size(slot.has_previous());
         let value_at = key_at + key.len();
         if self.is_encrypted() || self.record_size(slot) <= WHOLE_SIZE_MAX && size < extent_from {
-            return self.get_whole(slot, key, out, before);
+            let Some(record) = self.record_in_place(slot) else {
+                return self.get_whole(slot, key, out, before);
+            };
+            if record.get(key_at..value_at) != Some(key) {
+                return Ok(None);
+            }
+            before(out, size);
+            out.extend_from_slice(record.get(value_at..).unwrap_or_default());
+            return Ok(Some(Found::Inline { size }));
         }
         if let Some(bytes) = self.in_memory(slot.segment(), slot.offset, value_at + size) {
             if bytes.get(key_at..value_at) != Some(key) {
@@ -98,7 +106,8 @@ impl Namespace {
         Ok(same.then_some(Found::Inline { size }))
     }
 
-    /// By way of the scratch buffer: what is small, and what must be opened.
+    /// By way of the scratch buffer: what is small and not in one piece in memory, and what must be
+    /// opened.
     fn get_whole(
         &mut self,
         slot: &Slot,

@@ -149,6 +149,9 @@ impl Namespace {
     /// [`Error::File`], and as [`rotate`](Self::rotate).
     pub fn snapshot(&mut self, data: &Path, index: &Path) -> Result<SeqNo, Error> {
         self.keys()?;
+        if self.is_publishing() {
+            return Err(Error::Busy);
+        }
         self.flush_amid_batch()?;
         self.mend()?;
         self.end_segment()?;

@@ -166,6 +166,9 @@ pub enum Compaction {
         /// Bytes of files that were freed.
         size: u64,
     },
+    /// Something that another thread does must end first: see
+    /// [`Options::defers`](crate::Options::defers).
+    Waiting,
     /// No segment has enough garbage.
     Idle,
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::ticket::IndexFiles;
 use super::{Namespace, Scrub};
 use crate::log::index_file::Rest;
 use crate::log::record;
@@ -53,11 +54,18 @@ impl Namespace {
 
     /// Completes index files that could not be completed when their segments ended.
     fn seal_ended(&mut self) {
+        if self.change.is_some() {
+            // What is ending is not durable yet.
+            return;
+        }
         let ended = self.segments.len() - usize::from(self.tail.is_some()).min(self.segments.len());
         for segment in self.segments.iter_mut().take(ended) {
             let incomplete = !segment.index_sealed && segment.header.number != 0;
-            // What a missing segment held beyond its index file may come back with it.
-            if incomplete && !segment.missing && segment.seal(&self.folders).is_err() {
+            // What was not synced is not to be proven. What a missing segment held beyond its index
+            // file may come back with it.
+            let is_suspect = self.sync.suspects.contains(&segment.id());
+            if incomplete && !is_suspect && !segment.missing && segment.seal(&self.folders).is_err()
+            {
                 self.counters.index_error_count += 1;
                 // The disk is no better for the next one.
                 break;
@@ -72,6 +80,10 @@ impl Namespace {
     /// [`Error::Read`], [`Error::KeyNeeded`]. Damage is no error here: it is counted in
     /// [`Stats`](crate::Stats).
     pub fn scrub_step(&mut self, budget: u64) -> Result<Scrub, Error> {
+        if self.is_busy() {
+            // Files are about to change their names.
+            return Ok(Scrub::Working);
+        }
         let mut done = 0;
         while done < budget {
             let position = self.segments.partition_point(|s| s.id() < self.scrub.segment);
@@ -147,6 +159,11 @@ impl Namespace {
         }
         self.write_blocks(Rest::Repeat);
         self.seal_ended();
+        let files = std::mem::take(&mut self.sync.index_files);
+        if !files.is_empty() {
+            // Without it the next start takes longer, no more.
+            let _ = IndexFiles { files, folders: self.folders.clone() }.sync();
+        }
         Ok(())
     }
 }

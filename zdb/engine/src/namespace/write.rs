@@ -1,35 +1,18 @@
 //! Sets and deletions: appended to memory, in the index at once, undone if the file refuses them.
 
-use super::locate::Located;
+use super::locate::{Located, WHOLE_SIZE_MAX};
+use super::undo::Undo;
 use super::{Namespace, Written};
 use crate::index::At;
 use crate::index::slot::{SEGMENT_ID_MAX, Slot};
 use crate::log::block::Entry;
-use crate::log::record::{self, HEAD_SIZE_MAX, Head, Kind, SEQ_MAX, TAG_SIZE};
+use crate::log::record::{self, HEAD_SIZE_MAX, Head, Kind, SEQ_MAX, TAG_SIZE, head_size};
 use crate::{Change, Error, KEY_SIZE_MAX, LogRecord, Mode, SeqNo, VALUE_SIZE_MAX};
 
 /// Bytes appended but not written beyond which a batch is written before its end.
 const PENDING_SIZE_MAX: u64 = 4 * 1024 * 1024;
 /// Most records of a segment: what compaction keeps in memory of one is bounded by it.
 const SEGMENT_RECORD_COUNT_MAX: u32 = 1024 * 1024;
-
-/// How to undo one write.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Undo {
-    hash: u64,
-    segment: u32,
-    offset: u32,
-    old: Option<Slot>,
-}
-
-/// Where things stood when the file was written last.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Mark {
-    last: u64,
-    next_id: u64,
-    pending_count: usize,
-    segment_last: u64,
-}
 
 /// A write that is to be appended.
 #[derive(Clone, Copy)]
@@ -175,12 +158,16 @@ impl Namespace {
         Ok(())
     }
 
-    /// Whether a key's record has this value. A damaged or unreadable one has not.
+    /// Whether a key's record, which was just located, has this value. A damaged or unreadable one has
+    /// not.
     fn is_value(&mut self, located: &Located, key: &[u8], value: &[u8]) -> bool {
         if let Some(at) = located.value_at {
             return self.scratch.get(at..at + value.len()) == Some(value);
         }
         let slot = &located.slot;
+        if !self.may_be_value(slot, key, value) {
+            return false;
+        }
         let mut record = std::mem::take(&mut self.scratch);
         let opened =
             self.read_opened(slot.segment(), slot.offset, self.record_size(slot), &mut record);
@@ -190,6 +177,17 @@ impl Namespace {
         });
         self.scratch = record;
         equal
+    }
+
+    /// Whether a large record's checksum is the one that it would have with this value. Almost always
+    /// that spares reading the old value. Locating it has left its head and key in the scratch buffer.
+    fn may_be_value(&self, slot: &Slot, key: &[u8], value: &[u8]) -> bool {
+        let head = self.scratch.get(..head_size(slot.has_previous()) + key.len());
+        let seed = self.position(slot.segment()).map(|position| self.segments[position].seed);
+        match (head, seed) {
+            (Some(head), Some(seed)) => record::verify_two(head, value, seed, slot.offset.into()),
+            _ => false,
+        }
     }
 
     /// Appends a record, and lets the index point to it.
@@ -267,6 +265,9 @@ impl Namespace {
             }
         }
         record::finish(&mut tail.buffer[from..], segment.seed, offset);
+        if tail.buffer.len() - from > WHOLE_SIZE_MAX {
+            tail.large_size += tail.buffer.len() - from;
+        }
         let place = u32::try_from(offset).map_err(|_| segment.damage(offset, "too large"))?;
         Ok((segment.id(), place))
     }
@@ -344,76 +345,38 @@ impl Namespace {
         self.check_batch()?;
         let mut moved = self.mend()?;
         let limit = self.segment_size_limit();
-        if let (Some(tail), Some(segment)) = (&self.tail, self.segments.last()) {
-            let end = tail.end();
-            let full = segment.count > 0
-                && (end + size > limit || segment.count >= SEGMENT_RECORD_COUNT_MAX);
-            let spoilt = tail.spoilt;
-            if end - tail.written > PENDING_SIZE_MAX || full || spoilt {
-                self.flush_amid_batch()?;
+        let Some((crowded, full)) = self.lack_of_room(size, limit) else {
+            self.next_segment()?;
+            return Ok(moved);
+        };
+        if crowded || full {
+            if self.change.is_some() {
+                // There is no file yet to write to.
+                return Err(Error::Busy);
             }
-            if full || spoilt {
-                self.end_segment()?;
-                moved = true;
-            }
+            self.flush_amid_batch()?;
         }
-        if self.tail.is_none() {
-            self.begin_segment(false)?;
+        if full {
+            self.next_segment()?;
+            moved = true;
         }
         Ok(moved)
+    }
+
+    /// Whether what is in memory must be written first, and whether the segment must end; `None`
+    /// without a segment.
+    fn lack_of_room(&self, size: u64, limit: u64) -> Option<(bool, bool)> {
+        let (tail, segment) = (self.tail.as_ref()?, self.segments.last()?);
+        let end = tail.end();
+        let full =
+            segment.count > 0 && (end + size > limit || segment.count >= SEGMENT_RECORD_COUNT_MAX);
+        Some((end - tail.written > PENDING_SIZE_MAX, full || tail.spoilt))
     }
 
     /// The next segment's id.
     pub(super) fn next_segment_id(&self) -> Result<u32, Error> {
         let id = self.segments.last().map_or(0, |last| last.header.through + 1);
         if id > SEGMENT_ID_MAX { Err(Error::DiskFull) } else { Ok(id) }
-    }
-
-    /// Notes that everything appended is in the file.
-    pub(super) fn set_mark(&mut self) {
-        self.undo.clear();
-        self.numbers.written = self.numbers.last;
-        self.mark = Mark {
-            last: self.numbers.last,
-            next_id: self.numbers.next_id,
-            pending_count: self.segments.last().map_or(0, |segment| segment.pending.len()),
-            segment_last: self.segments.last().map_or(0, |segment| segment.last_seq),
-        };
-    }
-
-    /// Entries left `pending` for a block: the mark counts what is left.
-    pub(super) fn note_blocks(&mut self, before: usize, after: usize) {
-        let gone = before.saturating_sub(after);
-        self.mark.pending_count = self.mark.pending_count.saturating_sub(gone);
-    }
-
-    /// Undoes what was appended since the mark.
-    pub(super) fn roll_back(&mut self) {
-        while let Some(undo) = self.undo.pop() {
-            let Some((at, slot)) = self.index.find_record(undo.hash, undo.segment, undo.offset)
-            else {
-                continue;
-            };
-            self.uncount(&slot);
-            match undo.old {
-                Some(old) => {
-                    self.index.replace(at, old);
-                    self.count(&old);
-                }
-                None => self.index.remove(at),
-            }
-        }
-        self.numbers.last = self.mark.last;
-        self.numbers.next_id = self.mark.next_id;
-        if let (Some(segment), Some(tail)) = (self.segments.last_mut(), &mut self.tail) {
-            let undone = segment.pending.len().saturating_sub(self.mark.pending_count);
-            segment.count = segment.count.saturating_sub(u32::try_from(undone).unwrap_or(u32::MAX));
-            segment.pending.truncate(self.mark.pending_count);
-            segment.last_seq = self.mark.segment_last;
-            segment.end = tail.written;
-            let keep = usize::try_from(tail.written - tail.start).unwrap_or_default();
-            tail.buffer.truncate(keep);
-        }
     }
 }
 

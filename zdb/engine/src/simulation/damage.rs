@@ -210,3 +210,31 @@ fn scrubbing_finds_what_nobody_read() {
     assert_eq!(finished, Some(crate::Scrub::Finished { damaged_count: 1 }));
     assert_eq!(namespace.stats().quarantined_segments, [0]);
 }
+
+/// A value too large to be read whole is compared by its checksum first; that must see the same as reading
+/// it, wherever it lies.
+#[test]
+fn a_large_value_is_written_again_only_if_it_is_another_or_damaged() {
+    for encrypted in [false, true] {
+        let (disk, _engine, mut namespace) = create(1, Durability::Group, encrypted);
+        let (value, other) = (vec![1; 20_000], vec![2; 20_000]);
+        let mut set = |value: &[u8], reload: bool| {
+            let set = namespace.set(b"key", value, 0).unwrap().is_some();
+            namespace.commit(Duration::ZERO).unwrap();
+            if reload {
+                namespace.rotate().unwrap();
+            }
+            set
+        };
+        for reload in [false, true] {
+            assert!(set(&value, reload));
+            assert!(!set(&value, reload), "the same, encrypted {encrypted}");
+            assert!(set(&other, reload));
+        }
+        let id = namespace.stats().active_segment - 1;
+        let id = (0..=id).rev().find(|id| disk.contents(&data_file(*id)).unwrap().len() > 20_000);
+        disk.flip(&data_file(id.unwrap()), 15_000, 1).unwrap();
+        assert!(namespace.set(b"key", &other, 0).unwrap().is_some(), "it heals");
+        assert_eq!(get(&mut namespace, b"key").unwrap().unwrap(), other);
+    }
+}

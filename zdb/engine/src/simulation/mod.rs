@@ -5,6 +5,7 @@
 //! After damage each key must answer with its value or an error. A failure names its seed;
 //! `ZDB_SEEDS=n` runs n of them instead of a few.
 
+mod beside;
 mod copies;
 mod crash;
 mod damage;

@@ -11,6 +11,7 @@ fn compact_all(namespace: &mut Namespace, now: u32) -> u64 {
         match namespace.compact_step(100_000, now).unwrap() {
             Compaction::Idle => return reclaimed,
             Compaction::Working => {}
+            Compaction::Waiting => panic!("nothing is deferred"),
             Compaction::Reclaimed { size } => reclaimed += size,
         }
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::filter::LevelFilter;
-use zdb_engine::Engine;
 use zdb_engine::storage::Disk;
+use zdb_engine::{Engine, Options};
 use zdb_server::announce_crashes;
 use zdb_server::config::{Config, Settings};
 use zdb_server::core::Core;
@@ -37,7 +37,7 @@ pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
         signal_hook::low_level::pipe::register(signal, stop).context("signal handler")?;
     }
     // Folders first: a second server must not take clients from the first.
-    let options = config.engine.clone();
+    let options = Options { defers: true, ..config.engine.clone() };
     let engine = Engine::open(Arc::new(Disk), options).context("the server's folders")?;
     // Then sockets: clients can connect while namespaces are loaded, and wait.
     let listeners: Vec<Listener> =

@@ -1,6 +1,6 @@
 //! Values by key.
 
-use zdb_engine::{Found, Health, KEY_SIZE_MAX, Metadata};
+use zdb_engine::{Error, Found, Health, KEY_SIZE_MAX, Metadata};
 use zdb_resp::write;
 
 use super::{Call, leading_number, write_nil};
@@ -27,7 +27,11 @@ pub(super) fn set(call: &mut Call<'_, '_>) -> Outcome {
         return Err(READ_ONLY);
     }
     let written = call.core.active(call.session)?.set(key, value, timestamp);
-    let Some(written) = written.map_err(|error| set_error(&error))? else {
+    let written = written.map_err(|error| match error {
+        Error::Busy => Refusal::postponed(call.session.namespace),
+        other => set_error(&other),
+    })?;
+    let Some(written) = written else {
         call.nil();
         return Ok(());
     };
@@ -48,7 +52,11 @@ pub(super) fn del(call: &mut Call<'_, '_>) -> Outcome {
         return Err(READ_ONLY);
     }
     let deleted = call.core.active(call.session)?.delete(key, timestamp);
-    let seq = deleted.map_err(|error| delete(&error))?.ok_or("Key not found")?;
+    let deleted = deleted.map_err(|error| match error {
+        Error::Busy => Refusal::postponed(call.session.namespace),
+        other => delete(&other),
+    })?;
+    let seq = deleted.ok_or("Key not found")?;
     let begin = call.output.end();
     write::simple(call.output.buffer(), b"OK");
     call.core.hold(call.session, call.output, begin, seq, DELETE_FAILED);

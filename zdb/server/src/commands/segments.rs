@@ -4,6 +4,7 @@ use zdb_engine::{Change, Error, LogRecord, SeqNo};
 use zdb_resp::write;
 
 use super::{Call, leading_number, write_nil};
+use crate::core::{Answer, NamespaceId, Worked};
 use crate::refusal::{DELETE_FAILED, Outcome, Refusal, SET_FAILED, common};
 
 /// `INDEX DIRTY`: segments that were written. `INDEX DIRTY RESET` forgets them.
@@ -119,20 +120,38 @@ fn apply(call: &mut Call<'_, '_>) -> Outcome {
         (b"DEL", 7) => {
             (Change::Delete { key: call.argument(5), timestamp: time(6)? }, DELETE_FAILED)
         }
-        (b"FLUSH", 5) => (Change::Clear, DELETE_FAILED),
+        (b"FLUSH", 5) => return apply_flush(call, id, seq),
         _ => return Err("Unexpected arguments".into()),
     };
     let entry = call.core.namespaces.get_mut(id).ok_or("Namespace not found")?;
     let applied = entry.loaded()?.apply(&LogRecord { seq, change });
     applied.map_err(|error| match error {
-        Error::OutOfOrder { seq, last } => format!("Write {} comes after {}", seq.0, last.0).into(),
-        other => common(&other, failure),
+        Error::Busy => Refusal::postponed(id),
+        other => not_applied(&other, failure),
     })?;
     let begin = call.output.end();
     write::integer(call.output.buffer(), i64::try_from(seq.0).unwrap_or(i64::MAX));
     call.output.hold(begin, id, seq, failure);
     call.core.touch(id);
     Ok(())
+}
+
+/// A `FLUSH` that was made elsewhere. It waits for the disk, so it is done beside the loop.
+fn apply_flush(call: &mut Call<'_, '_>, id: NamespaceId, seq: SeqNo) -> Outcome {
+    let asker = call.asker();
+    call.core.begin(id, Some(asker), None, move |mut namespace| {
+        let applied = namespace.apply(&LogRecord { seq, change: Change::Clear });
+        let answer = applied.map(|()| Answer::Integer(seq.0));
+        Worked::kept(namespace, answer.map_err(|error| not_applied(&error, DELETE_FAILED)))
+    })?;
+    call.later()
+}
+
+fn not_applied(error: &Error, failure: &'static str) -> Refusal {
+    match error {
+        Error::OutOfOrder { seq, last } => format!("Write {} comes after {}", seq.0, last.0).into(),
+        other => common(other, failure),
+    }
 }
 
 /// The number of a write.
@@ -221,5 +240,12 @@ mod tests {
         assert_eq!(server.ask(&mut client, &[b"KEYTIME", b"b"]), Value::Integer(11));
         let late = server.ask(&mut client, &[b"REPL", b"APPLY", b"copy", b"3", b"FLUSH"]);
         assert_eq!(late, error("Write 3 comes after 3"));
+        let flush: [&[u8]; 5] = [b"REPL", b"APPLY", b"copy", b"4", b"FLUSH"];
+        server.send(&mut client, &flush);
+        assert_eq!(server.received(&mut client), [], "it is done beside the loop");
+        assert!(server.run_pending());
+        server.deliver(&mut client);
+        assert_eq!(server.received(&mut client), [Value::Integer(4)]);
+        assert_eq!(server.ask(&mut client, &[b"DBSIZE"]), Value::Integer(0));
     }
 }

@@ -145,12 +145,11 @@ fn describe(call: &Call<'_, '_>, text: &mut String) -> std::fmt::Result {
     writeln!(text, "commands_unauthorized: {}", metrics.unauthorized_count)?;
     let mut totals = Totals::default();
     for entry in core.namespaces.entries() {
-        let Ok(namespace) = &entry.namespace else {
-            // Those that another thread has are back in a moment.
-            totals.unavailable += u64::from(!entry.is_away());
-            continue;
-        };
-        totals.add(&namespace.stats());
+        // Those that another thread has are back in a moment.
+        totals.unavailable += u64::from(entry.namespace.is_err() && !entry.is_away());
+        if let Some(stats) = entry.stats() {
+            totals.add(&stats);
+        }
     }
     // The engine doesn't tell errors of reading from those of writing; a writer's own are known.
     writeln!(text, "index_disk_read_failed: {}", totals.index_errors)?;

@@ -69,13 +69,18 @@ impl Server {
         client.output_mut().release(|id| core.acknowledged(id));
     }
 
-    /// Ends a batch.
+    /// Ends a batch, until nothing is left to be synced.
     pub(crate) fn settle(&mut self) {
         let core = self.core();
-        core.commit();
-        let syncs: Vec<_> = core.take_syncs().collect();
-        for sync in syncs {
-            core.synced(sync.run());
+        loop {
+            core.commit();
+            let syncs: Vec<_> = core.take_syncs().collect();
+            if syncs.is_empty() {
+                return;
+            }
+            for sync in syncs {
+                core.synced(sync.run());
+            }
         }
     }
 
@@ -155,6 +160,7 @@ impl Server {
 fn open(folder: &tempfile::TempDir, policy: &Policy) -> Core {
     let options = Options {
         reserve_size: 1024 * 1024,
+        defers: true,
         ..Options::new(folder.path().join("data"), folder.path().join("index"))
     };
     let engine = Engine::open(Arc::new(Disk), options).unwrap();

@@ -7,7 +7,8 @@ use zdb_engine::{CommitFailed, Durability, SeqNo, SyncDone, SyncTicket};
 use super::{Absence, Core, NamespaceId};
 use crate::refusal::display_chain;
 
-/// A sync that is due. It blocks, so another thread runs it.
+/// A sync that is due, or something else that the engine needs and that blocks, so another thread runs
+/// it.
 #[derive(Debug)]
 pub struct Sync {
     namespace: NamespaceId,
@@ -34,7 +35,13 @@ pub struct Failure {
 }
 
 impl Sync {
-    /// Runs it. Blocks until the disk has everything.
+    /// Whether clients wait for it.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.ticket.is_urgent()
+    }
+
+    /// Runs it. Blocks until the disk has done it.
     #[must_use]
     pub fn run(self) -> Synced {
         let begin = Instant::now();
@@ -44,8 +51,14 @@ impl Sync {
 }
 
 impl Core {
-    /// Writes what the batch wrote, and plans the syncs that are due.
+    /// Writes what the batch wrote, and plans all that must be synced.
     pub fn commit(&mut self) {
+        self.write();
+        self.plan_syncs();
+    }
+
+    /// Writes what the batch wrote.
+    fn write(&mut self) {
         let mut touched = std::mem::take(&mut self.touched);
         for id in touched.drain(..) {
             let now = self.clock.now;
@@ -58,13 +71,28 @@ impl Core {
                 self.upkeep.tick_by(now + interval);
             }
             self.note(id, flushed);
-            self.plan_sync(id);
+            self.want_sync(id);
             self.announce_rotation(id);
         }
         self.touched = touched;
     }
 
-    /// Takes a sync's result. What was written meanwhile is planned to be synced next.
+    /// Plans all that must be synced by now.
+    fn plan_syncs(&mut self) {
+        let now = self.clock.now;
+        let mut unsynced = std::mem::take(&mut self.unsynced);
+        for id in unsynced.drain(..) {
+            let Some(entry) = self.namespaces.get_mut(id) else { continue };
+            entry.is_unsynced = false;
+            let Ok(namespace) = &mut entry.namespace else { continue };
+            while let Some(ticket) = namespace.begin_sync(now) {
+                self.syncs.push(Sync { namespace: id, epoch: entry.epoch, ticket });
+            }
+        }
+        self.unsynced = unsynced;
+    }
+
+    /// Takes a sync's result. What was written meanwhile is to be synced next.
     pub fn synced(&mut self, synced: Synced) {
         let id = synced.namespace;
         let Some(entry) = self.namespaces.get_mut(id) else { return };
@@ -73,14 +101,22 @@ impl Core {
             return;
         }
         if entry.is_away() {
-            entry.late_sync = Some(synced);
+            entry.late_syncs.push(synced);
             return;
         }
         self.metrics.syncs.record(synced.took);
         let Ok(namespace) = &mut entry.namespace else { return };
         let finished = namespace.finish_sync(synced.done);
+        if !namespace.is_busy() {
+            self.woken.append(&mut entry.waiting);
+        }
+        if finished.is_err() {
+            // There may be more to hear of.
+            self.touch(id);
+        }
         self.note(id, finished);
-        self.plan_sync(id);
+        self.want_sync(id);
+        self.announce_rotation(id);
     }
 
     /// Syncs that are due, to be run by another thread.
@@ -105,13 +141,14 @@ impl Core {
         Some(acknowledged.min(self.followed(entry)))
     }
 
-    /// Plans a namespace's sync if one is due.
-    pub(crate) fn plan_sync(&mut self, id: NamespaceId) {
+    /// Remembers a namespace that has something to be synced.
+    pub(crate) fn want_sync(&mut self, id: NamespaceId) {
         let now = self.clock.now;
         let Some(entry) = self.namespaces.get_mut(id) else { return };
-        let Ok(namespace) = &mut entry.namespace else { return };
-        if let Some(ticket) = namespace.begin_sync(now) {
-            self.syncs.push(Sync { namespace: id, epoch: entry.epoch, ticket });
+        let Ok(namespace) = &entry.namespace else { return };
+        if !entry.is_unsynced && namespace.wants_sync(now) {
+            entry.is_unsynced = true;
+            self.unsynced.push(id);
         }
     }
 

@@ -94,6 +94,10 @@ impl Core {
         }
         let Some(entry) = self.namespaces.get_mut(id) else { return };
         let Ok(namespace) = &entry.namespace else { return };
+        if namespace.is_busy() {
+            // The new one's file may not be there yet.
+            return;
+        }
         let (old, new) = (entry.active_segment, namespace.stats().active_segment);
         if old == new {
             return;

@@ -108,6 +108,8 @@ pub struct Core {
     pub(crate) instance_id: u32,
     follower_count: usize,
     touched: Vec<NamespaceId>,
+    /// Namespaces with something to be synced.
+    unsynced: Vec<NamespaceId>,
     syncs: Vec<Sync>,
     tasks: Vec<Task>,
     answers: Vec<Answered>,

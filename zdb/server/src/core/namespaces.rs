@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use zdb_engine::{Name, Namespace, SeqNo};
+use zdb_engine::{Name, Namespace, SeqNo, Stats};
 
 use super::{ClientId, Synced};
 use crate::commands::CommandId;
@@ -39,12 +39,14 @@ pub(crate) struct Entry {
     pub(crate) is_coming: bool,
     /// Clients whose requests wait until it is back.
     pub(crate) waiting: Vec<ClientId>,
-    /// A sync that ended while it was away.
-    pub(crate) late_sync: Option<Synced>,
+    /// Syncs that ended while it was away.
+    pub(crate) late_syncs: Vec<Synced>,
     /// Tells syncs of this namespace from those of an earlier load.
     pub(crate) epoch: u32,
     /// Whether it was written to in the running batch.
     pub(crate) is_touched: bool,
+    /// Whether it has something to be synced.
+    pub(crate) is_unsynced: bool,
     /// Clients that wait for a command.
     pub(crate) watchers: Vec<Watcher>,
     /// Clients that follow its writes.
@@ -70,12 +72,20 @@ pub(crate) enum Absence {
         id: NamespaceId,
         /// Up to which write its replies may be sent meanwhile.
         acknowledged: SeqNo,
+        /// What it was like when it went; a new one was like nothing.
+        stats: Option<Box<Stats>>,
     },
     /// There is nothing to serve, and this is why.
     Unavailable(String),
 }
 
 impl Absence {
+    /// Of a namespace that another thread takes.
+    pub(crate) fn away(id: NamespaceId, namespace: &Namespace) -> Self {
+        let stats = Some(Box::new(namespace.stats()));
+        Self::Away { id, acknowledged: namespace.acknowledged(), stats }
+    }
+
     /// What a client is told, or that its request waits.
     pub(crate) fn refusal(&self) -> Refusal {
         match self {
@@ -119,9 +129,10 @@ impl Entry {
             namespace,
             is_coming: false,
             waiting: Vec::new(),
-            late_sync: None,
+            late_syncs: Vec::new(),
             epoch: 0,
             is_touched: false,
+            is_unsynced: false,
             watchers: Vec::new(),
             followers: Vec::new(),
             dirty_kept: Vec::new(),
@@ -135,13 +146,23 @@ impl Entry {
     /// One that is being made. [`Namespaces::insert`] gives it its id.
     pub(crate) fn coming(name: Name) -> Self {
         let id = NamespaceId { place: 0, generation: 0 };
-        let away = Absence::Away { id, acknowledged: SeqNo(0) };
+        let away = Absence::Away { id, acknowledged: SeqNo(0), stats: None };
         Self { is_coming: true, ..Self::new(name, Err(away)) }
     }
 
     /// The namespace, or why it can't be served.
     pub(crate) fn loaded(&mut self) -> Result<&mut Namespace, Refusal> {
         self.namespace.as_mut().map_err(|absence| absence.refusal())
+    }
+
+    /// In numbers: as it is, or as it was when another thread took it. `None` if there is nothing to
+    /// serve.
+    pub(crate) fn stats(&self) -> Option<Stats> {
+        match &self.namespace {
+            Ok(namespace) => Some(namespace.stats()),
+            Err(Absence::Away { stats, .. }) => stats.as_deref().cloned(),
+            Err(Absence::Unavailable(_)) => None,
+        }
     }
 
     /// Whether another thread has it.

@@ -70,6 +70,7 @@ impl Core {
             instance_id: instance_id(),
             follower_count: 0,
             touched: Vec::new(),
+            unsynced: Vec::new(),
             syncs: Vec::new(),
             tasks: Vec::new(),
             answers: Vec::new(),

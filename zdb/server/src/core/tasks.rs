@@ -12,6 +12,7 @@
 //! The asker's connection stands still until its answer is there, so replies keep their order. Another
 //! client's request that needs the namespace stays unread in its buffer until the namespace is back.
 //! Replies to earlier writes wait as they did, and a sync that ends meanwhile is noted when it can be.
+//! A task begins only when the engine is not changing a segment beside the loop itself.
 
 use std::fmt;
 use std::time::Instant;
@@ -135,8 +136,11 @@ impl Core {
         work: impl FnOnce(Namespace) -> Worked + Send + 'static,
     ) -> Outcome {
         let entry = self.namespaces.get_mut(id).ok_or(crate::commands::DETACHED)?;
-        let acknowledged = entry.loaded()?.acknowledged();
-        let away = Err(Absence::Away { id, acknowledged });
+        let namespace = entry.loaded()?;
+        if namespace.is_busy() {
+            return Err(Refusal::postponed(id));
+        }
+        let away = Err(Absence::away(id, namespace));
         let Ok(namespace) = std::mem::replace(&mut entry.namespace, away) else { return Ok(()) };
         self.push_task(id, asker, event, Box::new(move || work(namespace)));
         Ok(())
@@ -151,12 +155,14 @@ impl Core {
         work: impl FnOnce(Option<Namespace>) -> Worked + Send + 'static,
     ) -> Outcome {
         let entry = self.namespaces.get_mut(id).ok_or(crate::commands::DETACHED)?;
-        let acknowledged = match &entry.namespace {
-            Ok(namespace) => namespace.acknowledged(),
+        let away = Err(match &entry.namespace {
+            Ok(namespace) if namespace.is_busy() => return Err(Refusal::postponed(id)),
+            Ok(namespace) => Absence::away(id, namespace),
             Err(Absence::Away { .. }) => return Err(Refusal::postponed(id)),
-            Err(Absence::Unavailable(_)) => SeqNo(u64::MAX),
-        };
-        let away = Err(Absence::Away { id, acknowledged });
+            Err(Absence::Unavailable(_)) => {
+                Absence::Away { id, acknowledged: SeqNo(u64::MAX), stats: None }
+            }
+        });
         let namespace = std::mem::replace(&mut entry.namespace, away).ok();
         self.push_task(id, asker, event, Box::new(move || work(namespace)));
         Ok(())
@@ -223,13 +229,11 @@ impl Core {
     fn welcome(&mut self, id: NamespaceId, namespace: Namespace) {
         let Some(entry) = self.namespaces.get_mut(id) else { return };
         entry.namespace = Ok(namespace);
-        let synced = entry.late_sync.take();
+        let late = std::mem::take(&mut entry.late_syncs);
         // The batch that was running when it went is written now.
         self.touch(id);
         self.hold_for_followers(id);
-        if let Some(synced) = synced {
-            self.synced(synced);
-        }
+        late.into_iter().for_each(|synced| self.synced(synced));
         self.announce_rotation(id);
     }
 
@@ -353,6 +357,7 @@ mod tests {
     fn a_sync_that_ends_meanwhile_counts_when_the_namespace_is_back() {
         let mut server = Server::new();
         let (mut asker, mut writer) = (server.client(), server.client());
+        server.ask(&mut writer, &[b"SET", b"begins", b"a segment"]);
         let mut request = Vec::new();
         zdb_resp::write::request(&mut request, &[&b"SET"[..], b"k", b"v"]);
         let core = server.core();
@@ -368,6 +373,47 @@ mod tests {
         assert_eq!(server.received(&mut writer), [], "nobody can know that it is durable");
         assert!(server.run_pending());
         assert_eq!(server.received(&mut writer), [bulk(b"k")]);
+    }
+
+    #[test]
+    fn a_namespace_is_in_the_figures_while_it_is_away() {
+        let mut server = Server::new();
+        let mut asker = server.client();
+        server.ask(&mut asker, &[b"SET", b"k", b"value"]);
+        let line = "zdb_namespace_entries{namespace=\"default\"} 1";
+        server.send(&mut asker, &[b"NSSET", b"default", b"freeze", b"1"]);
+        for _ in 0..2 {
+            let text = crate::prometheus::render(server.core());
+            assert!(text.lines().any(|other| other == line), "{text}");
+            server.run_pending();
+        }
+    }
+
+    #[test]
+    fn a_task_waits_for_a_segment_that_is_changing_and_so_does_nobody_else() {
+        let mut server = Server::new();
+        let (mut asker, mut writer) = (server.client(), server.client());
+        let mut request = Vec::new();
+        zdb_resp::write::request(&mut request, &[&b"SET"[..], b"k", b"v"]);
+        let core = server.core();
+        core.begin_batch();
+        writer.receive(core, &request, Instant::now());
+        core.commit();
+        let syncs: Vec<_> = core.take_syncs().collect();
+        assert_eq!(syncs.len(), 1, "the first segment is made beside the loop");
+        server.send(&mut asker, &[b"NSSET", b"default", b"freeze", b"1"]);
+        assert!(!server.run_pending(), "postponed");
+        server.send(&mut writer, &[b"GET", b"k"]);
+        assert_eq!(server.received(&mut writer), [], "its reply comes after that of the write");
+        for sync in syncs {
+            server.core().synced(sync.run());
+        }
+        server.settle();
+        assert_eq!(server.received(&mut writer), [bulk(b"k"), bulk(b"v")]);
+        server.deliver(&mut asker);
+        assert!(server.run_pending());
+        server.deliver(&mut asker);
+        assert_eq!(server.received(&mut asker), [simple("OK")]);
     }
 
     #[test]

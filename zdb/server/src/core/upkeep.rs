@@ -1,8 +1,9 @@
 //! What is done when nobody asks: compaction, scrubbing, small repairs, rotation by time.
 //!
-//! All of it runs in the event loop in small steps. A step of compaction or scrubbing that took some
-//! time is followed by a pause of several times as long while clients are served, so that upkeep takes
-//! at most a fifth of the loop's time; when nobody asks for anything, it takes half.
+//! All of it runs in the event loop in small steps; what blocks, other threads do. A step of compaction
+//! or scrubbing that took some time is followed by a pause of several times as long while clients are
+//! served, so that upkeep takes at most a fifth of the loop's time; when nobody asks for anything, it
+//! takes half.
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const PAUSE_IDLE: u32 = 1;
 const COMPACTION_DELAY: Duration = Duration::from_secs(1);
 /// How often garbage is looked for when nobody writes: history grows old.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
+/// How long until it is seen whether compaction can go on that waits for other threads.
+const COMPACTION_WAIT: Duration = Duration::from_millis(5);
 /// How long compaction rests after an error.
 const COMPACTION_RETRY: Duration = Duration::from_secs(10);
 /// How long after the start scrubbing begins.
@@ -123,11 +126,14 @@ impl Core {
             entry.note_errors(unix);
             let must_rotate = rotates && std::mem::take(&mut entry.upkeep.is_written);
             self.note(id, result);
-            self.plan_sync(id);
+            self.want_sync(id);
             self.announce_missing(id);
-            // It is there, so nothing refuses to begin.
-            if must_rotate && let Err(refusal) = self.begin_rotation(id, None) {
-                tracing::warn!(error = %refusal.text, "no rotation by time");
+            // It is there, but a segment of it may be changing; then the next time will do.
+            if must_rotate
+                && self.begin_rotation(id, None).is_err()
+                && let Some(entry) = self.namespaces.get_mut(id)
+            {
+                entry.upkeep.is_written = true;
             }
         }
     }
@@ -146,6 +152,11 @@ impl Core {
             match namespace.compact_step(COMPACTION_STEP_SIZE, unix) {
                 Ok(Compaction::Idle) => entry.upkeep.compaction_at = now + COMPACTION_INTERVAL,
                 Ok(Compaction::Working | Compaction::Reclaimed { .. }) => return Some(now),
+                Ok(Compaction::Waiting) => {
+                    entry.upkeep.compaction_at = now + COMPACTION_WAIT;
+                    self.want_sync(id);
+                    return Some(now + COMPACTION_WAIT);
+                }
                 Err(error) => {
                     entry.upkeep.compaction_at = now + COMPACTION_RETRY;
                     let error = display_chain(&error);

@@ -29,6 +29,8 @@ pub(super) struct Client {
     pub(super) is_writable: bool,
     /// Whether the other side sends nothing more.
     pub(super) has_ended: bool,
+    /// Whether the system waits for more before it sends the rest of a segment.
+    pub(super) is_corked: bool,
     /// In which lists of the loop it stands.
     pub(super) is_ready: bool,
     pub(super) is_unsent: bool,
@@ -164,6 +166,7 @@ impl Clients {
             is_readable: false,
             is_writable: true,
             has_ended: false,
+            is_corked: false,
             is_ready: false,
             is_unsent: false,
             is_waiting: false,
@@ -192,6 +195,18 @@ impl Clients {
         self.free.push(id.place);
         self.memory_size -= client.memory_size.min(self.memory_size);
         Some(client)
+    }
+
+    /// Counts the memory of a client's buffers anew.
+    pub(super) fn count_memory(&mut self, id: ClientId) {
+        let Some(client) = self.get_mut(id) else { return };
+        let after = client.connection.memory_size();
+        let before = std::mem::replace(&mut client.memory_size, after);
+        let is_new = after > 0 && !std::mem::replace(&mut client.is_resident, true);
+        if is_new {
+            self.resident.push(id);
+        }
+        self.memory_size = (self.memory_size + after).saturating_sub(before);
     }
 
     /// Gives back the buffers of those that have been quiet for a while.

@@ -1,7 +1,7 @@
 //! The loop: waits for sockets, serves what came, and sends what may be sent.
 //!
 //! ```text
-//!   ┌─> wait (epoll) ─> receive and serve each ready client ─> commit ─> send ─> upkeep ─┐
+//!   ┌─> wait (epoll) ─> receive and serve each ready client ─> write ─> send ─> upkeep ──┐
 //!   └────────────────────────────────────────────────────────────────────────────────────┘
 //!                ▲ eventfd                                        │ syncs, tasks
 //!                └────────── threads that wait for the disk ◄─────┘
@@ -10,7 +10,8 @@
 //! Clients are registered once, edge-triggered; what is readable and writable is remembered here, so
 //! that a client who is not served for a while (it reads too slowly) costs nothing. No step walks over
 //! all clients: there are lists of those with something to do. A client gets one turn of at most
-//! 256 KiB a round.
+//! 256 KiB a round. Replies that wait for nothing leave at the end of the turn, others after the batch
+//! is written.
 
 mod clients;
 mod listen;
@@ -35,6 +36,7 @@ use rustix::io::Errno;
 use workers::Workers;
 
 use crate::core::{ClientId, Core, Sync, Synced, Task, TaskDone};
+use crate::output::Spares;
 
 /// Bytes received from a client in one turn.
 pub(crate) const RECEIVE_SIZE: usize = 256 * 1024;
@@ -46,8 +48,12 @@ const BUFFER_SIZE_FREE: usize = 512 * 1024;
 const DESCRIPTOR_RESERVE: u64 = 1024;
 /// Syncs that run at the same time.
 const SYNC_THREAD_COUNT: usize = 4;
+/// Syncs that nobody waits for, of those that run at the same time.
+const UPKEEP_THREAD_COUNT: usize = 2;
 /// Tasks that run at the same time.
 const TASK_THREAD_COUNT: usize = 2;
+/// Rounds of syncs and tasks at the end: one may bring another, as a new segment brings writes to it.
+const END_ROUND_COUNT_MAX: usize = 16;
 /// How often idle buffers are looked for, and how long a client is idle before.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -56,19 +62,26 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Server {
     core: Core,
     poll: Poll,
-    waker: Arc<Waker>,
-    /// Open as long as the loop waits for it.
+    /// These are open as long as the loop waits for them.
+    _waker: Arc<Waker>,
     _signals: UnixStream,
     listeners: Vec<Listener>,
     spare: Spare,
     clients: Clients,
     syncs: Workers<Sync, Synced>,
+    upkeep: Workers<Sync, Synced>,
     tasks: Workers<Task, TaskDone>,
     metrics: Option<MetricsServer>,
     /// What is received, before it belongs to a client.
     shared: Vec<u8>,
+    /// Buffers for replies that nobody uses.
+    spares: Spares,
     /// Clients to be served in the next round.
     ready: Vec<ClientId>,
+    /// Empty between rounds; it is kept for its memory.
+    turns: Vec<ClientId>,
+    /// Empty between rounds, too.
+    sending: Vec<ClientId>,
     /// Clients with something to send.
     unsent: Vec<ClientId>,
     /// Clients whose replies wait for a write to be durable.
@@ -91,7 +104,7 @@ impl Server {
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new()?);
-        poll.add_level(waker.descriptor(), Token::WAKER)?;
+        poll.add_edge(waker.descriptor(), Token::WAKER)?;
         signals.set_nonblocking(true)?;
         poll.add_level(&signals, Token::SIGNALS)?;
         for (index, listener) in (0..).zip(&listeners) {
@@ -102,15 +115,19 @@ impl Server {
             core,
             poll,
             syncs: Workers::start(&waker, "sync", SYNC_THREAD_COUNT, Sync::run)?,
+            upkeep: Workers::start(&waker, "upkeep", UPKEEP_THREAD_COUNT, Sync::run)?,
             tasks: Workers::start(&waker, "task", TASK_THREAD_COUNT, Task::run)?,
-            waker,
+            _waker: waker,
             _signals: signals,
             listeners,
             spare: Spare::new()?,
             clients: Clients::new(client_limit()),
             metrics: metrics.transpose()?,
             shared: Vec::with_capacity(RECEIVE_SIZE),
+            spares: Spares::default(),
             ready: Vec::new(),
+            turns: Vec::new(),
+            sending: Vec::new(),
             unsent: Vec::new(),
             waiting: Vec::new(),
             must_feed: false,
@@ -124,16 +141,19 @@ impl Server {
     /// Only if the system no longer tells what happens.
     pub fn run(mut self) -> io::Result<()> {
         let mut due = Duration::ZERO;
+        let mut events = Vec::new();
         loop {
             let has_work = !self.ready.is_empty() || !self.unsent.is_empty() || self.must_feed;
             let wait = if has_work { Duration::ZERO } else { due.saturating_sub(self.core.now()) };
-            let events = self.poll.wait(wait)?;
+            self.poll.wait(wait, &mut events)?;
             self.core.begin_batch();
-            let is_idle = events.is_empty() && !has_work;
+            // Who waits for a reply has asked for something.
+            let is_idle = events.is_empty() && !has_work && self.waiting.is_empty();
             let mut must_stop = false;
-            for Ready { token, is_readable, is_writable, has_ended } in events {
+            for Ready { token, is_readable, is_writable, has_ended } in events.drain(..) {
                 match token {
-                    Token::Waker => self.waker.clear(),
+                    // What it wakes for is looked at in any case.
+                    Token::Waker => {}
                     Token::Signals => must_stop = true,
                     Token::Listener(index) => self.accept(index),
                     Token::Client(client) => {
@@ -185,7 +205,10 @@ impl Server {
     /// A turn for each client that is ready.
     fn serve(&mut self) {
         let mut now = Instant::now();
-        for id in std::mem::take(&mut self.ready) {
+        // Those who have another turn get it in the next round.
+        let mut turns = std::mem::take(&mut self.turns);
+        std::mem::swap(&mut turns, &mut self.ready);
+        for id in turns.drain(..) {
             let Some(client) = self.clients.get_mut(id) else { continue };
             client.is_ready = false;
             if client.draining.is_some() {
@@ -195,6 +218,7 @@ impl Server {
             if client.connection.may_resume() {
                 now = client.connection.resume(&mut self.core, now);
             } else if client.is_readable && client.connection.may_receive() {
+                client.connection.output_mut().borrow_from(&mut self.spares);
                 match client.receive(&mut self.core, &mut self.shared, now) {
                     Ok(end) => now = end,
                     Err(_) => {
@@ -205,13 +229,19 @@ impl Server {
             }
             self.after_turn(id);
         }
+        self.turns = turns;
     }
 
-    /// Queues a client for what its turn left to do.
+    /// Sends what need not wait for the batch, and queues a client for what its turn left to do.
     fn after_turn(&mut self, id: ClientId) {
-        self.bound_memory(id);
         let Some(client) = self.clients.get_mut(id) else { return };
         client.active_at = self.core.now();
+        if client.connection.output().held_count() == 0 && !client.connection.is_closing() {
+            // The buffer is still warm, and is free for the next client.
+            self.send(id);
+        }
+        self.bound_memory(id);
+        let Some(client) = self.clients.get_mut(id) else { return };
         if client.connection.output().unsent_size() > 0 || client.connection.is_closing() {
             Self::queue_unsent(&mut self.unsent, id, client);
         }
@@ -227,14 +257,7 @@ impl Server {
 
     /// Counts a client's buffers, and ends the conversation if there is no room for them.
     fn bound_memory(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get_mut(id) else { return };
-        let after = client.connection.memory_size();
-        let before = std::mem::replace(&mut client.memory_size, after);
-        let is_new = after > 0 && !std::mem::replace(&mut client.is_resident, true);
-        if is_new {
-            self.clients.resident.push(id);
-        }
-        self.clients.memory_size = (self.clients.memory_size + after).saturating_sub(before);
+        self.clients.count_memory(id);
         if self.clients.memory_size <= BUFFERS_SIZE_MAX {
             return;
         }
@@ -272,6 +295,7 @@ impl Server {
             Ok(sent) => self.core.metrics.sent_size += sent,
             Err(_) => return self.close(id),
         }
+        client.connection.output_mut().give_back_to(&mut self.spares);
         let is_sent = client.connection.output().unsent_size() == 0;
         self.must_feed |= is_sent && client.connection.session().follows.is_some();
         if client.is_writable && client.connection.output().next().is_some() {
@@ -311,6 +335,7 @@ impl Server {
         }
         self.swept_at = now;
         self.clients.shrink_idle(now);
+        self.spares = Spares::default();
         for id in self.clients.take_overdue(now) {
             self.close(id);
         }
@@ -326,15 +351,18 @@ impl Server {
         self.listeners.clear();
         self.tasks.finish();
         self.syncs.finish();
-        // Twice: what was written while the last sync ran has a sync of its own.
-        for _ in 0..2 {
+        self.upkeep.finish();
+        for _ in 0..END_ROUND_COUNT_MAX {
             self.take_done();
             self.core.commit();
             let tasks: Vec<_> = self.core.take_tasks().collect();
+            let syncs: Vec<_> = self.core.take_syncs().collect();
+            if tasks.is_empty() && syncs.is_empty() {
+                break;
+            }
             for task in tasks {
                 self.core.finish_task(task.run());
             }
-            let syncs: Vec<_> = self.core.take_syncs().collect();
             for sync in syncs {
                 self.core.synced(sync.run());
             }

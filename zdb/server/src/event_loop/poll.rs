@@ -91,23 +91,29 @@ impl Poll {
         Ok(epoll::add(&self.epoll, source, token.to_data(), EventFlags::IN)?)
     }
 
+    /// Watches something that is told of each time that it becomes readable, and need not be read.
+    pub(super) fn add_edge(&self, source: impl AsFd, token: Token) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, source, token.to_data(), EventFlags::IN | EventFlags::ET)?)
+    }
+
     /// Watches a client's socket, and tells of changes only.
     pub(super) fn add_client(&self, socket: impl AsFd, client: ClientId) -> io::Result<()> {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         Ok(epoll::add(&self.epoll, socket, Token::Client(client).to_data(), flags)?)
     }
 
-    /// Waits for events, for `timeout` at most.
-    pub(super) fn wait(&mut self, timeout: Duration) -> io::Result<Vec<Ready>> {
+    /// Waits for events, for `timeout` at most, and puts them in place of those in `ready`.
+    pub(super) fn wait(&mut self, timeout: Duration, ready: &mut Vec<Ready>) -> io::Result<()> {
         let timeout = Timespec::try_from(timeout).ok();
         self.events.clear();
+        ready.clear();
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
         let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
-        let ready = self.events.iter().map(|event| {
+        ready.extend(self.events.iter().map(|event| {
             let flags = event.flags;
             Ready {
                 token: Token::from_data(event.data),
@@ -115,12 +121,13 @@ impl Poll {
                 is_writable: flags.contains(EventFlags::OUT),
                 has_ended: flags.intersects(ended),
             }
-        });
-        Ok(ready.collect())
+        }));
+        Ok(())
     }
 }
 
-/// Wakes the loop from other threads.
+/// Wakes the loop from other threads. It is watched by its edge, so nobody reads the counter, which would
+/// be full after some hundred years.
 #[derive(Debug)]
 pub(crate) struct Waker {
     counter: OwnedFd,
@@ -137,14 +144,8 @@ impl Waker {
 
     /// Wakes the loop, now or when it waits next.
     pub(crate) fn wake(&self) {
-        // A counter that is full wakes as well.
+        // There is nothing to be done if it can't.
         let _ = rustix::io::write(&self.counter, &1_u64.to_le_bytes());
-    }
-
-    /// Takes note that it was woken.
-    pub(super) fn clear(&self) {
-        // It may have been cleared already.
-        let _ = rustix::io::read(&self.counter, &mut [0; 8]);
     }
 }
 
@@ -161,15 +162,17 @@ mod tests {
     }
 
     #[test]
-    fn a_waker_wakes_until_it_is_cleared() {
-        let mut poll = Poll::new().unwrap();
+    fn a_waker_wakes_each_time_and_no_more() {
+        let (mut poll, mut ready) = (Poll::new().unwrap(), Vec::new());
         let waker = Waker::new().unwrap();
-        poll.add_level(waker.descriptor(), Token::WAKER).unwrap();
-        assert!(poll.wait(Duration::ZERO).unwrap().is_empty());
-        waker.wake();
-        waker.wake();
-        assert_eq!(poll.wait(Duration::from_secs(5)).unwrap().len(), 1);
-        waker.clear();
-        assert!(poll.wait(Duration::ZERO).unwrap().is_empty());
+        poll.add_edge(waker.descriptor(), Token::WAKER).unwrap();
+        for _ in 0..3 {
+            poll.wait(Duration::ZERO, &mut ready).unwrap();
+            assert!(ready.is_empty());
+            waker.wake();
+            waker.wake();
+            poll.wait(Duration::from_secs(5), &mut ready).unwrap();
+            assert_eq!(ready.len(), 1);
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! Sending: bytes from memory, large values straight from their files.
+//!
+//! Around a value that comes from its file the socket is corked (tcp(7)), so that its last bytes leave
+//! with the end of the line that follows them: a client that has all but two bytes of a reply would wake
+//! up for nothing.
 
 use rustix::io::Errno;
-use rustix::net::{self, SendFlags};
+use rustix::net::{self, SendFlags, sockopt};
 
 use super::clients::Client;
 use super::is_transient;
@@ -16,9 +20,21 @@ impl Client {
     /// Sends what may be sent until the socket takes no more; how many bytes it took. An error is the
     /// end of the connection.
     pub(super) fn send(&mut self) -> Result<u64, Errno> {
+        let sent = self.send_pieces();
+        if self.is_corked && self.connection.output().next().is_none() {
+            self.cork(false);
+        }
+        sent
+    }
+
+    fn send_pieces(&mut self) -> Result<u64, Errno> {
         let mut sent = 0;
         while self.is_writable && sent < TURN_SIZE_MAX {
             let Some(piece) = self.connection.output().next() else { break };
+            if matches!(piece, Piece::File { .. }) && !self.is_corked {
+                self.cork(true);
+                continue;
+            }
             let result = match piece {
                 Piece::Bytes { bytes, more } => {
                     let mut flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -43,6 +59,12 @@ impl Client {
             }
         }
         Ok(sent)
+    }
+
+    fn cork(&mut self, is_corked: bool) {
+        self.is_corked = is_corked;
+        // A unix socket has no segments to fill.
+        let _ = sockopt::set_tcp_cork(&self.socket, is_corked);
     }
 }
 

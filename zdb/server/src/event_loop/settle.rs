@@ -9,16 +9,22 @@ impl Server {
         self.take_done();
         self.core.commit();
         for sync in self.core.take_syncs() {
-            self.syncs.push(sync);
+            let workers = if sync.is_urgent() { &self.syncs } else { &self.upkeep };
+            workers.push(sync);
         }
         for task in self.core.take_tasks() {
             self.tasks.push(task);
         }
         self.release();
         self.deliver();
-        for id in std::mem::take(&mut self.unsent) {
+        // Who has more to send than a turn's worth gets another turn in the next round.
+        let mut sending = std::mem::take(&mut self.sending);
+        std::mem::swap(&mut sending, &mut self.unsent);
+        for id in sending.drain(..) {
             self.send(id);
+            self.clients.count_memory(id);
         }
+        self.sending = sending;
         if let Some(metrics) = &self.metrics {
             metrics.answer(&self.core);
         }
@@ -26,7 +32,7 @@ impl Server {
 
     /// Takes what other threads did: syncs, and namespaces that are back with answers for those who asked.
     pub(super) fn take_done(&mut self) {
-        for synced in self.syncs.take_done() {
+        for synced in self.syncs.take_done().chain(self.upkeep.take_done()) {
             self.core.synced(synced);
         }
         for done in self.tasks.take_done() {

@@ -14,8 +14,10 @@
 //! next start: the index counts them. It also stays while followers need it.
 
 mod chunk;
+mod publish;
 mod run;
 
+pub(super) use publish::{Publication, PublicationDone};
 pub(super) use run::Run;
 
 use super::{Compaction, Namespace};
@@ -30,7 +32,7 @@ const SLACK_SIZE: u64 = 1024 * 1024;
 /// Garbage of a segment below which it is not worth a rewrite, in hundredths.
 const GARBAGE_PERCENT_MIN: u64 = 5;
 /// A neighbour with so much garbage, in hundredths, is rewritten along.
-const NEIGHBOUR_PERCENT_MIN: u64 = 25;
+const NEIGHBOUR_PERCENT_MIN: u64 = 40;
 /// A segment is small if it has less than this part of what it may have. Restarts leave such, and
 /// rotation on demand.
 const SMALL_PART: u64 = 4;
@@ -39,11 +41,22 @@ const SMALL_COUNT_MAX: usize = 16;
 /// Segments rewritten at once.
 const SOURCE_COUNT_MAX: usize = 16;
 
+/// A rewrite, and how far it is.
+#[derive(Debug)]
+pub(super) enum Rewrite {
+    /// Records are copied.
+    Copying(Box<Run>),
+    /// All are copied. The last steps wait until writes up to this number are durable.
+    Copied { run: Box<Run>, needed: u64 },
+    /// Another thread does the last steps.
+    Publishing,
+}
+
 /// Upkeep, in small steps that the server's scheduler calls.
 impl Namespace {
     /// Compacts about `budget` bytes of the log. `now` is the time of day, in seconds, against
     /// which the age of history is measured. Writes that go on meanwhile are not disturbed. Some
-    /// steps block on syncs.
+    /// steps block on syncs; with [`Options::defers`](crate::Options::defers) they become tickets.
     ///
     /// # Errors
     ///
@@ -51,32 +64,50 @@ impl Namespace {
     /// [`Error::Damaged`]: this attempt is given up, nothing is lost.
     pub fn compact_step(&mut self, budget: u64, now: u32) -> Result<Compaction, Error> {
         self.keys()?;
+        if let Some(error) = self.compaction_error.take() {
+            return Err(error);
+        }
         let run = match self.compaction.take() {
-            Some(run) => run,
+            Some(Rewrite::Copying(run)) => run,
+            Some(others_turn) => {
+                self.compaction = Some(others_turn);
+                return Ok(Compaction::Waiting);
+            }
             None => {
-                let Some(sources) = self.choose(now)? else { return Ok(Compaction::Idle) };
-                Run::new(self, sources, now)?
+                let Some(sources) = self.choose(now)? else {
+                    let waits = self.change.is_some();
+                    return Ok(if waits { Compaction::Waiting } else { Compaction::Idle });
+                };
+                Box::new(Run::new(self, sources, now)?)
             }
         };
         let stepped = self.step_run(run, budget);
         if stepped.is_err() {
             // On a full disk every byte counts.
-            let _ = self.folders.storage.remove(&self.folders.compacted_data_file());
-            let _ = self.folders.storage.remove(&self.folders.new_index_file());
+            self.folders.remove_half_compacted();
         }
         stepped
     }
 
-    fn step_run(&mut self, mut run: Run, budget: u64) -> Result<Compaction, Error> {
-        if run.step(self, budget)? {
+    fn step_run(&mut self, mut run: Box<Run>, budget: u64) -> Result<Compaction, Error> {
+        if !run.step(self, budget)? {
+            self.compaction = Some(Rewrite::Copying(run));
+            return Ok(Compaction::Working);
+        }
+        if !self.claim.shared.options.defers {
             return Ok(Compaction::Reclaimed { size: run.finish(self)?.size });
         }
-        self.compaction = Some(run);
-        Ok(Compaction::Working)
+        run.write_out(self, 1)?;
+        self.compaction = Some(Rewrite::Copied { run, needed: self.numbers.last });
+        Ok(Compaction::Waiting)
     }
 
     /// Which segments to rewrite now, if any.
     fn choose(&mut self, now: u32) -> Result<Option<Vec<u32>>, Error> {
+        if self.change.is_some() {
+            // What is ending is not durable yet.
+            return Ok(None);
+        }
         let live = self.numbers.live_size;
         let total = self.file_size();
         let kept: u64 = self.segments.iter().map(|segment| kept_size(segment, now)).sum();
@@ -86,6 +117,9 @@ impl Namespace {
         let wanted = total > target && history != History::All;
         if wanted {
             self.end_segment_of_garbage(total - live - kept)?;
+            if self.change.is_some() {
+                return Ok(None);
+            }
         }
         let current = self.keys()?.current;
         let old_key = |segment: &Segment| segment.header.key_id != current;
@@ -122,8 +156,7 @@ impl Namespace {
         if segment.end >= self.slack() && here * 2 >= garbage {
             self.flush_amid_batch()?;
             self.mend()?;
-            self.end_segment()?;
-            self.begin_segment(false)?;
+            self.next_segment()?;
         }
         Ok(())
     }

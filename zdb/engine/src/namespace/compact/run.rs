@@ -1,12 +1,11 @@
-//! One rewrite: some neighbouring segments become one, step by step.
+//! One rewrite: some neighbouring segments become one, step by step. How the new one takes their place
+//! is [`publish`](super::publish)'s.
 
-use std::io;
 use std::sync::Arc;
 
 use super::chunk::{CHUNK_SIZE, Chunk};
-use crate::index::slot::Slot;
 use crate::log::block::Entry;
-use crate::log::header::{HEADER_SIZE, Header, Part};
+use crate::log::header::{HEADER_SIZE, Header};
 use crate::log::index_file::Rest;
 use crate::log::record::{self, Kind};
 use crate::log::segment::{Segment, write_error};
@@ -21,42 +20,34 @@ const AFTER_SYNC: u8 = 1 << 5;
 /// A rewrite under way.
 #[derive(Debug)]
 pub(in crate::namespace) struct Run {
-    sources: Vec<u32>,
+    pub(super) sources: Vec<u32>,
     /// Whether everything is kept, and what can't be read passed over.
-    again: bool,
+    pub(super) again: bool,
     /// Against which history's age is measured.
-    now: u32,
-    source: usize,
-    group: usize,
-    file: Arc<dyn File>,
-    out: Segment,
+    pub(super) now: u32,
+    pub(super) source: usize,
+    pub(super) group: usize,
+    pub(super) file: Arc<dyn File>,
+    pub(super) out: Segment,
     /// What was not written to the new file yet, and where it goes.
-    buffer: Vec<u8>,
-    written: u64,
-    moved: Vec<Moved>,
+    pub(super) buffer: Vec<u8>,
+    pub(super) written: u64,
+    pub(super) moved: Vec<Moved>,
     /// Hashes of superseded records that are left out.
-    dropped: Vec<u64>,
+    pub(super) dropped: Vec<u64>,
     /// Deletions that hide nothing and are left out: hash, segment, offset.
-    freed: Vec<(u64, u32, u32)>,
-    kept_size: u64,
-    chunk: Chunk,
+    pub(super) freed: Vec<(u64, u32, u32)>,
+    pub(super) kept_size: u64,
+    pub(super) chunk: Chunk,
 }
 
 /// A record's old and new place.
 #[derive(Clone, Copy, Debug)]
-struct Moved {
-    hash: u64,
-    segment: u32,
-    from: u32,
-    to: u32,
-}
-
-/// How a rewrite ended: the new file is in use.
-pub(in crate::namespace) struct Finished {
-    /// Bytes freed.
-    pub(super) size: u64,
-    /// Whether a crash can't bring the old files back.
-    pub(in crate::namespace) durable: bool,
+pub(super) struct Moved {
+    pub(super) hash: u64,
+    pub(super) segment: u32,
+    pub(super) from: u32,
+    pub(super) to: u32,
 }
 
 /// What becomes of a record.
@@ -271,7 +262,11 @@ impl Run {
     }
 
     /// Writes the buffer if it is large enough.
-    fn write_out(&mut self, namespace: &Namespace, at_least: usize) -> Result<(), Error> {
+    pub(super) fn write_out(
+        &mut self,
+        namespace: &Namespace,
+        at_least: usize,
+    ) -> Result<(), Error> {
         if self.buffer.len() < at_least {
             return Ok(());
         }
@@ -286,144 +281,5 @@ impl Run {
         // The index file may fail: its blocks wait, or are made again from the log.
         let _ = self.out.write_blocks(&namespace.folders, self.written, Rest::Wait);
         Ok(())
-    }
-
-    /// Makes the new file durable, lets it take the old ones' place, and tells the index.
-    pub(in crate::namespace) fn finish(
-        mut self,
-        namespace: &mut Namespace,
-    ) -> Result<Finished, Error> {
-        // What superseded the records left out must be durable before they are gone.
-        namespace.flush_amid_batch()?;
-        if !self.again {
-            // Mending would use the files that this run is writing, so it comes later.
-            if !namespace.sync.suspects.is_empty() {
-                return Err(Error::Sync(io::Error::other("a segment must be written again first")));
-            }
-            namespace.sync().map_err(|failed| failed.source)?;
-        }
-        self.write_out(namespace, 1)?;
-        let old_size = self.old_size(namespace);
-        let nothing_left =
-            self.out.count == 0 && !self.again && !self.out.header.clears && self.freed.is_empty();
-        if nothing_left {
-            let _ = namespace.folders.storage.remove(&namespace.folders.compacted_data_file());
-            namespace.forget_index_files(&self.sources);
-            for id in &self.sources {
-                namespace.remove_files(*id);
-            }
-            let durable = namespace.folders.storage.sync_folder(&namespace.folders.data).is_ok();
-            self.switch(namespace, false, durable);
-            namespace.counters.reclaimed_size += old_size;
-            return Ok(Finished { size: old_size, durable });
-        }
-        let durable = self.publish(namespace)?;
-        let new_size = self.out.end;
-        self.switch(namespace, true, durable);
-        let size = old_size.saturating_sub(new_size);
-        namespace.counters.reclaimed_size += size;
-        Ok(Finished { size, durable })
-    }
-
-    fn old_size(&self, namespace: &Namespace) -> u64 {
-        let positions = self.sources.iter().filter_map(|id| namespace.position(*id));
-        positions.map(|position| namespace.segments[position].end).sum()
-    }
-
-    /// The files: durable, renamed, the others gone. Says whether all of that will survive a crash.
-    fn publish(&mut self, namespace: &Namespace) -> Result<bool, Error> {
-        let folders = &namespace.folders;
-        let id = self.out.id();
-        let published = (|| {
-            write_full(&*self.file, &self.out.header.to_bytes(Part::Data), 0)?;
-            self.file.sync()?;
-            // An index file that is not complete is completed later.
-            let _ = self.out.seal(folders);
-            folders.storage.rename(&folders.compacted_data_file(), &folders.data_file(id))
-        })();
-        published.map_err(|error| write_error(error, &folders.data))?;
-        // The new file has its name, and must be used from here on. If the name is not durable a
-        // crash brings the old files back, which hold the same; so they stay.
-        let durable = folders.storage.sync_folder(&folders.data).is_ok();
-        let renamed = folders.storage.rename(&folders.new_index_file(), &folders.index_file(id));
-        self.out.index_is_new = false;
-        if renamed.is_err() {
-            self.out.forget_index();
-        }
-        let _ = folders.storage.sync_folder(&folders.index);
-        for id in self.sources.iter().skip(1).filter(|_| durable) {
-            namespace.remove_files(*id);
-        }
-        Ok(durable)
-    }
-
-    /// The index and the list of segments. `replaced`: a new file took the old ones' place;
-    /// `durable`: they can't come back.
-    fn switch(mut self, namespace: &mut Namespace, replaced: bool, durable: bool) {
-        let id = self.out.id();
-        let forgotten = self.out.header.forgotten;
-        self.out.dirty = true;
-        if self.again {
-            self.out.kept = (0, 0);
-        } else if let History::Younger(age) = namespace.descriptor.settings.history {
-            let age = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
-            self.out.kept = (self.kept_size, self.now.saturating_add(age / 2 + 1));
-        } else {
-            self.out.kept = (self.kept_size, u32::MAX);
-        }
-        let first = namespace.position(self.sources.first().copied().unwrap_or(id)).unwrap_or(0);
-        for source in &self.sources {
-            if let Some(position) = namespace.position(*source) {
-                let gone = namespace.segments.remove(position);
-                namespace.numbers.live_size =
-                    namespace.numbers.live_size.saturating_sub(gone.live_size);
-            }
-            namespace.damage.retain(|(segment, _)| segment != source);
-            namespace.open_files.retain(|open| open != source);
-        }
-        if replaced {
-            namespace.segments.insert(first.min(namespace.segments.len()), self.out);
-            namespace.open_files.push_back(id);
-        }
-        // By hash, which is how the index lies in memory.
-        self.moved.sort_unstable_by_key(|moved| moved.hash);
-        self.dropped.sort_unstable();
-        let mut live_size = 0;
-        for moved in &self.moved {
-            let found = namespace.index.find_record(moved.hash, moved.segment, moved.from);
-            let Some((at, slot)) = found else { continue };
-            let slot = slot.moved(id, moved.to);
-            namespace.index.replace(at, slot);
-            if slot.is_needed() {
-                live_size += namespace.record_size(&slot) as u64;
-            }
-        }
-        namespace.add_live(id, live_size);
-        for (hash, segment, offset) in &self.freed {
-            let found = namespace.index.find_record(*hash, *segment, *offset);
-            if let Some((at, _)) = found.filter(|(_, slot)| slot.is_tombstone()) {
-                namespace.index.remove(at);
-            }
-        }
-        if durable {
-            self.dropped.iter().for_each(|hash| namespace.forget_older(*hash));
-        }
-        namespace.numbers.forgotten = namespace.numbers.forgotten.max(forgotten);
-    }
-}
-
-impl Namespace {
-    /// One older record of the key with this hash is gone. If several keys have the hash, nobody
-    /// knows whose it was, and their deletions stay until the next start.
-    fn forget_older(&mut self, hash: u64) {
-        let Some((at, slot)) = self.index.find(hash, None) else { return };
-        if self.index.find(hash, Some(at)).is_some() {
-            return;
-        }
-        let fewer: Slot = slot.with_one_older_less();
-        self.index.replace(at, fewer);
-        if slot.is_needed() && !fewer.is_needed() {
-            self.take_live(slot.segment(), self.record_size(&slot) as u64);
-        }
     }
 }
