@@ -53,6 +53,11 @@ const RULES: &[Rule] = &[
         forbidden: &["rustix", "libc", "tokio", "mio", "quinn", "ring"],
         why: "the router opens no socket and reads no clock",
     },
+    Rule {
+        folder: "hostd/rmb",
+        forbidden: &["subxt", "hostd-chain"],
+        why: "the message bus knows twins by a trait, and no chain",
+    },
 ];
 
 /// Folders whose programs meet at a socket, a file or an exit status, and never link one another.
