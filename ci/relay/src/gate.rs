@@ -71,7 +71,7 @@ async fn enter(
 /// Which twin's session a token opens.
 async fn authorize(state: &State, token: Option<String>) -> Result<(TwinId, String), Refused> {
     let token = token.filter(|token| !token.is_empty());
-    let token = token.ok_or((StatusCode::BAD_REQUEST, "missing jwt".to_owned()))?;
+    let token = token.ok_or_else(|| (StatusCode::BAD_REQUEST, "missing jwt".to_owned()))?;
     let bad = |error: &dyn std::fmt::Display| (StatusCode::UNAUTHORIZED, error.to_string());
     let unverified = Unverified::parse(&token).map_err(|error| bad(&error))?;
     let id = unverified.twin();
