@@ -58,6 +58,11 @@ const RULES: &[Rule] = &[
         forbidden: &["rustix", "libc", "tokio", "mio", "subxt", "hostd-chain", "hostd-rmb"],
         why: "what a deployment means is pure: it opens nothing and waits for nobody",
     },
+    Rule {
+        folder: "hostd/rmb",
+        forbidden: &["subxt", "hostd-chain"],
+        why: "the message bus knows twins by a trait, and no chain",
+    },
 ];
 
 /// Folders whose programs meet at a socket, a file or an exit status, and never link one another.

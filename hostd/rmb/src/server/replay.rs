@@ -1,0 +1,207 @@
+//! What was asked already: nothing is done twice.
+//!
+//! Whoever carries envelopes can deliver one again, and again, as long as it has not expired, and so
+//! does a relay that is not sure whether the first time worked. So each request is remembered by
+//! its source and its id until it expires, which is half an hour at most
+//! ([`EXPIRATION_MAX`](crate::envelope::EXPIRATION_MAX), and the allowance for clocks).
+//!
+//! Memory is limited: each twin has room for so many requests and the window for so many in all. Who
+//! has no room left is refused until some expire; nothing is forgotten early, since that is what a
+//! replayer would work towards. Ids are kept as hashes with a random key, so nobody can choose ids
+//! that collide.
+//!
+//! Time never goes back here: what has expired once stays so when somebody sets the clock.
+
+use std::collections::{BTreeMap, HashMap};
+
+use blake2b_simd::Params;
+
+use crate::random::{self, RandomError};
+use crate::twins::TwinId;
+
+/// Requests of one twin that are remembered.
+const PER_TWIN_COUNT_MAX: u32 = 8192;
+/// Requests that are remembered.
+const COUNT_MAX: usize = 128 * 1024;
+/// Requests that every twin has room for, even if others took all that there is.
+const RESERVED_COUNT: u32 = 8;
+/// Requests that are remembered when the reserve is used as well.
+const HARD_COUNT_MAX: usize = 2 * COUNT_MAX;
+
+/// A request: its source, and a hash of its id.
+type Key = (TwinId, [u8; 16]);
+
+/// What the window says about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It came for the first time.
+    New,
+    /// It came before.
+    Seen,
+    /// It has expired.
+    Expired,
+    /// There is no room to remember it, so it must not be done.
+    NoRoom,
+}
+
+/// Requests that came, until they expire.
+pub struct ReplayWindow {
+    /// Key of the hash of ids.
+    secret: [u8; 32],
+    /// When each expires.
+    seen: HashMap<Key, u64>,
+    /// The same by time.
+    by_time: BTreeMap<u64, Vec<Key>>,
+    per_twin: HashMap<TwinId, u32>,
+    /// The latest time that was ever told.
+    now: u64,
+}
+
+impl ReplayWindow {
+    /// An empty one.
+    pub fn new() -> Result<Self, RandomError> {
+        Ok(Self {
+            secret: random::bytes()?,
+            seen: HashMap::new(),
+            by_time: BTreeMap::new(),
+            per_twin: HashMap::new(),
+            now: 0,
+        })
+    }
+
+    /// Says whether a request is to be done, and remembers it if so. `expires_at` and `now` are in
+    /// seconds since 1970.
+    pub fn check(&mut self, source: TwinId, uid: &str, expires_at: u64, now: u64) -> Verdict {
+        self.now = self.now.max(now);
+        self.forget();
+        if expires_at <= self.now {
+            return Verdict::Expired;
+        }
+        let key = (source, self.hash(uid));
+        if self.seen.contains_key(&key) {
+            return Verdict::Seen;
+        }
+        let count = self.per_twin.get(&source).copied().unwrap_or(0);
+        let max = if self.seen.len() < COUNT_MAX { PER_TWIN_COUNT_MAX } else { RESERVED_COUNT };
+        if count >= max || self.seen.len() >= HARD_COUNT_MAX {
+            return Verdict::NoRoom;
+        }
+        self.seen.insert(key, expires_at);
+        self.by_time.entry(expires_at).or_default().push(key);
+        self.per_twin.insert(source, count + 1);
+        Verdict::New
+    }
+
+    /// Drops what has expired.
+    fn forget(&mut self) {
+        while let Some(entry) = self.by_time.first_entry()
+            && *entry.key() <= self.now
+        {
+            for key in entry.remove() {
+                self.seen.remove(&key);
+                if let Some(count) = self.per_twin.get_mut(&key.0) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.per_twin.remove(&key.0);
+                    }
+                }
+            }
+        }
+    }
+
+    fn hash(&self, uid: &str) -> [u8; 16] {
+        let hash = Params::new().hash_length(16).key(&self.secret).hash(uid.as_bytes());
+        *hash.as_bytes().first_chunk().expect("a hash of the size that was asked for")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn twin(number: u32) -> TwinId {
+        TwinId::new(number).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_new_once() {
+        let mut window = ReplayWindow::new().unwrap();
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::New);
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::Seen);
+        // With another expiration too: that it can't have, unless it was signed again.
+        assert_eq!(window.check(twin(1), "a", 200, 99), Verdict::Seen);
+        assert_eq!(window.check(twin(2), "a", 100, 99), Verdict::New);
+        assert_eq!(window.check(twin(1), "b", 100, 99), Verdict::New);
+        assert_eq!(window.check(twin(1), "a", 100, 100), Verdict::Expired);
+        assert!(window.seen.is_empty() && window.per_twin.is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_brings_nothing_back() {
+        let mut window = ReplayWindow::new().unwrap();
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::New);
+        assert_eq!(window.check(twin(1), "b", 200, 150), Verdict::New);
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::Expired);
+    }
+
+    #[test]
+    fn nobody_can_push_out_what_others_asked() {
+        let mut window = ReplayWindow::new().unwrap();
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::New);
+        for number in 0..PER_TWIN_COUNT_MAX {
+            assert_eq!(window.check(twin(2), &number.to_string(), 100, 50), Verdict::New);
+        }
+        assert_eq!(window.check(twin(2), "more", 100, 50), Verdict::NoRoom);
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::Seen);
+        assert_eq!(window.check(twin(1), "b", 100, 50), Verdict::New);
+        assert_eq!(window.check(twin(2), "more", 200, 100), Verdict::New);
+    }
+
+    #[test]
+    fn when_it_is_full_everybody_keeps_a_little_room() {
+        let mut window = ReplayWindow::new().unwrap();
+        let twins = u32::try_from(COUNT_MAX).unwrap() / PER_TWIN_COUNT_MAX;
+        for number in 0..twins * PER_TWIN_COUNT_MAX {
+            let source = twin(1 + number / PER_TWIN_COUNT_MAX);
+            assert_eq!(window.check(source, &number.to_string(), 100, 50), Verdict::New);
+        }
+        for number in 0..RESERVED_COUNT {
+            assert_eq!(window.check(twin(1000), &number.to_string(), 100, 50), Verdict::New);
+        }
+        assert_eq!(window.check(twin(1000), "more", 100, 50), Verdict::NoRoom);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// Against a model that forgets nothing: no request is new twice.
+        #[test]
+        fn nothing_is_new_twice(steps in proptest::collection::vec(
+            (1_u32..4, 0_u8..8, 0_u64..60, 0_u64..20), 1..200,
+        )) {
+            let mut window = ReplayWindow::new().unwrap();
+            let mut done = HashSet::new();
+            let mut now = 100;
+            for (source, uid, lifetime, step) in steps {
+                now += step;
+                // The same id always has the same expiration, as its signature says.
+                let expires_at = 100 + lifetime + u64::from(uid) * 10;
+                let request = (source, uid, expires_at);
+                let uid = format!("{uid}-{expires_at}");
+                match window.check(twin(source), &uid, expires_at, now) {
+                    Verdict::New => {
+                        prop_assert!(expires_at > now);
+                        prop_assert!(done.insert(request));
+                    }
+                    Verdict::Seen => prop_assert!(done.contains(&request)),
+                    Verdict::Expired => prop_assert!(expires_at <= now),
+                    Verdict::NoRoom => prop_assert!(false, "there was room"),
+                }
+            }
+        }
+    }
+}
