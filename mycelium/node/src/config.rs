@@ -13,7 +13,7 @@ use crate::endpoint::{Endpoint, EndpointError};
 use crate::sys::INTERFACE_NAME_SIZE_MAX;
 
 /// Settings, as far as somebody gave them.
-#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Args, Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// File with the node's secret key, 32 raw bytes; made if missing
@@ -23,7 +23,9 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
 
-    /// Peers to dial: tcp://HOST:PORT, quic://HOST:PORT or vsock://CID:PORT
+    /// Peers to dial: tcp://HOST:PORT, quic://…, ws://…, wss://… or vsock://CID:PORT
+    ///
+    /// HOST is an IP address or a name. ws and wss are for networks that let nothing else pass.
     #[arg(long, value_name = "ENDPOINT", num_args = 1..)]
     pub peers: Vec<String>,
 
@@ -45,6 +47,12 @@ pub struct Settings {
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_listen_port: Option<u32>,
+
+    /// TCP port for WebSocket connections of peers (ws://), as a web server may pass them on; none by
+    /// default
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ws_listen_port: Option<u16>,
 
     /// Address of the HTTP API [default: 127.0.0.1:8989]
     #[arg(long, value_name = "ADDRESS", global = true)]
@@ -136,6 +144,9 @@ pub enum ConfigError {
     /// The name of the device can't be one.
     #[error("--tun-name {0:?}: a name has 1 to {INTERFACE_NAME_SIZE_MAX} bytes and no slash")]
     TunName(String),
+    /// Flags of one node, and a file with several.
+    #[error("--instances takes no flags that are one node's")]
+    FlagsWithInstances,
     /// One of a private network's two settings is missing.
     #[error("--network-name and --network-key-file go together")]
     HalfPrivateNetwork,
@@ -148,16 +159,18 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// Peers to dial.
     pub peers: Vec<Endpoint>,
-    /// Port for TCP.
-    pub tcp_listen_port: u16,
+    /// Port for TCP; none when nobody may connect.
+    pub tcp_listen_port: Option<u16>,
     /// Port for QUIC; none when there is none.
     pub quic_listen_port: Option<u16>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
+    /// Port for WebSockets.
+    pub ws_listen_port: Option<u16>,
     /// Where the HTTP API is.
-    pub api_address: ApiAddress,
+    pub api_address: Option<ApiAddress>,
     /// Where JSON-RPC is.
-    pub jsonrpc_address: ApiAddress,
+    pub jsonrpc_address: Option<ApiAddress>,
     /// Where metrics are.
     pub metrics_address: Option<SocketAddr>,
     /// File with the rules of topics.
@@ -170,6 +183,8 @@ pub struct Config {
     pub private_network: Option<(String, PathBuf)>,
     /// `SO_MARK`.
     pub firewall_mark: Option<u32>,
+    /// Queues of the TUN device, each with a thread.
+    pub queue_count: usize,
 }
 
 /// Where programs reach a node.
@@ -188,12 +203,19 @@ impl ApiAddress {
     }
 }
 
+/// Threads that run a node's tasks, and queues of its TUN device.
+const THREAD_COUNT_MAX: usize = 4;
 /// UDP port of existing nodes' QUIC.
 const QUIC_LISTEN_PORT: u16 = 9651;
 /// TCP port of existing nodes.
 const TCP_LISTEN_PORT: u16 = 9651;
 /// Name of existing nodes' devices.
 const TUN_NAME: &str = "mycelium";
+
+/// Threads that are worth having on this machine.
+pub(crate) fn thread_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(THREAD_COUNT_MAX)
+}
 
 /// Where the configuration is looked for when nobody says: `$HOME/.config/mycelium/mycelium.toml`.
 pub fn default_path() -> Option<PathBuf> {
@@ -233,6 +255,7 @@ impl Settings {
             disable_quic: self.disable_quic || file.disable_quic,
             quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
+            ws_listen_port: self.ws_listen_port.or(file.ws_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
             jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
             metrics_api_address: self.metrics_api_address.or(file.metrics_api_address),
@@ -275,17 +298,19 @@ impl Settings {
         Ok(Config {
             key_file: self.key_file.clone(),
             peers,
-            tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
+            tcp_listen_port: Some(self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT)),
             quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
             vsock_listen_port: self.vsock_listen_port,
+            ws_listen_port: self.ws_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,
-            api_address: ApiAddress::new(self.api_addr, api::HTTP_PORT),
-            jsonrpc_address: ApiAddress::new(self.jsonrpc_addr, api::RPC_PORT),
+            api_address: Some(ApiAddress::new(self.api_addr, api::HTTP_PORT)),
+            jsonrpc_address: Some(ApiAddress::new(self.jsonrpc_addr, api::RPC_PORT)),
             metrics_address: self.metrics_api_address,
             topic_config: self.topic_config.clone(),
             tun_name: (!self.no_tun).then_some(tun_name),
             firewall_mark: self.firewall_mark,
+            queue_count: thread_count(),
         })
     }
 }
@@ -303,7 +328,7 @@ mod tests {
         let text = "peers = [\"tcp://192.0.2.1:9651\"]\ntcp_listen_port = 1\ntun_name = \"my0\"\n";
         let flags = Settings { tcp_listen_port: Some(2), ..Settings::default() };
         let config = flags.or(parse(text).unwrap()).check().unwrap();
-        assert_eq!((config.tcp_listen_port, config.tun_name.as_deref()), (2, Some("my0")));
+        assert_eq!((config.tcp_listen_port, config.tun_name.as_deref()), (Some(2), Some("my0")));
         assert_eq!(config.peers.len(), 1);
     }
 

@@ -4,10 +4,13 @@
 //! used again, so what others remember of it can't mean another one.
 
 pub(crate) mod codel;
+pub(crate) mod layer;
+pub(crate) mod local;
 pub(crate) mod outbound;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;
+pub(crate) mod websocket;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -15,6 +18,7 @@ use std::time::Instant;
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
 
+use crate::link::local::LocalCarrier;
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 
@@ -22,6 +26,8 @@ use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 pub(crate) enum Carrier {
     /// A TCP or vsock connection.
     Stream(StreamCarrier),
+    /// Memory between two instances of this process.
+    Local(LocalCarrier),
     /// A QUIC connection.
     Quic(QuicCarrier),
 }
@@ -31,6 +37,7 @@ impl Carrier {
     pub(crate) async fn run(&self, inbound: &mut impl Inbound) -> LinkError {
         match self {
             Self::Stream(stream) => stream.run(inbound).await,
+            Self::Local(local) => local.run(inbound).await,
             Self::Quic(quic) => quic.run(inbound).await,
         }
     }
@@ -71,6 +78,7 @@ impl Link {
     pub(crate) fn send_data(&self, packets: &[u8], now: Instant) {
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_data(packets, now),
+            Carrier::Local(local) => local.send_data(packets, now),
             Carrier::Quic(quic) => quic.send_data(packets, now),
         }
     }
@@ -81,6 +89,7 @@ impl Link {
         tlv.encode(&mut packet);
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_control(&packet),
+            Carrier::Local(local) => local.send_control(&packet),
             Carrier::Quic(quic) => quic.send_control(&packet),
         }
     }
@@ -89,6 +98,7 @@ impl Link {
     pub(crate) fn close(&self) {
         match &self.carrier {
             Carrier::Stream(stream) => stream.close(),
+            Carrier::Local(local) => local.close(),
             Carrier::Quic(quic) => quic.close(),
         }
     }
@@ -114,6 +124,7 @@ impl Link {
     pub(crate) fn sent_size(&self) -> u64 {
         match &self.carrier {
             Carrier::Stream(stream) => stream.sent_size(),
+            Carrier::Local(local) => local.sent_size(),
             Carrier::Quic(quic) => quic.sent_size(),
         }
     }
@@ -122,6 +133,7 @@ impl Link {
     pub(crate) fn dropped(&self) -> u64 {
         match &self.carrier {
             Carrier::Stream(stream) => stream.dropped(),
+            Carrier::Local(local) => local.dropped(),
             Carrier::Quic(quic) => quic.dropped(),
         }
     }
