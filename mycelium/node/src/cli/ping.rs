@@ -18,7 +18,7 @@ use crate::cli::node::Output;
 #[derive(Args)]
 pub(crate) struct PingArguments {
     /// Packets to send; 0: until Ctrl-C
-    #[arg(short, long, value_name = "COUNT", default_value_t = 5)]
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 5)]
     count: u32,
     /// Seconds between them
     #[arg(short, long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
@@ -53,13 +53,10 @@ const KEPT_COUNT_MAX: usize = 1 << 20;
 pub(crate) fn run(arguments: &PingArguments, client: &Client) -> anyhow::Result<()> {
     let address = address(&arguments.destination)?;
     let mut tally = Tally::default();
-    let body = json!({
-        "address": address,
-        "size": arguments.size,
-        "timeoutMs": Duration::from_secs_f64(arguments.timeout).as_millis() as u64,
-    });
+    let wait = Duration::from_secs_f64(arguments.timeout);
+    let timeout_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    let body = json!({ "address": address, "size": arguments.size, "timeoutMs": timeout_ms });
     loop {
-        let wait = Duration::from_secs_f64(arguments.timeout);
         let answer = client.ask("POST", "/admin/probe", Some(&body), wait)?.check()?;
         let result: Value = serde_json::from_slice(&answer.body)?;
         tally.add(&result);

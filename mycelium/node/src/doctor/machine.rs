@@ -97,7 +97,7 @@ fn can_make_device(interfaces: &Interfaces, name: &str, key: Option<PublicKey>) 
     }
     let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     match file {
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound) => Finding::problem(
+        Err(error) if error.kind() == ErrorKind::NotFound => Finding::problem(
             CHECK,
             "there is no /dev/net/tun",
             "`modprobe tun` brings it (in a container, hand it in); or use --no-tun",

@@ -83,7 +83,7 @@ pub(super) fn listen(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> 
     clear(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-    let bind = || {
+    let bind = || -> io::Result<StdListener> {
         let socket = rustix::net::socket_with(family, kind, flags, None)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
         // Nobody can connect before it listens.

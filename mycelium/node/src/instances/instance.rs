@@ -91,7 +91,7 @@ pub(super) fn start(
     let (stop, stopped) = oneshot::channel();
     let name = settings.name.clone();
     let live = move || {
-        let span = tracing::info_span!("instance", instance = settings.name);
+        let span = tracing::info_span!("instance", instance = %settings.name);
         let _inside = span.entered();
         let started = |started| {
             let name = settings.name.clone();
