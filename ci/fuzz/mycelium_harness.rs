@@ -4,6 +4,7 @@
 //! corpus through it in every test run.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use mycelium_wire::beacon::Beacon;
 use mycelium_wire::cipher::{NONCE_SIZE, Nonce, PairKey, SEAL_OVERHEAD};
@@ -12,6 +13,7 @@ use mycelium_wire::icmp::{self, ERROR_HOP_LIMIT, ERROR_SIZE_MAX, IcmpError, OutO
 use mycelium_wire::identity::{PublicKey, SecretKey, Subnet};
 use mycelium_wire::inner::{self, InnerType};
 use mycelium_wire::message::MessagePacket;
+use mycelium_wire::session::{Clock, Machine, Suites, Time};
 
 /// The key of two nodes, made once: it costs more than all the rest.
 static KEY: OnceLock<PairKey> = OnceLock::new();
@@ -59,6 +61,7 @@ pub(crate) fn inner(body: &[u8]) {
             }
         }
         Ok((InnerType::Packet, payload)) => answer(payload),
+        Ok((InnerType::Session, payload)) => handshake(payload),
         Err(_) => {}
     }
     let key = KEY.get_or_init(|| {
@@ -79,6 +82,19 @@ pub(crate) fn inner(body: &[u8]) {
             assert_eq!(key.to_string(), text.to_lowercase());
         }
     }
+}
+
+/// Gives a handshake to one that has asked the same peer for a session. Whoever made these bytes has not
+/// the peer's key, so nothing comes of them.
+fn handshake(payload: &[u8]) {
+    let clock = Clock { now: Time::default(), wall: Duration::from_secs(1_800_000_000) };
+    let peer = SecretKey::from_bytes([1; 32]).public();
+    let machine = Machine::new(SecretKey::from_bytes([2; 32]), Suites(3));
+    let mut machine = machine.expect("random bytes");
+    machine.want(peer, clock);
+    machine.received(peer, payload, clock);
+    machine.tick(clock);
+    assert_eq!((machine.counters().answered, machine.counters().established), (0, 0));
 }
 
 /// Answers a packet with an error, as a node does that can't pass it on.

@@ -43,6 +43,15 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quic_listen_port: Option<u16>,
 
+    /// Speak to all nodes as existing releases do: with keys that last for ever
+    #[arg(long)]
+    pub no_sessions: bool,
+
+    /// Folder for what outlives a restart: who ever had a session with this node; none by default
+    #[arg(long, value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+
     /// Port for vsock connections of peers; none by default
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +172,10 @@ pub struct Config {
     pub tcp_listen_port: Option<u16>,
     /// Port for QUIC; none when there is none.
     pub quic_listen_port: Option<u16>,
+    /// Whether there are sessions with nodes that can have them.
+    pub has_sessions: bool,
+    /// Folder for what outlives a restart.
+    pub state_dir: Option<PathBuf>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
     /// Port for WebSockets.
@@ -254,6 +267,8 @@ impl Settings {
             tcp_listen_port: self.tcp_listen_port.or(file.tcp_listen_port),
             disable_quic: self.disable_quic || file.disable_quic,
             quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
+            no_sessions: self.no_sessions || file.no_sessions,
+            state_dir: self.state_dir.or(file.state_dir),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
             ws_listen_port: self.ws_listen_port.or(file.ws_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
@@ -300,6 +315,8 @@ impl Settings {
             peers,
             tcp_listen_port: Some(self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT)),
             quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
+            has_sessions: !self.no_sessions,
+            state_dir: self.state_dir.clone(),
             vsock_listen_port: self.vsock_listen_port,
             ws_listen_port: self.ws_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),

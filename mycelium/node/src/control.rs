@@ -16,11 +16,12 @@ use crate::api::status::{
 };
 use crate::api::types::{
     AddressInfo, ConnectionState, EndpointInfo, NodeInfo, PacketStatistics, PeerInfo,
-    PeerKind as ShownKind, QueriedSubnet, RouteInfo, Routes,
+    PeerKind as ShownKind, QueriedSubnet, RouteInfo, Routes, SessionInfo, SessionState,
 };
 use crate::api::{Control, Later, PeerError};
 use crate::data::DataPlane;
-use crate::data::table::{Prefix, Table};
+use crate::data::session::State;
+use crate::data::table::{Destination, Prefix, Table};
 use crate::endpoint::{Address, Endpoint};
 use crate::messages::mailbox::Mailbox;
 use crate::peers::{AddPeerError, PeerKind, PeerState, PeerStatus, Peers};
@@ -102,6 +103,17 @@ impl Control for NodeControl {
 
     fn packet_statistics(&self) -> PacketStatistics {
         self.plane.statistics().shown()
+    }
+
+    fn sessions(&self) -> Vec<SessionInfo> {
+        let now = Instant::now();
+        let shown = |destination: Arc<Destination>| shown_session(&self.plane, &destination, now);
+        self.table.all().filter_map(shown).collect()
+    }
+
+    fn forget_session(&self, address: Ipv6Addr) -> bool {
+        let destination = self.table.get(Prefix::of(address));
+        destination.is_some_and(|known| self.plane.sessions().forget(known.public_key()))
     }
 
     fn routes(&self) -> Later<'_, Routes> {
@@ -191,6 +203,34 @@ fn reason(error: IcmpError) -> String {
         IcmpError::TimeExceeded => "too many hops".to_owned(),
         IcmpError::Other { error_type, code, .. } => format!("ICMPv6 type {error_type} code {code}"),
     }
+}
+
+fn shown_session(plane: &DataPlane, to: &Destination, now: Instant) -> Option<SessionInfo> {
+    let sessions = plane.sessions();
+    let state = sessions.state(to, now)?;
+    let public_key = to.public_key();
+    let mut info = SessionInfo {
+        address: public_key.address(),
+        public_key,
+        state: match state {
+            State::Old => SessionState::Old,
+            State::Asking => SessionState::Asking,
+            State::ForwardSecret { .. } => SessionState::ForwardSecret,
+            State::Unanswered => SessionState::Unanswered,
+            State::Refused => SessionState::Refused,
+        },
+        announced: to.is_announced(),
+        proved: sessions.is_proved(&public_key),
+        cipher: None,
+        age: None,
+        packets_sent: None,
+    };
+    if let State::ForwardSecret { since, suite, sealed_count } = state {
+        info.cipher = Some(suite.name());
+        info.age = Some(sessions.time(now).since(since).as_secs());
+        info.packets_sent = Some(sealed_count);
+    }
+    Some(info)
 }
 
 fn parse(endpoint: &str) -> Result<Endpoint, PeerError> {

@@ -16,8 +16,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use mycelium_router::{Router, incarnation};
 use mycelium_wire::beacon::Beacon;
-use mycelium_wire::identity::{RouterId, SecretKey};
+use mycelium_wire::identity::{PublicKey, RouterId, SecretKey};
 use mycelium_wire::inner::InnerType;
+use mycelium_wire::session::ZONE;
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
@@ -27,6 +28,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::api::{self, Control};
 use crate::config::{ApiAddress, Config, Settings, thread_count};
 use crate::control::NodeControl;
+use crate::data::session::keeper::Keeper;
+use crate::data::session::proved::ProvedFile;
+use crate::data::session::{ORDER_COUNT_MAX, Order, Sessions};
 use crate::data::table::{Table, TableWriter};
 use crate::data::{DataPlane, MessagePacket, egress};
 use crate::discovery::{Discovery, DiscoveryConfig};
@@ -44,8 +48,8 @@ use crate::tun::Tun;
 
 /// Packets of messages that wait to be looked at; what comes on top is sent again by its sender.
 const MESSAGE_PACKET_COUNT_MAX: usize = 1024;
-/// Zone bytes of a router id; existing releases have no others.
-const ZONE: [u8; 2] = [0, 0];
+/// Zone bytes of router ids of existing releases.
+const ZONE_OLD: [u8; 2] = [0, 0];
 
 /// Runs a node until SIGTERM or SIGINT. SIGHUP reads `file` (the configuration) again and makes the peers
 /// those that it and the flags name.
@@ -96,7 +100,8 @@ impl Node {
     pub(crate) fn start(config: Config) -> anyhow::Result<Self> {
         let key_path = config.key_file.clone().map_or_else(key_file::default_path, Ok)?;
         let secret = key_file::read_or_create(&key_path)?;
-        let router_id = new_router_id(&secret)?;
+        let router_id = new_router_id(&secret, config.has_sessions)?;
+        let sessions = SessionSettings::read(&config)?;
         let topics = match &config.topic_config {
             Some(path) => topic_config::read(path)?,
             None => Topics::default(),
@@ -114,8 +119,11 @@ impl Node {
         let (inputs, inputs_taken) = mpsc::channel(INPUT_COUNT_MAX);
         let (signals, signals_taken) = mpsc::channel(SIGNAL_COUNT_MAX);
         let (packets, packets_taken) = mpsc::channel(MESSAGE_PACKET_COUNT_MAX);
-        let plane = DataPlane::new(secret, Arc::clone(&table), tun, signals, packets)?;
+        let (sessions, keeping) = sessions.parts();
+        let own = secret.clone();
+        let plane = DataPlane::new(own, Arc::clone(&table), tun, signals, packets, sessions)?;
         let plane = Arc::new(plane);
+        keeping.start(secret, &plane)?;
         let writer = TableWriter::new(Arc::clone(&table));
         let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
         tokio::spawn(owner.run());
@@ -129,7 +137,8 @@ impl Node {
         serve(&peers, sockets.links);
         if let Some(listener) = sockets.metrics {
             let (peers, plane) = (Arc::clone(&peers), Arc::clone(&plane));
-            let metrics = Metrics { peers, plane, inputs: inputs.clone() };
+            let (inputs, table) = (inputs.clone(), Arc::clone(&table));
+            let metrics = Metrics { peers, plane, inputs, table };
             tokio::spawn(metrics::serve(metrics, listener));
         }
         let control = NodeControl::new(mailbox, Arc::clone(&peers), table, plane, inputs);
@@ -196,10 +205,54 @@ impl Node {
     }
 }
 
-fn new_router_id(secret: &SecretKey) -> anyhow::Result<RouterId> {
+/// Whether a node has sessions, and who had one with it in earlier runs.
+#[derive(Default)]
+struct SessionSettings {
+    has_sessions: bool,
+    file: Option<ProvedFile>,
+    proved: Vec<PublicKey>,
+}
+
+/// What is left to do when there is a data plane.
+struct SessionKeeping {
+    settings: SessionSettings,
+    orders: mpsc::Receiver<Order>,
+}
+
+impl SessionSettings {
+    fn read(config: &Config) -> anyhow::Result<Self> {
+        if !config.has_sessions {
+            return Ok(Self::default());
+        }
+        let file = config.state_dir.as_deref().map(ProvedFile::new).transpose()?;
+        let proved = file.as_ref().map(ProvedFile::read).transpose()?.unwrap_or_default();
+        Ok(Self { has_sessions: true, file, proved })
+    }
+
+    fn parts(self) -> (Arc<Sessions>, SessionKeeping) {
+        let (sender, orders) = mpsc::channel(ORDER_COUNT_MAX);
+        let sender = self.has_sessions.then_some(sender);
+        let sessions = Arc::new(Sessions::new(sender, &self.proved));
+        (sessions, SessionKeeping { settings: self, orders })
+    }
+}
+
+impl SessionKeeping {
+    fn start(self, secret: SecretKey, plane: &Arc<DataPlane>) -> anyhow::Result<()> {
+        let SessionSettings { has_sessions, file, proved } = self.settings;
+        if has_sessions {
+            let keeper = Keeper::new(secret, Arc::clone(plane), &proved, file)?;
+            tokio::spawn(keeper.run(self.orders));
+        }
+        Ok(())
+    }
+}
+
+fn new_router_id(secret: &SecretKey, has_sessions: bool) -> anyhow::Result<RouterId> {
+    let zone = if has_sessions { ZONE } else { ZONE_OLD };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let random = u16::from_be_bytes(mycelium_wire::random_bytes()?);
-    Ok(RouterId::new(secret.public(), ZONE, incarnation(seconds, random)))
+    Ok(RouterId::new(secret.public(), zone, incarnation(seconds, random)))
 }
 
 fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connector, Sockets)> {

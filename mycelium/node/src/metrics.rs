@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -17,6 +18,8 @@ use tokio::sync::mpsc;
 
 use crate::api::guard;
 use crate::data::DataPlane;
+use crate::data::session::State;
+use crate::data::table::Table;
 use crate::peers::Peers;
 use crate::routing::{Input, ask};
 
@@ -25,6 +28,7 @@ pub(crate) struct Metrics {
     pub(crate) peers: Arc<Peers>,
     pub(crate) plane: Arc<DataPlane>,
     pub(crate) inputs: mpsc::Sender<Input>,
+    pub(crate) table: Arc<Table>,
 }
 
 /// Form of the text.
@@ -69,6 +73,7 @@ impl Metrics {
             ("source_key_expired", counters.expired_sources),
             ("expired_routes", counters.expired_routes),
             ("triggered_updates", counters.updates_sent),
+            ("avoided_routes", counters.avoided_routes),
             ("tlv_discarded", counters.paced),
             ("update_denied", counters.denied_updates),
         ] {
@@ -85,6 +90,7 @@ impl Metrics {
             ("forged", load(&plane.forged)),
         ];
         family(out, "mycelium_router_packets_routed", "counter", "verdict", &verdicts)?;
+        self.write_sessions(out)?;
         let (attempts, added) = self.peers.counts();
         let known = self.peers.list();
         let dropped = known.iter().map(|peer| peer.dropped_count).sum();
@@ -93,6 +99,43 @@ impl Metrics {
         single(out, "mycelium_peer_manager_peers_added", "counter", added)?;
         single(out, "mycelium_peer_manager_known_peers", "gauge", known.len() as u64)?;
         single(out, "process_resident_memory_bytes", "gauge", resident_size())
+    }
+
+    /// Of sessions, which existing nodes don't have: under names of our own.
+    fn write_sessions(&self, out: &mut impl Write) -> fmt::Result {
+        let (sessions, now) = (self.plane.sessions(), Instant::now());
+        let states: Vec<_> =
+            self.table.all().filter_map(|known| sessions.state(&known, now)).collect();
+        let count = |is: fn(&State) -> bool| {
+            states.iter().filter(|state| is(state)).count() as u64
+        };
+        let by_state = [
+            ("old", count(|state| *state == State::Old)),
+            ("asking", count(|state| *state == State::Asking)),
+            ("forward_secret", count(|state| matches!(state, State::ForwardSecret { .. }))),
+            ("unanswered", count(|state| *state == State::Unanswered)),
+            ("refused", count(|state| *state == State::Refused)),
+        ];
+        family(out, "mycelium_session_peers", "gauge", "state", &by_state)?;
+        let handshakes = sessions.handshakes();
+        let by_verdict = [
+            ("begun", handshakes.begun),
+            ("answered", handshakes.answered),
+            ("established", handshakes.established),
+            ("unanswered", handshakes.unanswered),
+            ("challenged", handshakes.challenged),
+            ("refused", handshakes.refused),
+            ("forged", handshakes.forged),
+        ];
+        family(out, "mycelium_session_handshakes", "counter", "verdict", &by_verdict)?;
+        let counters = sessions.counters();
+        let dropped = [
+            ("old_form", counters.refused.load(Ordering::Relaxed)),
+            ("unsent", counters.unsent.load(Ordering::Relaxed)),
+            ("missed", counters.missed.load(Ordering::Relaxed)),
+        ];
+        family(out, "mycelium_session_packets_dropped", "counter", "reason", &dropped)?;
+        single(out, "mycelium_session_waiting_bytes", "gauge", sessions.parked_size() as u64)
     }
 }
 

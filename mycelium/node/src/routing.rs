@@ -179,6 +179,7 @@ impl Owner {
                 self.used.push(destination);
                 self.wake_later();
             }
+            Signal::Astray(subnet, link) => self.router.astray(subnet, link, now),
             Signal::Heard(link) => {
                 self.router.heard(link.id(), now);
                 self.heard.push(link);
@@ -247,8 +248,8 @@ impl Owner {
             return self.table.lose(subnet, now);
         };
         tracing::debug!(%subnet, link = link.description(), metric = route.metric.0, "route");
-        let key = route.router_id.public_key();
-        if let Some(destination) = self.table.set(subnet, key, Arc::clone(link)) {
+        let destination = self.table.set(subnet, &route.router_id, Arc::clone(link));
+        if let Some(destination) = destination {
             self.plane.release(destination.prefix, now);
         }
     }

@@ -137,6 +137,8 @@ pub struct Counters {
     pub expired_routes: u64,
     /// Times that a destination's way was chosen anew.
     pub route_selections: u64,
+    /// Next hops that were avoided since they lost packets.
+    pub avoided_routes: u64,
     /// Updates sent.
     pub updates_sent: u64,
     /// Links that came up.

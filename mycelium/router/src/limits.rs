@@ -138,6 +138,13 @@ pub(crate) const QUERIES_MAX: usize = 16_384;
 pub(crate) const SEQNOS_PER_LINK_MAX: usize = 1024;
 /// Sequence numbers asked for through us.
 pub(crate) const SEQNOS_MAX: usize = 16_384;
+/// How long a next hop that lost packets is avoided the first time, at most, and remembered after that.
+pub(crate) const AVOIDED_FOR_MIN: Duration = Duration::from_secs(60);
+pub(crate) const AVOIDED_FOR_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const AVOIDED_KEPT: Duration = Duration::from_secs(3600);
+/// Next hops that are avoided for one destination.
+pub(crate) const AVOIDED_MAX: usize = 8;
+
 /// Neighbours that wait for one sequence number, and that one was passed on to.
 pub(crate) const SEQNO_LINKS_MAX: usize = 32;
 

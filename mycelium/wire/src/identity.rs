@@ -167,9 +167,26 @@ pub enum PublicKeyError {
 
 /// A run of a router: the node's public key, a zone, and a part that is new at every start.
 ///
-/// All 40 bytes are compared and passed on unchanged; only the key is interpreted.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// All 40 bytes are compared and passed on unchanged. Ids of a node are in the order of its starts,
+/// whatever it says of itself in the zone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RouterId([u8; ROUTER_ID_SIZE]);
+
+impl Ord for RouterId {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let order = |id: &Self| {
+            let (_, start) = id.0.split_at(KEY_SIZE + 2);
+            (id.public_key(), <[u8; 6]>::try_from(start).unwrap_or_default(), id.zone())
+        };
+        order(self).cmp(&order(other))
+    }
+}
+
+impl PartialOrd for RouterId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl RouterId {
     /// The id of a node in `zone`, for this start.
@@ -201,7 +218,7 @@ impl RouterId {
         PublicKey(*self.0.first_chunk().expect("a router id is longer than a key"))
     }
 
-    /// The zone; nodes of today say 0.
+    /// The zone: what the node says of itself ([`crate::session::ZONE`]); existing nodes say 0.
     #[must_use]
     pub fn zone(&self) -> [u8; 2] {
         let (_, rest) = self.0.split_at(KEY_SIZE);
@@ -372,6 +389,18 @@ mod tests {
         assert_eq!(id.zone(), [0xab, 1]);
         assert_eq!(id.to_string(), format!("{key}-ab01-010203040506"));
         assert_eq!(RouterId::from_bytes(*id.as_bytes()), id);
+    }
+
+    #[test]
+    fn router_ids_are_in_the_order_of_starts() {
+        let key = |number| PublicKey::from_bytes([number; KEY_SIZE]);
+        let ids = [
+            RouterId::new(key(1), [9, 9], [9; 6]),
+            RouterId::new(key(2), [0, 0], [0, 0, 0, 0, 0, 1]),
+            RouterId::new(key(2), [0, 1], [0, 0, 0, 0, 0, 1]),
+            RouterId::new(key(2), [0, 0], [0, 0, 0, 0, 0, 2]),
+        ];
+        assert!(ids.is_sorted_by(|a, b| a < b));
     }
 
     #[test]

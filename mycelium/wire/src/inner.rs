@@ -1,7 +1,7 @@
 //! What a sealed body holds: `version 01 │ type │ 0 │ 0`, then a payload.
 //!
 //! Receivers drop versions and types that they don't know without a word, so this is where nodes may
-//! one day tell others more (`reference: mycelium 1.6, 5.4`).
+//! tell others more: type 0x10 is ours (`reference: mycelium 1.6, 5.4`).
 
 use crate::reader::Reader;
 
@@ -19,6 +19,8 @@ pub enum InnerType {
     Message = 1,
     /// An ICMP error from a node on the way ([`crate::icmp`]).
     Icmp = 2,
+    /// A handshake of a session ([`crate::session`]); existing nodes don't know it.
+    Session = 0x10,
 }
 
 impl InnerType {
@@ -44,6 +46,7 @@ pub fn parse(body: &[u8]) -> Result<(InnerType, &[u8]), InnerError> {
         0 => InnerType::Packet,
         1 => InnerType::Message,
         2 => InnerType::Icmp,
+        0x10 => InnerType::Session,
         other => return Err(InnerError::Type(other)),
     };
     Ok((inner_type, reader.rest()))
@@ -69,13 +72,15 @@ mod tests {
 
     #[test]
     fn a_header_is_read_as_it_is_written() {
-        for inner_type in [InnerType::Packet, InnerType::Message, InnerType::Icmp] {
+        for inner_type in
+            [InnerType::Packet, InnerType::Message, InnerType::Icmp, InnerType::Session]
+        {
             let body = [&inner_type.header()[..], b"x"].concat();
             assert_eq!(parse(&body), Ok((inner_type, &b"x"[..])));
         }
         assert_eq!(parse(&[1, 0, 0]), Err(InnerError::Short(3)));
         assert_eq!(parse(&[2, 0, 0, 0]), Err(InnerError::Version(2)));
-        assert_eq!(parse(&[1, 0x10, 0, 0]), Err(InnerError::Type(0x10)));
+        assert_eq!(parse(&[1, 0x11, 0, 0]), Err(InnerError::Type(0x11)));
         // Reserved bytes may say anything.
         assert_eq!(parse(&[1, 0, 9, 9]), Ok((InnerType::Packet, &b""[..])));
     }

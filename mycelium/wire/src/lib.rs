@@ -1,8 +1,8 @@
 //! The bytes that Mycelium nodes exchange, without a socket.
 //!
 //! Everything a peer sends passes through here first, and everything a node sends is written here.
-//! There is no state in this crate but keys and nonce counters, no time and no I/O: bytes in, values
-//! out, and back.
+//! There is no I/O in this crate, and no state but keys, counters and, in [`session`], handshakes, which
+//! are told the time: bytes in, values out, and back.
 //!
 //! ```text
 //!  stream or datagram ─> [frame] ─┬─> control: one [`control::Tlv`] ─> router
@@ -22,6 +22,8 @@
 //! | [`inner`] | what a sealed body holds |
 //! | [`icmp`] | ICMPv6 errors, in and out of band |
 //! | [`message`] | packets of the message subsystem |
+//! | [`noise`] | handshakes with forward secrecy |
+//! | [`session`] | keys for two minutes, between nodes that can |
 //! | [`beacon`] | discovery on the local link |
 //!
 //! All integers are big endian. Readers go by the length fields of what they read and never past
@@ -40,7 +42,9 @@ pub mod icmp;
 pub mod identity;
 pub mod inner;
 pub mod message;
+pub mod noise;
 mod random;
 mod reader;
+pub mod session;
 
 pub use random::{RandomError, random_bytes};

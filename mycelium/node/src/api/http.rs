@@ -1,6 +1,6 @@
 //! HTTP paths about the node: itself, its peers, its routes, its traffic.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
@@ -10,7 +10,9 @@ use axum::routing::{delete, get};
 use axum::{Json, Router};
 use serde::Deserialize;
 
-use super::types::{NodeInfo, PacketStatistics, PeerInfo, PublicKeyInfo, QueriedSubnet, RouteInfo};
+use super::types::{
+    NodeInfo, PacketStatistics, PeerInfo, PublicKeyInfo, QueriedSubnet, RouteInfo, SessionInfo,
+};
 use super::{Control, PeerError};
 
 /// What handlers ask.
@@ -27,6 +29,8 @@ pub(super) fn routes() -> Router<Arc<dyn Control>> {
         .route("/admin/routes/queried", get(queried))
         .route("/admin/stats/packets", get(statistics))
         .route("/pubkey/{ip}", get(public_key))
+        .route("/sessions", get(sessions))
+        .route("/sessions/{ip}", delete(forget_session))
 }
 
 async fn info(State(node): Node) -> Json<NodeInfo> {
@@ -81,6 +85,14 @@ async fn queried(State(node): Node) -> Json<Vec<QueriedSubnet>> {
 
 async fn statistics(State(node): Node) -> Json<PacketStatistics> {
     Json(node.packet_statistics())
+}
+
+async fn sessions(State(node): Node) -> Json<Vec<SessionInfo>> {
+    Json(node.sessions())
+}
+
+async fn forget_session(State(node): Node, Path(address): Path<Ipv6Addr>) -> StatusCode {
+    if node.forget_session(address) { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND }
 }
 
 async fn public_key(

@@ -2,7 +2,7 @@
 //!
 //! Both are those of the existing daemon, path by path and field by field (`reference: mycelium 1.11`),
 //! and both ask the node by way of [`Control`] and nothing else. What existing daemons have not has paths
-//! of its own ([`own`]).
+//! of its own ([`own`], and `/sessions`).
 //!
 //! ```text
 //!  HTTP      127.0.0.1:8989 ──> [guard] ──> [http], [message_routes], [own] ─┐
@@ -36,7 +36,7 @@ use tokio::net::TcpListener;
 
 use crate::messages::mailbox::Mailbox;
 use status::{NodeStatus, ProbeRequest, ProbeResult};
-use types::{NodeInfo, PacketStatistics, PeerInfo, Routes};
+use types::{NodeInfo, PacketStatistics, PeerInfo, Routes, SessionInfo};
 
 /// Port of the HTTP API, unless the operator chose another.
 pub const HTTP_PORT: u16 = 8989;
@@ -78,6 +78,13 @@ pub trait Control: Send + Sync + 'static {
 
     /// Which addresses sent and received how much over this node.
     fn packet_statistics(&self) -> PacketStatistics;
+
+    /// How it talks to which nodes: an addition to the existing daemon's API.
+    fn sessions(&self) -> Vec<SessionInfo>;
+
+    /// Forgets that a node ever had a session, so that it is talked to as existing releases are if it
+    /// does not answer. False when it had none.
+    fn forget_session(&self, address: Ipv6Addr) -> bool;
 
     /// Its routes; none of any kind when the node is about to stop.
     fn routes(&self) -> Later<'_, Routes>;

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::status::{PacketCounts, PeerHealth, RouteCounts};
 use super::types::{
     AddressInfo, ConnectionState, EndpointInfo, PacketCount, PeerKind, QueriedSubnet, RouteInfo,
+    SessionState,
 };
 use super::*;
 use crate::messages::{Peer, Topics};
@@ -86,6 +87,23 @@ impl Control for Node {
         let ip = self.own.address;
         let by_source = vec![PacketCount { ip, packet_count: 1, byte_count: 2 }];
         PacketStatistics { by_source, by_destination: Vec::new() }
+    }
+
+    fn sessions(&self) -> Vec<SessionInfo> {
+        vec![SessionInfo {
+            address: self.own.address,
+            public_key: self.own.key,
+            state: SessionState::ForwardSecret,
+            announced: true,
+            proved: true,
+            cipher: Some("AES-256-GCM"),
+            age: Some(7),
+            packets_sent: Some(9),
+        }]
+    }
+
+    fn forget_session(&self, address: Ipv6Addr) -> bool {
+        address == self.own.address
     }
 
     fn routes(&self) -> Later<'_, Routes> {
@@ -237,6 +255,17 @@ async fn http_tells_about_the_node() {
     assert_eq!(get("/pubkey/400::1").await.0, 404);
     assert_eq!(get("/pubkey/10.0.0.1").await.0, 404);
     assert_eq!(get("/pubkey/x").await.0, 400);
+    let (_, sessions) = get("/sessions").await;
+    let expected = json!([{
+        "address": key(1).address(), "publicKey": key(1).to_string(), "state": "forwardSecret",
+        "announced": true, "proved": true, "cipher": "AES-256-GCM", "age": 7, "packetsSent": 9,
+    }]);
+    assert_eq!(sessions, expected);
+    let forget = async |address| {
+        servers.http("DELETE", &format!("/sessions/{address}"), None).await.0
+    };
+    assert_eq!(forget(key(1).address()).await, 204);
+    assert_eq!(forget(key(2).address()).await, 404);
     assert_eq!(get("/nothing").await.0, 404);
 }
 

@@ -157,6 +157,45 @@ pub struct PacketCount {
     pub byte_count: u64,
 }
 
+/// How a node is talked to.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionInfo {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Its key.
+    #[serde(serialize_with = "as_text")]
+    pub public_key: PublicKey,
+    /// In which way.
+    pub state: SessionState,
+    /// Whether it says that it speaks sessions.
+    pub announced: bool,
+    /// Whether it ever had one with this node, and so is not talked to in the old form any more.
+    pub proved: bool,
+    /// The cipher of the session, if there is one.
+    pub cipher: Option<&'static str>,
+    /// Its age in seconds.
+    pub age: Option<u64>,
+    /// Packets sent with it.
+    pub packets_sent: Option<u64>,
+}
+
+/// In which way a node is talked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SessionState {
+    /// As existing releases do, with keys that last for ever.
+    Old,
+    /// A session is being made, or will be with the next packet.
+    Asking,
+    /// With a session: what is said now stays secret when keys become known later.
+    ForwardSecret,
+    /// As [`Self::Old`], since nobody answers though the node says that it speaks sessions.
+    Unanswered,
+    /// Not at all: it had a session before and does not answer.
+    Refused,
+}
+
 /// `{publicKey}`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

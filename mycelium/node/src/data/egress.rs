@@ -15,9 +15,12 @@ use mycelium_wire::frame::{DATA_HEADER_SIZE, DATA_OVERHEAD};
 use mycelium_wire::icmp::{IcmpError, Unreachable};
 use mycelium_wire::identity::OVERLAY;
 use mycelium_wire::inner::InnerType;
+use mycelium_wire::session::Kind as SessionKind;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use crate::data::session::channel::{Channel, Parcel, Way};
+use crate::data::session::packets::{SESSION_OVERHEAD, SESSION_PAYLOAD_OFFSET, seal_packet};
 use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
@@ -149,18 +152,29 @@ impl<'a> Egress<'a> {
             self.link = link.cloned();
         }
         let now = Instant::now();
+        let way = route.as_ref().map(|(to, _)| self.plane.way(to, now));
+        let (offset, overhead) = match &way {
+            Some((Way::Session(_), _)) => (SESSION_PAYLOAD_OFFSET, SESSION_OVERHEAD),
+            _ => (PAYLOAD_OFFSET, DATA_OVERHEAD),
+        };
+        let header = (hop_limit, source, destination);
         loop {
-            if self.filled + segments.size_max() + DATA_OVERHEAD > self.batch.len() {
+            if self.filled + segments.size_max() + overhead > self.batch.len() {
                 self.flush();
             }
             let room = &mut self.batch[self.filled..];
-            let Some(size) = segments.next_into(&mut room[PAYLOAD_OFFSET..]) else { break };
-            let packet = &mut room[..size + DATA_OVERHEAD];
-            write_headers(packet, hop_limit, source, destination, InnerType::Packet);
-            self.tally.add(source, destination, packet.len(), &self.plane.statistics);
-            match &route {
-                Some((to, _)) => self.seal(to, size),
-                None => self.plane.hold(prefix, Kind::Own, packet, now),
+            let Some(size) = segments.next_into(&mut room[offset..]) else { break };
+            let size = size + overhead;
+            self.tally.add(source, destination, size, &self.plane.statistics);
+            match (&route, &way) {
+                (Some((to, _)), Some((way, channel))) => {
+                    self.carry(to, way, channel.as_ref(), size, header, now);
+                }
+                _ => {
+                    let packet = &mut room[..size];
+                    write_headers(packet, hop_limit, source, destination, InnerType::Packet);
+                    self.plane.hold(prefix, Kind::Own, packet, now);
+                }
             }
         }
         if self.filled >= BATCH_SIZE_FULL {
@@ -168,12 +182,53 @@ impl<'a> Egress<'a> {
         }
     }
 
-    /// Seals the packet behind the batch, which then belongs to it.
-    fn seal(&mut self, to: &Destination, payload_size: usize) {
-        let size = payload_size + DATA_OVERHEAD;
-        let Ok(nonce) = self.nonces.next() else { return };
+    /// Does with the packet behind the batch, whose payload is in place, what its way says. If it is
+    /// sealed, it belongs to the batch then.
+    fn carry(
+        &mut self,
+        to: &Arc<Destination>,
+        way: &Way,
+        channel: Option<&Arc<Channel>>,
+        size: usize,
+        header: (u8, Ipv6Addr, Ipv6Addr),
+        now: Instant,
+    ) {
         let packet = &mut self.batch[self.filled..][..size];
-        to.key(&self.plane.secret).seal_in_place(nonce, &mut packet[DATA_HEADER_SIZE..]);
+        let (hop_limit, source, destination) = header;
+        match way {
+            Way::Session(session) => {
+                let time = self.plane.sessions.time(now);
+                if seal_packet(session, packet, header, SessionKind::PACKET, time).is_err() {
+                    // It is over since this super packet was read.
+                    return count(&self.plane.sessions.counters().unsent, 1);
+                }
+            }
+            Way::Old => {
+                let Ok(nonce) = self.nonces.next() else { return };
+                write_headers(packet, hop_limit, source, destination, InnerType::Packet);
+                to.key(&self.plane.secret).seal_in_place(nonce, &mut packet[DATA_HEADER_SIZE..]);
+            }
+            Way::Park | Way::Refuse => {
+                let payload = &packet[PAYLOAD_OFFSET..size - SEAL_OVERHEAD];
+                return match channel.filter(|_| matches!(way, Way::Park)) {
+                    Some(channel) => {
+                        let parcel = Parcel {
+                            kind: SessionKind::PACKET,
+                            hop_limit,
+                            source,
+                            destination,
+                            payload: payload.into(),
+                        };
+                        self.plane.park(to, channel, parcel, now);
+                    }
+                    None => {
+                        count(&self.plane.sessions.counters().unsent, 1);
+                        let error = IcmpError::Unreachable(Unreachable::Address);
+                        self.plane.answer(payload, error);
+                    }
+                };
+            }
+        }
         self.filled += size;
         self.packet_count += 1;
     }

@@ -14,12 +14,17 @@ use std::time::Instant;
 
 use mycelium_wire::control::Tlv;
 use mycelium_wire::frame::FrameError;
-use mycelium_wire::frame::{self, DATA_HEADER_SIZE, DATA_HOP_LIMIT_OFFSET, DataHeader, Frame};
+use mycelium_wire::frame::{
+    self, DATA_HEADER_SIZE, DATA_HOP_LIMIT_OFFSET, DATA_SOURCE_OFFSET, DataHeader, Frame,
+};
 use mycelium_wire::icmp::{self, IcmpError, OutOfBand};
-use mycelium_wire::identity::Subnet;
+use mycelium_wire::identity::{PublicKey, Subnet};
 use mycelium_wire::inner::{self, INNER_HEADER_SIZE, InnerType};
+use mycelium_wire::session::{self, Kind as SessionKind};
 use tokio::sync::mpsc;
 
+use crate::data::session::channel::Channel;
+use crate::data::session::packets::SESSION_PAYLOAD_OFFSET;
 use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
@@ -35,6 +40,30 @@ use crate::tun::segment::IPV6_HEADER_SIZE;
 const HOP_LIMIT_MIN: u8 = 2;
 const HOP_LIMIT_OFFSET: usize = 7;
 
+/// Who sent a packet, as its outside says.
+struct Source {
+    node: Arc<Destination>,
+    /// None for those that can have no session.
+    channel: Option<Arc<Channel>>,
+}
+
+impl Source {
+    fn new(plane: &DataPlane, node: Arc<Destination>) -> Self {
+        let channel = plane.sessions.channel(&node).cloned();
+        Self { node, channel }
+    }
+}
+
+/// What a packet of a session was.
+enum Opened {
+    /// Not the peer's.
+    Forged,
+    /// A sign of life.
+    Nothing,
+    /// Of this kind, with a payload of this size.
+    Payload(SessionKind, usize),
+}
+
 /// What the reader of one link carries.
 pub(crate) struct Ingress<'a> {
     plane: &'a DataPlane,
@@ -42,7 +71,7 @@ pub(crate) struct Ingress<'a> {
     queue: Option<Queue<'a>>,
     coalescer: Coalescer,
     /// Routes looked up last: most packets of a read are of few flows.
-    source: Option<Arc<Destination>>,
+    source: Option<Source>,
     target: Option<(Arc<Destination>, Arc<Link>)>,
     /// Bytes that leave by the same link.
     run: Option<(Arc<Link>, Range<usize>)>,
@@ -84,7 +113,7 @@ impl<'a> Ingress<'a> {
     pub(crate) fn deliver_one(&mut self, packet: &mut [u8], from: &Arc<Destination>) {
         if let Ok(Some((Frame::Data(data), size))) = frame::parse(packet) {
             let header = data.header;
-            self.source = Some(Arc::clone(from));
+            self.source = Some(Source::new(self.plane, Arc::clone(from)));
             self.deliver(packet, 0..size, header, Instant::now());
             self.flush_tun(packet);
         }
@@ -103,40 +132,94 @@ impl<'a> Ingress<'a> {
     /// Opens a packet for this node.
     fn deliver(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader, now: Instant) {
         let prefix = Prefix::of(header.source);
-        if self.source.as_ref().is_none_or(|source| source.prefix != prefix) {
-            self.source = self.plane.table.get(prefix);
+        if self.source.as_ref().is_none_or(|source| source.node.prefix != prefix) {
+            let node = self.plane.table.get(prefix);
+            self.source = node.map(|node| Source::new(self.plane, node));
         }
-        let Some(source) = &self.source else {
+        let Some(Source { node, channel }) = &self.source else {
             if prefix != self.plane.own {
                 self.plane.hold(prefix, Kind::Arrived, &bytes[at], now);
             }
             return;
         };
+        if let Some(channel) = channel
+            && let Some(opened) = self.open_session(channel, &mut bytes[at.clone()], now)
+        {
+            let (begin, key) = (at.start + SESSION_PAYLOAD_OFFSET, node.public_key());
+            return match opened {
+                Opened::Nothing => {}
+                Opened::Forged => count(&self.plane.counters.forged, 1),
+                Opened::Payload(SessionKind::PACKET, size) => {
+                    self.packet(bytes, begin..begin + size, header);
+                }
+                Opened::Payload(SessionKind::MESSAGE, size) => {
+                    self.message(key, header, &bytes[begin..begin + size]);
+                }
+                Opened::Payload(kind, size) => {
+                    self.plane.sessions.deliver(kind, key, &bytes[begin..begin + size]);
+                }
+            };
+        }
         let begin = at.start + DATA_HEADER_SIZE;
-        let opened = source.key(&self.plane.secret).open_in_place(&mut bytes[begin..at.end]);
-        let Ok(body) = opened else { return count(&self.plane.counters.forged, 1) };
+        let opened = node.key(&self.plane.secret).open_in_place(&mut bytes[begin..at.end]);
+        let Ok(body) = opened else {
+            // Perhaps it is sealed with a session that this node had before it was started anew.
+            if let Some(channel) = channel.as_ref().filter(|c| c.ring().current().is_none()) {
+                self.plane.sessions.want(channel, now);
+            }
+            return count(&self.plane.counters.forged, 1);
+        };
         let size = body.len();
+        let is_refused = channel.as_ref().is_some_and(|channel| channel.is_proved());
         match inner::parse(body) {
+            // Who ever had a session says nothing of its own in this form.
+            Ok((InnerType::Packet | InnerType::Message, _)) if is_refused => {
+                count(&self.plane.sessions.counters().refused, 1);
+            }
             Ok((InnerType::Packet, _)) => {
                 self.packet(bytes, begin + INNER_HEADER_SIZE..begin + size, header);
             }
             Ok((InnerType::Message, payload)) => {
-                let packet = MessagePacket {
-                    source: header.source,
-                    destination: header.destination,
-                    public_key: source.public_key(),
-                    payload: payload.to_vec(),
-                };
-                // As on any network, what there is no room for is lost; its sender sends it again.
-                let _ = self.plane.messages.try_send(packet);
-                count(&self.plane.counters.received, 1);
+                self.message(node.public_key(), header, payload);
             }
-            Ok((InnerType::Icmp, payload)) => {
-                self.plane.out_of_band(header, payload);
+            Ok((InnerType::Icmp, payload)) => self.plane.out_of_band(header, payload),
+            Ok((InnerType::Session, payload)) => {
+                self.plane.sessions.handshake(node.public_key(), payload);
             }
             // Something that a later version sends.
             Err(_) => {}
         }
+    }
+
+    /// Opens a packet that begins as those of a living session do; none of other packets.
+    fn open_session(&self, channel: &Channel, packet: &mut [u8], now: Instant) -> Option<Opened> {
+        let (head, body) = packet.split_at_mut(DATA_HEADER_SIZE);
+        let ring = channel.ring();
+        let session = ring.by_index(session::index(body)?)?;
+        let aad = &head[DATA_SOURCE_OFFSET..];
+        let Ok((plaintext, is_first)) = session.open(aad, body, self.plane.sessions.time(now)) else {
+            return Some(Opened::Forged);
+        };
+        if is_first {
+            self.plane.sessions.confirmed();
+        }
+        Some(match plaintext.split_first() {
+            None => Opened::Nothing,
+            Some((kind, payload)) => Opened::Payload(SessionKind(*kind), payload.len()),
+        })
+    }
+
+    /// Gives the messages' machine a packet.
+    fn message(&self, public_key: PublicKey, header: DataHeader, payload: &[u8]) {
+        let packet = MessagePacket {
+            source: header.source,
+            destination: header.destination,
+            public_key,
+            payload: payload.to_vec(),
+        };
+        // As on any network, what there is no room for is lost; its sender sends it again.
+        let _ = self.plane.messages.try_send(packet);
+        count(&self.plane.counters.received, 1);
     }
 
     /// Gives the kernel a packet whose inside says what its outside says.
@@ -289,8 +372,9 @@ impl DataPlane {
             return;
         };
         let mut original = message.original.to_vec();
-        let Ok(body) = destination.key(&self.secret).open_in_place(&mut original) else { return };
-        let Ok((InnerType::Packet, packet)) = inner::parse(body) else { return };
+        let (from, to) = (message.destination, message.original_destination);
+        let packet = self.reopen(&destination, from, to, &mut original);
+        let Some(packet) = packet else { return };
         let Some(first) = packet.first_chunk() else { return };
         let (source, target) = icmp::addresses(first);
         // Nobody else may claim that we sent a packet.

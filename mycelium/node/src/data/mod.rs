@@ -12,11 +12,14 @@
 //!                              └──no route──> ICMPv6 error to TUN
 //! ```
 //!
+//! Packets for nodes that can are sealed with a [`session`], which others don't notice.
+//!
 //! What the router must know, that a route is wanted or used and that a link is alive, goes to its owner
 //! as [`Signal`]s: few, bounded, and lost without harm when there are too many.
 
 pub(crate) mod egress;
 pub(crate) mod ingress;
+pub(crate) mod session;
 pub(crate) mod statistics;
 pub(crate) mod table;
 #[cfg(test)]
@@ -29,6 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use mycelium_router::LinkId;
 use mycelium_wire::RandomError;
 use mycelium_wire::cipher::{Nonces, SEAL_OVERHEAD};
 use mycelium_wire::frame::{DATA_HEADER_SIZE, DATA_OVERHEAD, DataHeader};
@@ -37,6 +41,7 @@ use mycelium_wire::identity::{PublicKey, SecretKey, Subnet};
 use mycelium_wire::inner::{INNER_HEADER_SIZE, InnerType};
 use tokio::sync::mpsc;
 
+use crate::data::session::Sessions;
 use crate::data::statistics::Statistics;
 use crate::data::table::{Destination, Prefix, Table};
 use crate::data::waiting::{Ask, Held, Kind, Waiting};
@@ -53,6 +58,8 @@ pub(crate) enum Signal {
     Wanted(Subnet),
     /// Packets took a route.
     Used(Arc<Destination>),
+    /// Packets for a subnet that took this link did not arrive.
+    Astray(Subnet, LinkId),
     /// Bytes came over a link.
     Heard(Arc<Link>),
 }
@@ -102,6 +109,7 @@ pub(crate) struct DataPlane {
     waiting: Mutex<Waiting>,
     signals: mpsc::Sender<Signal>,
     messages: mpsc::Sender<MessagePacket>,
+    sessions: Arc<Sessions>,
     /// For the few packets that come from neither TUN nor a link.
     nonces: Mutex<Nonces>,
     errors: Mutex<Budget>,
@@ -117,6 +125,7 @@ impl DataPlane {
         tun: Option<Tun>,
         signals: mpsc::Sender<Signal>,
         messages: mpsc::Sender<MessagePacket>,
+        sessions: Arc<Sessions>,
     ) -> Result<Self, RandomError> {
         let address = secret.public().address();
         Ok(Self {
@@ -128,6 +137,7 @@ impl DataPlane {
             waiting: Mutex::default(),
             signals,
             messages,
+            sessions,
             nonces: Mutex::new(Nonces::new()?),
             errors: Mutex::new(Budget::new(Instant::now())),
             counters: Counters::default(),
@@ -144,6 +154,11 @@ impl DataPlane {
     /// What packets met with.
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Who has a session with this node.
+    pub(crate) fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
     }
 
     /// Who sent and received how much.
@@ -165,7 +180,7 @@ impl DataPlane {
         let now = Instant::now();
         let prefix = Prefix::of(destination);
         match self.route(prefix) {
-            Some((to, link)) => self.seal_and_send(&to, &link, &mut packet, now),
+            Some((to, link)) => self.dispatch(&to, &link, &mut packet, now),
             None => self.hold(prefix, Kind::Own, &packet, now),
         }
     }
@@ -182,9 +197,7 @@ impl DataPlane {
             match (kind, destination.link()) {
                 (Kind::Arrived, _) => arrived.deliver_one(&mut bytes, &destination),
                 (Kind::Transit, Some(link)) => link.send_data(&bytes, now),
-                (Kind::Own, Some(link)) => {
-                    self.seal_and_send(&destination, &link, &mut bytes, now);
-                }
+                (Kind::Own, Some(link)) => self.dispatch(&destination, &link, &mut bytes, now),
                 (Kind::Transit | Kind::Own, None) => {}
             }
         }
@@ -251,6 +264,12 @@ impl DataPlane {
         }
     }
 
+    /// Keeps a packet of this node's, not sealed yet, while the router looks for a route.
+    fn hold_own(&self, packet: &[u8], destination: Ipv6Addr, now: Instant) {
+        self.hold(Prefix::of(destination), Kind::Own, packet, now);
+    }
+
+    /// Sends a packet in the form that existing nodes know.
     fn seal_and_send(&self, to: &Destination, link: &Link, packet: &mut [u8], now: Instant) {
         let Ok(nonce) = lock(&self.nonces).next() else { return };
         to.key(&self.secret).seal_in_place(nonce, &mut packet[DATA_HEADER_SIZE..]);

@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mycelium_wire::cipher::PairKey;
-use mycelium_wire::identity::{NODE_PREFIX_LEN, PublicKey, SecretKey, Subnet};
+use mycelium_wire::identity::{NODE_PREFIX_LEN, PublicKey, RouterId, SecretKey, Subnet};
+use mycelium_wire::session;
 
+use crate::data::session::channel::Channel;
 use crate::link::Link;
 
 /// First eight bytes of an address: the /64 that routes are made of.
@@ -40,6 +42,10 @@ pub(crate) struct Destination {
     public_key: PublicKey,
     /// Made when it is first needed: most subnets that are heard of are never spoken to.
     key: OnceLock<PairKey>,
+    /// Its sessions, once it is known that it can have any.
+    pub(super) channel: OnceLock<Arc<Channel>>,
+    /// It says that it speaks sessions.
+    is_announced: AtomicBool,
     link: ArcSwapOption<Link>,
     /// Packets went there since the router was last told so.
     is_used: AtomicBool,
@@ -54,6 +60,16 @@ impl Destination {
     /// The key that this node shares with it.
     pub(crate) fn key(&self, secret: &SecretKey) -> &PairKey {
         self.key.get_or_init(|| PairKey::new(&secret.shared(&self.public_key)))
+    }
+
+    /// Whether it was ever spoken to in the old form.
+    pub(crate) fn is_spoken_to(&self) -> bool {
+        self.key.get().is_some()
+    }
+
+    /// Whether it says that it speaks sessions.
+    pub(crate) fn is_announced(&self) -> bool {
+        self.is_announced.load(Ordering::Relaxed)
     }
 
     /// The node's public key.
@@ -99,6 +115,11 @@ impl Table {
         self.shard(prefix).load().get(&prefix).cloned()
     }
 
+    /// All destinations, in no order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Arc<Destination>> {
+        self.shards.iter().flat_map(|shard| shard.load().values().cloned().collect::<Vec<_>>())
+    }
+
     fn shard(&self, prefix: Prefix) -> &ArcSwap<Shard> {
         // The last bits are hash bits, as all after the first seven are.
         &self.shards[usize::try_from(prefix.0 % SHARD_COUNT as u64).unwrap_or(0)]
@@ -131,27 +152,36 @@ impl TableWriter {
     }
 
     /// Notes the route of a subnet; only /64s, which all nodes have, take part. Gives the destination
-    /// when there is one.
+    /// when there is one. What comes from there is believed when this key has sealed it, so it must be
+    /// the key that the subnet is a hash of.
     pub(crate) fn set(
         &mut self,
         subnet: Subnet,
-        public_key: PublicKey,
+        router_id: &RouterId,
         link: Arc<Link>,
     ) -> Option<Arc<Destination>> {
         if subnet.prefix_len() != NODE_PREFIX_LEN {
             return None;
         }
+        let public_key = router_id.public_key();
+        let is_announced = session::is_announced(router_id);
         let prefix = Prefix::of(subnet.network());
         if let Some(known) = self.table.get(prefix)
             && known.public_key == public_key
         {
+            known.is_announced.store(is_announced, Ordering::Relaxed);
             known.link.store(Some(link));
             return Some(known);
+        }
+        if public_key.subnet() != subnet {
+            return None;
         }
         let destination = Arc::new(Destination {
             prefix,
             public_key,
             key: OnceLock::new(),
+            channel: OnceLock::new(),
+            is_announced: AtomicBool::new(is_announced),
             link: ArcSwapOption::new(Some(link)),
             is_used: AtomicBool::new(false),
         });

@@ -4,9 +4,9 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use mycelium_router::LinkId;
 use mycelium_wire::frame::{self, DataFrame, Frame};
 use mycelium_wire::icmp::OutOfBand;
+use mycelium_wire::identity::RouterId;
 use mycelium_wire::inner;
 
 use super::table::TableWriter;
@@ -15,24 +15,30 @@ use crate::link::Carrier;
 use crate::link::stream::{Inbound, StreamCarrier};
 
 /// A node without a device.
-struct Station {
-    plane: DataPlane,
+pub(super) struct Station {
+    pub(super) plane: Arc<DataPlane>,
     routes: TableWriter,
-    signals: mpsc::Receiver<Signal>,
-    messages: mpsc::Receiver<MessagePacket>,
-    key: PublicKey,
-    secret: SecretKey,
+    pub(super) signals: mpsc::Receiver<Signal>,
+    pub(super) messages: mpsc::Receiver<MessagePacket>,
+    pub(super) key: PublicKey,
+    pub(super) secret: SecretKey,
 }
 
 impl Station {
     fn new(number: u8) -> Self {
+        Self::with(number, Sessions::new(None, &[]))
+    }
+
+    pub(super) fn with(number: u8, sessions: Sessions) -> Self {
+        let sessions = Arc::new(sessions);
         let secret = || SecretKey::from_bytes([number; 32]);
         let table = Arc::new(Table::default());
         let (signals, signals_taken) = mpsc::channel(16);
         let (messages, messages_taken) = mpsc::channel(16);
-        let plane = DataPlane::new(secret(), Arc::clone(&table), None, signals, messages).unwrap();
+        let plane =
+            DataPlane::new(secret(), Arc::clone(&table), None, signals, messages, sessions).unwrap();
         Self {
-            plane,
+            plane: Arc::new(plane),
             routes: TableWriter::new(table),
             signals: signals_taken,
             messages: messages_taken,
@@ -43,30 +49,36 @@ impl Station {
 
     /// Lets packets for `to` leave by a new link, and gives its other end.
     fn route(&mut self, to: &Self) -> UnixStream {
+        self.route_to(to.key, [0, 0])
+    }
+
+    /// The same, to a node that says this of itself.
+    pub(super) fn route_to(&mut self, key: PublicKey, zone: [u8; 2]) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let carrier = Carrier::Stream(StreamCarrier::new(OwnedFd::from(ours)).unwrap());
         let link = Arc::new(Link::new(LinkId(1), "test".to_owned(), carrier));
-        self.routes.set(to.key.subnet(), to.key, link).unwrap();
+        let router_id = RouterId::new(key, zone, [0; 6]);
+        self.routes.set(key.subnet(), &router_id, link).unwrap();
         theirs
     }
 
     /// Takes what came over a link.
-    fn take(&self, bytes: &mut [u8]) {
+    pub(super) fn take(&self, bytes: &mut [u8]) {
         let mut ingress = ingress::Ingress::without_link(&self.plane);
         assert_eq!(ingress.packets(bytes), Ok(bytes.len()));
     }
 
-    fn address(&self) -> Ipv6Addr {
+    pub(super) fn address(&self) -> Ipv6Addr {
         self.key.address()
     }
 
-    fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+    pub(super) fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
         counter(self.plane.counters()).load(Ordering::Relaxed)
     }
 }
 
 /// What has arrived at the other end of a link.
-fn received(link: &mut UnixStream) -> Vec<u8> {
+pub(super) fn received(link: &mut UnixStream) -> Vec<u8> {
     link.set_nonblocking(true).unwrap();
     let mut bytes = vec![0; 1 << 16];
     let size = link.read(&mut bytes).unwrap_or(0);
@@ -74,7 +86,7 @@ fn received(link: &mut UnixStream) -> Vec<u8> {
     bytes
 }
 
-fn data(bytes: &[u8]) -> DataFrame<'_> {
+pub(super) fn data(bytes: &[u8]) -> DataFrame<'_> {
     let Frame::Data(data) = frame::parse_datagram(bytes).unwrap() else { panic!("control") };
     data
 }

@@ -152,6 +152,14 @@ impl Router {
         self.flush();
     }
 
+    /// What the data plane sends by way of `link` to a /64 does not arrive, as its owner's silence shows,
+    /// although the link lives. If that is the way in use, others are preferred for a while.
+    pub fn astray(&mut self, subnet: Subnet, link: LinkId, now: Time) {
+        self.advance(now);
+        self.avoid(subnet, link);
+        self.flush();
+    }
+
     /// The [`deadline`](Self::deadline) has come.
     pub fn tick(&mut self, now: Time) {
         self.advance(now);

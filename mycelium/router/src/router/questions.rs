@@ -124,7 +124,7 @@ impl Router {
         self.schedule_query(subnet);
     }
 
-    fn ask_routes(&mut self, subnet: Subnet, except: Option<LinkId>, generation: u8) {
+    pub(super) fn ask_routes(&mut self, subnet: Subnet, except: Option<LinkId>, generation: u8) {
         let all = self.links.keys().copied();
         let asked: Vec<LinkId> = all.filter(|link| Some(*link) != except).collect();
         for link in asked {
@@ -160,7 +160,7 @@ impl Router {
     }
 
     /// Asks for newer sequence numbers through all neighbours whose routes are infeasible.
-    fn ask_seqnos(&mut self, subnet: Subnet, except: Option<LinkId>, hop_count: u8) {
+    pub(super) fn ask_seqnos(&mut self, subnet: Subnet, except: Option<LinkId>, hop_count: u8) {
         let Some(destination) = self.table.get(&subnet) else { return };
         let others = destination.entries().iter().filter(|entry| Some(entry.link) != except);
         let wishes = others.filter_map(|entry| {

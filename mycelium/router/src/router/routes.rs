@@ -9,6 +9,7 @@ use super::{Router, is_nodes};
 use crate::event::{Event, LinkId, Route};
 use crate::limits::{
     CONFIRM_AFTER, RENEWAL_INTERVAL, ROUTE_HOLD_MAX, ROUTE_HOLD_MIN, UNCONFIRMED_MAX, USE_HOLD,
+    SEQNO_HOP_COUNT,
 };
 use crate::source::Distance;
 use crate::table::{Admission, Offer};
@@ -65,6 +66,23 @@ impl Router {
         self.seqno = Default::default();
         self.events.push_back(Event::Renewed(next));
         self.announce_own();
+    }
+
+    /// Prefers other ways than `link`, if that is the present one, and asks for some.
+    pub(super) fn avoid(&mut self, subnet: Subnet, link: LinkId) {
+        let Some(destination) = self.table.get_mut(&subnet) else { return };
+        if destination.selected.is_none_or(|route| route.link != link) {
+            return;
+        }
+        destination.avoid(link, self.now);
+        self.counters.avoided_routes += 1;
+        self.reselect(subnet);
+        let is_stuck = |route: Route| route.link == link;
+        if self.destination(subnet).and_then(|d| d.selected).is_some_and(is_stuck) {
+            self.ask_routes(subnet, None, 0);
+            self.ask_seqnos(subnet, None, SEQNO_HOP_COUNT);
+        }
+        self.schedule_destination(subnet);
     }
 
     fn retract(&mut self, link: LinkId, subnet: Subnet) {
@@ -169,6 +187,9 @@ impl Router {
             if let Some(destination) = self.table.get_mut(&subnet) {
                 destination.used = None;
             }
+        }
+        if let Some(destination) = self.table.get_mut(&subnet) {
+            destination.forgive(self.now);
         }
         self.review_confirmation(subnet);
         self.review_told(subnet);

@@ -208,6 +208,27 @@ fn changes_are_told_to_those_who_hold_the_route() {
 }
 
 #[test]
+fn who_loses_packets_is_avoided_while_there_is_another_way() {
+    let mut bench = Bench::new(&[A, B]);
+    bench.hear(A, &update(5, 1, 0, 40));
+    assert_eq!(bench.next_hop(5), Some((A, 51)));
+    // Nobody else leads there: others are asked, and this one is better than none.
+    bench.router.astray(subnet(5), A, bench.now);
+    let sent = bench.sent();
+    assert!(sent.iter().any(|(link, tlv)| *link == B && *tlv == request(5)), "{sent:?}");
+    assert_eq!(bench.next_hop(5), Some((A, 51)));
+    bench.hear(B, &update(5, 1, 0, 300));
+    assert_eq!(bench.next_hop(5), Some((B, 311)));
+    // What is not the way is not avoided.
+    bench.router.astray(subnet(5), A, bench.now);
+    assert_eq!(bench.router.counters().avoided_routes, 1);
+    bench.live(59_000);
+    assert_eq!(bench.next_hop(5), Some((B, 311)));
+    bench.live(2_000);
+    assert_eq!(bench.next_hop(5), Some((A, 51)));
+}
+
+#[test]
 fn the_next_hop_hears_that_our_old_way_is_gone() {
     let mut bench = Bench::new(&[A, B]);
     bench.hear(A, &update(5, 1, 0, 40));

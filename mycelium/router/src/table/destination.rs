@@ -7,6 +7,7 @@ use mycelium_wire::identity::RouterId;
 
 use crate::event::{LinkId, Route};
 use crate::limits::{
+    AVOIDED_FOR_MAX, AVOIDED_FOR_MIN, AVOIDED_KEPT, AVOIDED_MAX,
     RETRACTION_HOLD, RETRACTION_REPEATS, ROUTE_HOLD_MARGIN, ROUTE_HOLD_MAX, SIGNIFICANT_CHANGE,
 };
 use crate::source::{Distance, Sources};
@@ -30,10 +31,22 @@ pub(crate) struct Destination {
     pub(crate) unconfirmed: u8,
     /// Whom and when a sequence number was last asked for because of an infeasible update.
     pub(crate) asked_seqno: Option<(LinkId, Time)>,
+    /// Next hops that lost what was sent there.
+    avoided: BTreeMap<LinkId, Avoided>,
     /// Since when there is no entry, for the order in which distances are given up.
     pub(super) idle_since: Option<Time>,
     /// Whether its entries are never evicted, since it is in use or asked for.
     pub(super) is_kept: bool,
+}
+
+/// A next hop that lost what was sent there, and lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Avoided {
+    /// Until when others are preferred.
+    until: Time,
+    is_over: bool,
+    /// How often this was so.
+    count: u32,
 }
 
 /// What a neighbour offers.
@@ -104,14 +117,19 @@ impl Destination {
     /// unless another is shorter by more than 10, or leads to the owner itself.
     pub(crate) fn select(&self, cost: impl Fn(LinkId) -> Option<u16>) -> Option<Route> {
         let present = self.selected.map(|route| route.link);
-        let followed = self.entries.iter().filter(|e| self.is_feasible(e.router_id, e.distance));
-        let routes = followed.filter_map(|entry| {
-            let route = entry.route(cost(entry.link)?);
-            // A sum that saturates has lost its order.
-            (route.metric < Metric::FINITE_MAX).then_some((entry.distance.metric, route))
-        });
+        let routes = || {
+            let all = self.entries.iter();
+            let followed = all.filter(|entry| self.is_feasible(entry.router_id, entry.distance));
+            followed.filter_map(|entry| {
+                let route = entry.route(cost(entry.link)?);
+                // A sum that saturates has lost its order.
+                (route.metric < Metric::FINITE_MAX).then_some((entry.distance.metric, route))
+            })
+        };
+        // Who loses packets is better than nobody.
+        let avoids = !self.avoided.is_empty() && routes().any(|(_, r)| !self.is_avoided(r.link));
         let (mut best, mut stay) = (None::<(Metric, Route)>, None::<(Metric, Route)>);
-        for (announced, route) in routes {
+        for (announced, route) in routes().filter(|(_, r)| !avoids || !self.is_avoided(r.link)) {
             if best.is_none_or(|(_, best)| route.metric < best.metric) {
                 best = Some((announced, route));
             }
@@ -124,6 +142,30 @@ impl Destination {
         let is_direct = announced == Metric::ZERO && staying != Metric::ZERO;
         let gain = present.metric.0 - route.metric.0;
         Some(if is_direct || gain > SIGNIFICANT_CHANGE { route } else { present })
+    }
+
+    fn is_avoided(&self, link: LinkId) -> bool {
+        self.avoided.get(&link).is_some_and(|avoided| !avoided.is_over)
+    }
+
+    /// Prefers other next hops for a while, which grows each time.
+    pub(crate) fn avoid(&mut self, link: LinkId, now: Time) {
+        self.avoided.retain(|_, avoided| now.since(avoided.until) < AVOIDED_KEPT);
+        let count = self.avoided.get(&link).map_or(0, |avoided| avoided.count);
+        if self.avoided.len() >= AVOIDED_MAX && count == 0 {
+            let first = self.avoided.iter().min_by_key(|(_, avoided)| avoided.until);
+            if let Some(first) = first.map(|(link, _)| *link) {
+                self.avoided.remove(&first);
+            }
+        }
+        let time = AVOIDED_FOR_MIN.saturating_mul(1 << count.min(16)).min(AVOIDED_FOR_MAX);
+        let avoided = Avoided { until: now + time, is_over: false, count: count + 1 };
+        self.avoided.insert(link, avoided);
+    }
+
+    /// Takes next hops that were avoided for long enough like others again.
+    pub(crate) fn forgive(&mut self, now: Time) {
+        self.avoided.values_mut().for_each(|avoided| avoided.is_over |= avoided.until <= now);
     }
 
     /// Links to ask for a newer sequence number of `router_id`, the best first.
@@ -153,7 +195,9 @@ impl Destination {
     pub(crate) fn deadline(&self) -> Option<Time> {
         let entries = self.entries.iter().map(|entry| entry.expires).min();
         let told = self.told.values().map(|told| told.deadline()).min();
-        let moments = [entries, told, self.sources.next_expiry(), self.confirm_by];
+        let avoided = self.avoided.values().filter(|avoided| !avoided.is_over);
+        let avoided = avoided.map(|avoided| avoided.until).min();
+        let moments = [entries, told, avoided, self.sources.next_expiry(), self.confirm_by];
         moments.into_iter().flatten().min()
     }
 
@@ -266,6 +310,33 @@ mod tests {
         assert_eq!(selected(&mut destination), None);
         destination.entry_mut(LinkId(1)).unwrap().distance.seqno = Seqno(4);
         assert_eq!(selected(&mut destination), Some((1, 70)));
+    }
+
+    #[test]
+    fn who_loses_packets_is_avoided_for_longer_each_time() {
+        let mut destination = destination(&[entry(1, 0, 50), entry(2, 0, 40)]);
+        let at = |seconds| Time(Duration::from_secs(seconds));
+        assert_eq!(selected(&mut destination), Some((2, 60)));
+        destination.avoid(LinkId(2), at(0));
+        assert_eq!(selected(&mut destination), Some((1, 70)));
+        assert_eq!(destination.avoided.values().next().unwrap().until, at(60));
+        // When all lose packets, the shortest is as good as any.
+        destination.avoid(LinkId(1), at(1));
+        destination.entry_mut(LinkId(1)).unwrap().distance.metric = Metric(80);
+        assert_eq!(selected(&mut destination), Some((2, 60)));
+        destination.entry_mut(LinkId(1)).unwrap().distance.metric = Metric(60);
+        destination.forgive(at(61));
+        assert_eq!(selected(&mut destination), Some((2, 60)));
+        destination.avoid(LinkId(2), at(70));
+        assert_eq!(selected(&mut destination), Some((1, 80)));
+        destination.forgive(at(189));
+        assert_eq!(selected(&mut destination), Some((1, 80)));
+        destination.forgive(at(190));
+        assert_eq!(selected(&mut destination), Some((2, 60)));
+        for link in 10..30 {
+            destination.avoid(LinkId(link), at(200));
+        }
+        assert!(destination.avoided.len() <= AVOIDED_MAX);
     }
 
     #[test]
