@@ -140,6 +140,7 @@ impl Control for NodeControl {
                     expired: load(&counters.expired),
                     forged: load(&counters.forged),
                 },
+                sessions: self.sessions(),
             }
         })
     }

@@ -42,6 +42,7 @@ use crate::metrics::{self, Metrics};
 use crate::peers::connect::Connector;
 use crate::peers::private::PrivateNetwork;
 use crate::peers::{ListenError, PeerKind, Peers, listen, quic, websocket};
+use crate::probe;
 use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
 use crate::topic_config;
 use crate::tun::Tun;
@@ -124,6 +125,7 @@ impl Node {
         let plane = DataPlane::new(own, Arc::clone(&table), tun, signals, packets, sessions)?;
         let plane = Arc::new(plane);
         keeping.start(secret, &plane)?;
+        tokio::spawn(probe::serve(Arc::clone(&plane)));
         let writer = TableWriter::new(Arc::clone(&table));
         let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
         tokio::spawn(owner.run());

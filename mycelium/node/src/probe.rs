@@ -1,23 +1,29 @@
-//! How long a packet takes to another node and back, measured by this node itself: it sends an ICMPv6 echo
-//! request and takes the answer before its own device does.
+//! How long a packet takes to another node and back, measured by this node itself, in one of two ways:
 //!
-//! So nobody needs a privilege or a device to ask, only the API; and every node with a device answers,
-//! existing releases too. What nodes on the way say, that there is no route or that the hop limit is used
-//! up, is an answer as well.
+//! - to a node that it has a session with, a question inside the session, which the node itself answers:
+//!   `0 │ token 8 │ padding`, and back `1 │` the rest;
+//! - to others, existing releases too, an ICMPv6 echo request, whose answer is taken before this node's own
+//!   device gets it. What nodes on the way say, that there is no route or that the hop limit is used up,
+//!   is an answer as well.
+//!
+//! So nobody needs a privilege or a device to ask, only the API.
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mycelium_wire::RandomError;
 use mycelium_wire::icmp::{self, Echo, EchoKind, IcmpError};
+use mycelium_wire::identity::PublicKey;
 use mycelium_wire::inner::InnerType;
+use mycelium_wire::session::Kind;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::data::DataPlane;
+use crate::data::session::State;
 use crate::data::table::Prefix;
 
 /// Smallest payload: what proves that an answer is one.
@@ -30,6 +36,9 @@ pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Probes that wait for an answer.
 const WAITING_COUNT_MAX: usize = 256;
 const TOKEN_SIZE: usize = 8;
+/// What a probe in a session begins with.
+const QUESTION: u8 = 0;
+const ANSWER: u8 = 1;
 
 /// What became of a probe.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,8 +47,8 @@ pub(crate) enum Outcome {
     Answered {
         /// After this time.
         round_trip: Duration,
-        /// What is left of the answer's hop limit.
-        hop_limit: u8,
+        /// What is left of the answer's hop limit; none if it came inside a session.
+        hop_limit: Option<u8>,
     },
     /// A node, perhaps this one, says why it was not.
     Refused {
@@ -83,12 +92,15 @@ pub(crate) struct Probes {
 #[derive(Debug)]
 struct Waiting {
     token: [u8; TOKEN_SIZE],
+    /// Who answers inside a session; none if by ICMPv6.
+    peer: Option<PublicKey>,
     sender: oneshot::Sender<(Answer, Instant)>,
 }
 
 #[derive(Debug)]
 enum Answer {
     Echo { hop_limit: u8 },
+    Session,
     Error { error: IcmpError, by: Ipv6Addr },
 }
 
@@ -114,15 +126,26 @@ impl Probes {
         if echo.identifier != self.identifier {
             return false;
         }
+        let is_it = |waiting: &Waiting| waiting.peer.is_none() && echo.data.starts_with(&waiting.token);
         let mut waiting = self.waiting();
-        let is_ours = waiting
-            .get(&echo.sequence)
-            .is_some_and(|waiting| echo.data.starts_with(&waiting.token));
+        let is_ours = waiting.get(&echo.sequence).is_some_and(is_it);
         if is_ours && let Some(waiting) = waiting.remove(&echo.sequence) {
             // Whoever asked may have gone.
             let _ = waiting.sender.send((answer, Instant::now()));
         }
         is_ours
+    }
+
+    /// Takes what a peer says inside a session, if it is the answer to a probe.
+    fn answered_in_session(&self, from: PublicKey, token: &[u8]) {
+        let mut waiting = self.waiting();
+        let is_it = |waiting: &Waiting| waiting.peer == Some(from) && token == waiting.token;
+        let found = waiting.iter().find(|(_, waiting)| is_it(waiting));
+        let sequence = found.map(|(sequence, _)| *sequence);
+        if let Some(waiting) = sequence.and_then(|sequence| waiting.remove(&sequence)) {
+            // Whoever asked may have gone.
+            let _ = waiting.sender.send((Answer::Session, Instant::now()));
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u16, Waiting>> {
@@ -159,18 +182,32 @@ impl DataPlane {
         if !(SIZE_MIN..=SIZE_MAX).contains(&size) {
             return Err(ProbeError::Size(size));
         }
-        let (turn, token, answer) = self.probes.begin()?;
+        let peer = self.in_session(destination);
+        let (turn, token, answer) = self.probes.begin(peer)?;
         let mut data = vec![0; size];
         data[..TOKEN_SIZE].copy_from_slice(&token);
-        let (identifier, sequence) = (self.probes.identifier, turn.sequence);
-        let echo = Echo { kind: EchoKind::Request, identifier, sequence, data: &data };
-        let mut packet = Vec::new();
-        echo.encode(self.address, destination, icmp::ERROR_HOP_LIMIT, &mut packet);
         let start = Instant::now();
-        self.send(InnerType::Packet, self.address, destination, &packet);
+        match peer {
+            Some(peer) => {
+                data.insert(0, QUESTION);
+                // What is lost is noticed by the silence.
+                let _ = self.send_session(peer, Kind::PROBE, &data);
+            }
+            None => {
+                let (identifier, sequence) = (self.probes.identifier, turn.sequence);
+                let echo = Echo { kind: EchoKind::Request, identifier, sequence, data: &data };
+                let mut packet = Vec::new();
+                echo.encode(self.address, destination, icmp::ERROR_HOP_LIMIT, &mut packet);
+                self.send(InnerType::Packet, self.address, destination, &packet);
+            }
+        }
+        let round_trip = |at: Instant| at.saturating_duration_since(start);
         Ok(match timeout(wait.min(WAIT_MAX), answer).await {
             Ok(Ok((Answer::Echo { hop_limit }, at))) => {
-                Outcome::Answered { round_trip: at.saturating_duration_since(start), hop_limit }
+                Outcome::Answered { round_trip: round_trip(at), hop_limit: Some(hop_limit) }
+            }
+            Ok(Ok((Answer::Session, at))) => {
+                Outcome::Answered { round_trip: round_trip(at), hop_limit: None }
             }
             Ok(Ok((Answer::Error { error, by }, _))) => Outcome::Refused { error, by },
             _ => Outcome::Silent,
@@ -178,10 +215,42 @@ impl DataPlane {
     }
 }
 
+impl DataPlane {
+    /// The node with this very address, if there is a session with it.
+    fn in_session(&self, address: Ipv6Addr) -> Option<PublicKey> {
+        let destination = self.table().get(Prefix::of(address))?;
+        let key = destination.public_key();
+        let state = self.sessions().state(&destination, Instant::now())?;
+        let is_it = matches!(state, State::ForwardSecret { .. }) && key.address() == address;
+        is_it.then_some(key)
+    }
+}
+
+/// Answers probes inside sessions, and takes answers, for as long as the node runs.
+pub(crate) async fn serve(plane: Arc<DataPlane>) {
+    let mut payloads = plane.sessions().subscribe(Kind::PROBE);
+    while let Some((from, mut payload)) = payloads.recv().await {
+        match payload.first_mut() {
+            // As large as the question, and to who asked: nobody else can be made to get it.
+            Some(first @ &mut QUESTION) => {
+                *first = ANSWER;
+                // What is lost is lost.
+                let _ = plane.send_session(from, Kind::PROBE, &payload);
+            }
+            Some(&mut ANSWER) => {
+                let token = payload.get(1..=TOKEN_SIZE).unwrap_or_default();
+                plane.probes.answered_in_session(from, token);
+            }
+            // Something that a later version says.
+            _ => {}
+        }
+    }
+}
+
 type Begun<'a> = (Turn<'a>, [u8; TOKEN_SIZE], oneshot::Receiver<(Answer, Instant)>);
 
 impl Probes {
-    fn begin(&self) -> Result<Begun<'_>, ProbeError> {
+    fn begin(&self, peer: Option<PublicKey>) -> Result<Begun<'_>, ProbeError> {
         let token = mycelium_wire::random_bytes()?;
         let sequence = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
@@ -189,7 +258,7 @@ impl Probes {
         if waiting.len() >= WAITING_COUNT_MAX {
             return Err(ProbeError::TooMany);
         }
-        waiting.insert(sequence, Waiting { token, sender });
+        waiting.insert(sequence, Waiting { token, peer, sender });
         Ok((Turn { probes: self, sequence }, token, receiver))
     }
 }
@@ -209,7 +278,7 @@ mod tests {
     #[test]
     fn only_the_answer_to_a_probe_is_taken_and_once() {
         let probes = Probes::new().unwrap();
-        let (turn, token, mut receiver) = probes.begin().unwrap();
+        let (turn, token, mut receiver) = probes.begin(None).unwrap();
         let good = packet(&probes, EchoKind::Reply, turn.sequence, &token);
         assert!(!probes.answered(&packet(&probes, EchoKind::Reply, 9, &token), 60));
         assert!(!probes.answered(&packet(&probes, EchoKind::Reply, turn.sequence, b"other"), 60));
@@ -221,9 +290,23 @@ mod tests {
     }
 
     #[test]
+    fn only_who_was_asked_answers_in_a_session() {
+        let probes = Probes::new().unwrap();
+        let (peer, other) = (PublicKey::from_bytes([1; 32]), PublicKey::from_bytes([2; 32]));
+        let (turn, token, mut receiver) = probes.begin(Some(peer)).unwrap();
+        let echo = packet(&probes, EchoKind::Reply, turn.sequence, &token);
+        assert!(!probes.answered(&echo, 60), "by ICMPv6 nobody proves who he is");
+        probes.answered_in_session(other, &token);
+        probes.answered_in_session(peer, b"another.");
+        assert!(receiver.try_recv().is_err());
+        probes.answered_in_session(peer, &token);
+        assert!(matches!(receiver.try_recv(), Ok((Answer::Session, _))));
+    }
+
+    #[test]
     fn an_error_about_a_probe_is_an_answer() {
         let probes = Probes::new().unwrap();
-        let (turn, token, mut receiver) = probes.begin().unwrap();
+        let (turn, token, mut receiver) = probes.begin(None).unwrap();
         let sent = packet(&probes, EchoKind::Request, turn.sequence, &token);
         let by = "402::".parse().unwrap();
         assert!(probes.refused(&sent, IcmpError::TimeExceeded, by));
@@ -235,9 +318,9 @@ mod tests {
     #[test]
     fn who_waits_no_more_is_forgotten_and_all_are_bounded() {
         let probes = Probes::new().unwrap();
-        let turns: Vec<_> = (0..WAITING_COUNT_MAX).map(|_| probes.begin().unwrap()).collect();
-        assert!(matches!(probes.begin(), Err(ProbeError::TooMany)));
+        let turns: Vec<_> = (0..WAITING_COUNT_MAX).map(|_| probes.begin(None).unwrap()).collect();
+        assert!(matches!(probes.begin(None), Err(ProbeError::TooMany)));
         drop(turns);
-        assert!(probes.waiting().is_empty() && probes.begin().is_ok());
+        assert!(probes.waiting().is_empty() && probes.begin(None).is_ok());
     }
 }

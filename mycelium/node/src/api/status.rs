@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{ConnectionState, NodeInfo, PeerKind};
+use super::types::{ConnectionState, NodeInfo, PeerKind, SessionInfo};
 
 /// How a node and its peers are doing.
 #[derive(Clone, Debug, Serialize)]
@@ -22,6 +22,8 @@ pub struct NodeStatus {
     pub route_counts: RouteCounts,
     /// What its packets met with, since its start.
     pub packets: PacketCounts,
+    /// How it talks to which nodes, end to end.
+    pub sessions: Vec<SessionInfo>,
 }
 
 /// How a peer is doing.
@@ -115,8 +117,9 @@ pub enum ProbeResult {
     Answered {
         /// After as many microseconds.
         round_trip_us: u64,
-        /// What is left of the answer's hop limit.
-        hop_limit: u8,
+        /// What is left of the answer's hop limit; none if it came inside a session.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hop_limit: Option<u8>,
     },
     /// A node, perhaps this one, says why it was not.
     Refused {

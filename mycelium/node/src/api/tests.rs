@@ -138,7 +138,7 @@ impl Control for Node {
             trouble: Some("refused".to_owned()),
         };
         let peers = vec![peer];
-        let status = NodeStatus { version, node, uptime_seconds, peers, route_counts, packets };
+        let status = NodeStatus { version, node, uptime_seconds, peers, route_counts, packets, sessions: Vec::new() };
         Box::pin(async move { status })
     }
 
@@ -148,7 +148,7 @@ impl Control for Node {
             if is_own {
                 return Err("own".to_owned());
             }
-            Ok(ProbeResult::Answered { round_trip_us: request.timeout_ms, hop_limit: 63 })
+            Ok(ProbeResult::Answered { round_trip_us: request.timeout_ms, hop_limit: Some(63) })
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::cli::node::Output;
 /// Measure how long packets take to another node and back
 ///
 /// The node that runs here asks, so no privilege is needed, and it works without a device here. Nodes
-/// with a device answer, existing releases too.
+/// that it has a session with answer by themselves; others, existing releases too, if they have a device.
 #[derive(Args)]
 pub(crate) struct PingArguments {
     /// Packets to send; 0: until Ctrl-C
@@ -97,11 +97,14 @@ fn address(destination: &str) -> anyhow::Result<Ipv6Addr> {
 
 fn line(address: Ipv6Addr, size: usize, result: &Value) -> String {
     match result["outcome"].as_str() {
-        Some("answered") => format!(
-            "{address}: {size} bytes, {}, hop limit {}",
-            milliseconds(result["roundTripUs"].as_u64().unwrap_or(0)),
-            result["hopLimit"],
-        ),
+        Some("answered") => {
+            let time = milliseconds(result["roundTripUs"].as_u64().unwrap_or(0));
+            let way = match result["hopLimit"].as_u64() {
+                Some(hop_limit) => format!("hop limit {hop_limit}"),
+                None => "in a session".to_owned(),
+            };
+            format!("{address}: {size} bytes, {time}, {way}")
+        }
         Some("refused") => {
             let text = |name: &str| result[name].as_str().unwrap_or("-").to_owned();
             format!("{address}: {} (says {})", text("reason"), text("by"))

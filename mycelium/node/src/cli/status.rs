@@ -118,6 +118,9 @@ fn shown(status: &Value, rates: Option<&Rates>) -> String {
         lines.extend(troubles);
     }
     lines.extend([String::new(), route_table(&status["routes"])]);
+    if status["sessions"].as_array().is_some_and(|sessions| !sessions.is_empty()) {
+        lines.extend([String::new(), session_table(&status["sessions"])]);
+    }
     lines.join("\n")
 }
 
@@ -146,6 +149,24 @@ fn peer_table(status: &Value, rates: Option<&Rates>) -> String {
             row.extend([size(sent), size(received)]);
         }
         table.add_row(row);
+    }
+    table.to_string()
+}
+
+/// Who is talked to, and how it is sealed from end to end.
+fn session_table(sessions: &Value) -> String {
+    let mut table = new_table(&["NODE", "END TO END", "CIPHER", "SINCE"]);
+    for session in sessions.as_array().into_iter().flatten() {
+        let how = match session["state"].as_str() {
+            Some("forwardSecret") => "forward secret",
+            Some("old") => "static keys",
+            Some("asking") => "being agreed upon",
+            Some("unanswered") => "static keys: it does not answer",
+            Some("refused") => "nothing: it had a session before, and does not answer",
+            _ => "-",
+        };
+        let since = session["age"].as_u64().map_or_else(|| "-".to_owned(), time);
+        table.add_row([text(session.get("address")), how.to_owned(), text(session.get("cipher")), since]);
     }
     table.to_string()
 }
@@ -193,6 +214,10 @@ mod tests {
             "node": { "nodeIp": "400::1", "nodePubkey": "00" },
             "routeCounts": { "selected": 1, "fallback": 2, "queried": 0 },
             "packets": {},
+            "sessions": [
+                { "address": "400::2", "state": "forwardSecret", "cipher": "AES", "age": 61 },
+                { "address": "400::3", "state": "old" },
+            ],
             "peers": [
                 { "endpoint": "tcp://192.0.2.1:9651", "type": "static", "connectionState": "alive",
                   "roundTripUs": 1250, "lostHellos": 0, "routes": 3, "txBytes": sent,
@@ -206,7 +231,7 @@ mod tests {
     #[test]
     fn a_table_has_all_peers_and_what_troubles_those_without_a_link() {
         let shown = shown(&status(2048), None);
-        for part in ["400::1", "1 h 1 min", "1.2 ms", "0/16", "2.0 KiB", "2:9651: refused"] {
+        for part in ["400::1", "1 h 1 min", "1.2 ms", "0/16", "2.0 KiB", "2:9651: refused", "forward secret", "1 min 1 s", "static"] {
             assert!(shown.contains(part), "{part}:\n{shown}");
         }
         assert!(!shown.contains("old") && !shown.contains("SENT/S"));

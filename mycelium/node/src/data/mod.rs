@@ -146,6 +146,11 @@ impl DataPlane {
         })
     }
 
+    /// All destinations.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// The TUN device, if there is one.
     pub(crate) fn tun(&self) -> Option<&Tun> {
         self.tun.as_ref()

@@ -97,6 +97,12 @@ pub struct InstanceSettings {
     /// Mark of its packets to peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firewall_mark: Option<u32>,
+    /// Folder for what outlives a restart, one for each instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    /// Talk to all nodes as existing releases do.
+    #[serde(default)]
+    pub no_sessions: bool,
     /// Rules of topics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic_config: Option<PathBuf>,
@@ -228,6 +234,8 @@ impl InstanceSettings {
             network_name: self.network_name.clone(),
             network_key_file: self.network_key_file.clone(),
             firewall_mark: self.firewall_mark,
+            state_dir: self.state_dir.clone(),
+            no_sessions: self.no_sessions,
             ..Settings::default()
         }
     }
