@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::api;
 use crate::endpoint::{Endpoint, EndpointError};
 use crate::sys::INTERFACE_NAME_SIZE_MAX;
+use crate::tun::{MTU, MTU_MAX};
 
 /// Settings, as far as somebody gave them.
 #[derive(Args, Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -23,7 +24,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
 
-    /// Peers to dial: tcp://HOST:PORT, quic://…, ws://…, wss://… or vsock://CID:PORT
+    /// Peers to dial: tcp://HOST:PORT, quic://…, udp://…, ws://…, wss://… or vsock://CID:PORT
     ///
     /// HOST is an IP address or a name. ws and wss are for networks that let nothing else pass.
     #[arg(long, value_name = "ENDPOINT", num_args = 1..)]
@@ -42,6 +43,23 @@ pub struct Settings {
     #[arg(short = 'q', long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quic_listen_port: Option<u16>,
+
+    /// No UDP links, and so no direct ones to nodes behind NATs
+    #[arg(long)]
+    pub disable_udp: bool,
+
+    /// UDP port for links of nodes of this kind [default: 9652, or any if it is taken]
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_listen_port: Option<u16>,
+
+    /// Do not tell the nodes that this one has traffic with where it is, nor look for direct ways to them
+    #[arg(long)]
+    pub disable_direct: bool,
+
+    /// Ask the router of an IPv4 network (PCP, NAT-PMP) to pass on the port for UDP links
+    #[arg(long)]
+    pub map_port: bool,
 
     /// Speak to all nodes as existing releases do: with keys that last for ever
     #[arg(long)]
@@ -87,6 +105,14 @@ pub struct Settings {
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tun_name: Option<String>,
+
+    /// MTU of the TUN device, from 1400 to 9000 [default: 1400]
+    ///
+    /// Larger packets go to neighbours alone that say over a UDP link that they take them; for others, the
+    /// node answers what is above 1400 with "packet too big".
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MTU)..=i64::from(MTU_MAX)))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tun_mtu: Option<u16>,
 
     /// Route for others and carry messages, but have no TUN device
     #[arg(long)]
@@ -156,6 +182,9 @@ pub enum ConfigError {
     /// Flags of one node, and a file with several.
     #[error("--instances takes no flags that are one node's")]
     FlagsWithInstances,
+    /// The MTU is too small or too large.
+    #[error("tun_mtu {0}: expected {MTU} to {MTU_MAX}")]
+    TunMtu(u16),
     /// One of a private network's two settings is missing.
     #[error("--network-name and --network-key-file go together")]
     HalfPrivateNetwork,
@@ -172,6 +201,12 @@ pub struct Config {
     pub tcp_listen_port: Option<u16>,
     /// Port for QUIC; none when there is none.
     pub quic_listen_port: Option<u16>,
+    /// Port for UDP links; none when there are none.
+    pub udp_listen_port: Option<UdpPort>,
+    /// Whether direct ways are looked for.
+    pub has_direct: bool,
+    /// Whether the router is asked to pass on the port for UDP links.
+    pub map_port: bool,
     /// Whether there are sessions with nodes that can have them.
     pub has_sessions: bool,
     /// Folder for what outlives a restart.
@@ -190,6 +225,8 @@ pub struct Config {
     pub topic_config: Option<PathBuf>,
     /// Name of the TUN device; none when there is none.
     pub tun_name: Option<String>,
+    /// MTU of the TUN device.
+    pub tun_mtu: u16,
     /// Port and interfaces of discovery; none when there is none.
     pub peer_discovery: Option<(u16, Vec<String>)>,
     /// Name and key file of a private network.
@@ -218,6 +255,18 @@ impl ApiAddress {
 
 /// Threads that run a node's tasks, and queues of its TUN device.
 const THREAD_COUNT_MAX: usize = 4;
+/// Where UDP links are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpPort {
+    /// The port.
+    pub port: u16,
+    /// Nobody chose it.
+    pub is_default: bool,
+}
+
+/// UDP port of links between nodes of this kind. Not that of QUIC: existing nodes have one socket for it,
+/// whose datagrams nobody else may read.
+pub(crate) const UDP_LISTEN_PORT: u16 = 9652;
 /// UDP port of existing nodes' QUIC.
 const QUIC_LISTEN_PORT: u16 = 9651;
 /// TCP port of existing nodes.
@@ -267,6 +316,10 @@ impl Settings {
             tcp_listen_port: self.tcp_listen_port.or(file.tcp_listen_port),
             disable_quic: self.disable_quic || file.disable_quic,
             quic_listen_port: self.quic_listen_port.or(file.quic_listen_port),
+            disable_udp: self.disable_udp || file.disable_udp,
+            udp_listen_port: self.udp_listen_port.or(file.udp_listen_port),
+            disable_direct: self.disable_direct || file.disable_direct,
+            map_port: self.map_port || file.map_port,
             no_sessions: self.no_sessions || file.no_sessions,
             state_dir: self.state_dir.or(file.state_dir),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
@@ -276,6 +329,7 @@ impl Settings {
             metrics_api_address: self.metrics_api_address.or(file.metrics_api_address),
             topic_config: self.topic_config.or(file.topic_config),
             tun_name: self.tun_name.or(file.tun_name),
+            tun_mtu: self.tun_mtu.or(file.tun_mtu),
             no_tun: self.no_tun || file.no_tun,
             disable_peer_discovery: self.disable_peer_discovery || file.disable_peer_discovery,
             peer_discovery_port: self.peer_discovery_port.or(file.peer_discovery_port),
@@ -300,6 +354,10 @@ impl Settings {
         if !is_name {
             return Err(ConfigError::TunName(tun_name));
         }
+        let tun_mtu = self.tun_mtu.unwrap_or(MTU);
+        if !(MTU..=MTU_MAX).contains(&tun_mtu) {
+            return Err(ConfigError::TunMtu(tun_mtu));
+        }
         let private_network = match (self.network_name.clone(), self.network_key_file.clone()) {
             (Some(name), Some(key_file)) => Some((name, key_file)),
             (None, None) => None,
@@ -307,6 +365,12 @@ impl Settings {
         };
         // QUIC carries no private network.
         let has_quic = !self.disable_quic && private_network.is_none();
+        // Nor do UDP links, whose handshake proves a node's key but no membership.
+        let has_udp = !self.disable_udp && private_network.is_none();
+        let udp_port = UdpPort {
+            port: self.udp_listen_port.unwrap_or(UDP_LISTEN_PORT),
+            is_default: self.udp_listen_port.is_none(),
+        };
         let discovery_port = self.peer_discovery_port.unwrap_or(mycelium_wire::beacon::PORT);
         let discovery = (discovery_port, self.peer_discovery_interface.clone());
         let peers = self.peers.iter().map(|peer| peer.parse()).collect::<Result<Vec<_>, _>>()?;
@@ -315,6 +379,9 @@ impl Settings {
             peers,
             tcp_listen_port: Some(self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT)),
             quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
+            udp_listen_port: has_udp.then_some(udp_port),
+            has_direct: has_udp && !self.disable_direct,
+            map_port: has_udp && self.map_port,
             has_sessions: !self.no_sessions,
             state_dir: self.state_dir.clone(),
             vsock_listen_port: self.vsock_listen_port,
@@ -326,6 +393,7 @@ impl Settings {
             metrics_address: self.metrics_api_address,
             topic_config: self.topic_config.clone(),
             tun_name: (!self.no_tun).then_some(tun_name),
+            tun_mtu,
             firewall_mark: self.firewall_mark,
             queue_count: thread_count(),
         })

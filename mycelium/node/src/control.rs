@@ -281,6 +281,7 @@ fn shown_kind(kind: PeerKind) -> ShownKind {
         PeerKind::Static | PeerKind::Instance => ShownKind::Static,
         PeerKind::LinkLocalDiscovery => ShownKind::LinkLocalDiscovery,
         PeerKind::Inbound => ShownKind::Inbound,
+        PeerKind::Direct => ShownKind::Direct,
     }
 }
 

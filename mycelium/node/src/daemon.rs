@@ -18,7 +18,7 @@ use mycelium_router::{Router, incarnation};
 use mycelium_wire::beacon::Beacon;
 use mycelium_wire::identity::{PublicKey, RouterId, SecretKey};
 use mycelium_wire::inner::InnerType;
-use mycelium_wire::session::ZONE;
+use mycelium_wire::session::{Kind, ZONE};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::api::{self, Control};
-use crate::config::{ApiAddress, Config, Settings, thread_count};
+use crate::config::{ApiAddress, Config, Settings, UdpPort, thread_count};
 use crate::control::NodeControl;
 use crate::data::session::keeper::Keeper;
 use crate::data::session::proved::ProvedFile;
@@ -36,14 +36,17 @@ use crate::data::{DataPlane, MessagePacket, egress};
 use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::interfaces::{self, Interfaces};
 use crate::key_file;
+use crate::link::udp::UdpCarrier;
+use crate::link::udp::socket::{ACCEPTED_COUNT_MAX, Sockets};
 use crate::messages::mailbox::Mailbox;
 use crate::messages::{Peer, Topics};
 use crate::metrics::{self, Metrics};
 use crate::peers::connect::Connector;
+use crate::peers::direct::{Director, Means, USED_COUNT_MAX, mapping};
 use crate::peers::private::PrivateNetwork;
-use crate::peers::{ListenError, PeerKind, Peers, listen, quic, websocket};
+use crate::peers::{ListenError, PeerKind, Peers, listen, quic, udp, websocket};
 use crate::probe;
-use crate::routing::{INPUT_COUNT_MAX, Owner, SIGNAL_COUNT_MAX};
+use crate::routing::{INPUT_COUNT_MAX, Input, Owner, SIGNAL_COUNT_MAX};
 use crate::topic_config;
 use crate::tun::Tun;
 
@@ -81,7 +84,7 @@ pub(crate) struct Node {
 }
 
 /// All that a node listens on.
-struct Sockets {
+struct NodeSockets {
     links: LinkSockets,
     http: Option<TcpListener>,
     rpc: Option<TcpListener>,
@@ -93,6 +96,7 @@ struct LinkSockets {
     tcp: Option<TcpListener>,
     websocket: Option<TcpListener>,
     quic: Option<quinn::Endpoint>,
+    udp: Option<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)>,
     vsock: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -107,10 +111,11 @@ impl Node {
             Some(path) => topic_config::read(path)?,
             None => Topics::default(),
         };
-        let (connector, sockets) = open_sockets(&config, router_id)?;
+        let (connector, sockets) = open_sockets(&config, router_id, &secret)?;
         let key = secret.public();
         let address = key.address();
-        let open = |name: &String| Tun::open(name, config.queue_count, address);
+        let mtu = config.tun_mtu;
+        let open = |name: &String| Tun::open(name, config.queue_count, (address, mtu));
         let tun = config.tun_name.as_ref().map(open).transpose()?;
 
         let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
@@ -127,7 +132,11 @@ impl Node {
         keeping.start(secret, &plane)?;
         tokio::spawn(probe::serve(Arc::clone(&plane)));
         let writer = TableWriter::new(Arc::clone(&table));
-        let owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
+        let mut owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
+        let (uses, used) = mpsc::channel(USED_COUNT_MAX);
+        if config.has_direct {
+            owner.report_uses(uses);
+        }
         tokio::spawn(owner.run());
         let own = Peer { address, key };
         let mailbox = Mailbox::new(own, topics);
@@ -137,6 +146,9 @@ impl Node {
         let peers = Peers::new(connector, Arc::clone(&plane), inputs.clone());
         let peers = Arc::new(peers);
         serve(&peers, sockets.links);
+        if config.has_direct {
+            find_direct_ways(&peers, &plane, &inputs, (used, config.map_port));
+        }
         if let Some(listener) = sockets.metrics {
             let (peers, plane) = (Arc::clone(&peers), Arc::clone(&plane));
             let (inputs, table) = (inputs.clone(), Arc::clone(&table));
@@ -176,6 +188,7 @@ impl Node {
     /// Ends what does not end with the runtime.
     pub(crate) fn stop(self) {
         tracing::info!("node stops");
+        self.peers.close();
         self.tun_threads.stop();
     }
 
@@ -257,12 +270,16 @@ fn new_router_id(secret: &SecretKey, has_sessions: bool) -> anyhow::Result<Route
     Ok(RouterId::new(secret.public(), zone, incarnation(seconds, random)))
 }
 
-fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connector, Sockets)> {
+fn open_sockets(
+    config: &Config,
+    router_id: RouterId,
+    secret: &SecretKey,
+) -> anyhow::Result<(Connector, NodeSockets)> {
     let private = match &config.private_network {
         Some((name, key_file)) => Some(PrivateNetwork::new(name, key_file)?),
         None => None,
     };
-    let mut connector = Connector { mark: config.firewall_mark, private, quic: None };
+    let mut connector = Connector { mark: config.firewall_mark, private, quic: None, udp: None };
     let listen = |port: Option<u16>, flag| {
         port.map(|port| listen::tcp_listener(&connector, port, flag)).transpose()
     };
@@ -271,11 +288,17 @@ fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connect
     if let Some(port) = config.quic_listen_port {
         connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
     }
+    let udp = match config.udp_listen_port {
+        Some(port) => Some(udp_sockets(&connector, port, config.tun_mtu, secret)?),
+        None => None,
+    };
+    connector.udp = udp.as_ref().map(|(sockets, _)| Arc::clone(sockets));
     let vsock = match config.vsock_listen_port {
         Some(port) => Some(listen::vsock_listener(&connector, port)?),
         None => None,
     };
-    let links = LinkSockets { tcp, websocket, quic: connector.quic.clone(), vsock };
+    let quic = connector.quic.clone();
+    let links = LinkSockets { tcp, websocket, quic, udp, vsock };
     let http = api_listener(config.api_address, "--api-addr")?;
     let rpc = api_listener(config.jsonrpc_address, "--jsonrpc-addr")?;
     let metrics = match config.metrics_address {
@@ -286,7 +309,29 @@ fn open_sockets(config: &Config, router_id: RouterId) -> anyhow::Result<(Connect
         }
         None => None,
     };
-    Ok((connector, Sockets { links, http, rpc, metrics }))
+    Ok((connector, NodeSockets { links, http, rpc, metrics }))
+}
+
+/// Opens the sockets of UDP links. A default port that is taken, by another node on this machine, is no
+/// reason to stay down: any other will do, since who dials learns it from its configuration.
+fn udp_sockets(
+    connector: &Connector,
+    port: UdpPort,
+    takes: u16,
+    secret: &SecretKey,
+) -> anyhow::Result<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)> {
+    let (accepted, links) = mpsc::channel(ACCEPTED_COUNT_MAX);
+    let mark = |socket: &OwnedFd| connector.mark(socket).map_err(std::io::Error::other);
+    let open = |port| Sockets::open(secret.clone(), (port, takes), mark, accepted.clone());
+    let sockets = match open(port.port) {
+        Err(error) if port.is_default && error.kind() == std::io::ErrorKind::AddrInUse => open(0),
+        opened => opened,
+    };
+    let failed = |source| {
+        let (port, flag) = (port.port.into(), "--udp-listen-port");
+        ListenError { port, flag, source }
+    };
+    Ok((Arc::new(sockets.map_err(failed)?), links))
 }
 
 /// Takes connections from now on.
@@ -299,6 +344,11 @@ fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
     }
     if let Some(endpoint) = sockets.quic {
         tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
+    }
+    if let Some((sockets, accepted)) = sockets.udp {
+        tokio::spawn(Arc::clone(&sockets).receive(false));
+        tokio::spawn(sockets.receive(true));
+        tokio::spawn(udp::serve(Arc::clone(peers), accepted));
     }
     if let Some(listener) = sockets.vsock {
         tokio::spawn(listen::serve_vsock(Arc::clone(peers), listener));
@@ -353,6 +403,31 @@ async fn take_messages(mailbox: Arc<Mailbox>, mut packets: mpsc::Receiver<Messag
         let source = Peer { address: packet.source, key: packet.public_key };
         mailbox.received(source, packet.destination, &packet.payload);
     }
+}
+
+/// Looks for direct ways to nodes that this one has traffic with.
+fn find_direct_ways(
+    peers: &Arc<Peers>,
+    plane: &Arc<DataPlane>,
+    inputs: &mpsc::Sender<Input>,
+    (used, map_port): (mpsc::Receiver<PublicKey>, bool),
+) {
+    let Some(sockets) = peers.connector().udp.clone() else { return };
+    let (mapping, mapped) = watch::channel(None);
+    if map_port {
+        tokio::spawn(mapping::keep(sockets.port(), mapping));
+    }
+    let means = Means {
+        own: sockets.secret.public(),
+        peers: Arc::clone(peers),
+        messages: plane.sessions().subscribe(Kind::RENDEZVOUS),
+        plane: Arc::clone(plane),
+        sockets,
+        inputs: inputs.clone(),
+        used,
+        mapped,
+    };
+    tokio::spawn(Director::new(means).run());
 }
 
 /// Looks for peers on the local network. A node lives without: its port is often taken by another

@@ -1,4 +1,5 @@
-//! Where a peer is: `tcp://HOST:PORT`, `quic://…`, `tls://…`, `ws://…`, `wss://…` or `vsock://CID:PORT`.
+//! Where a peer is: `tcp://HOST:PORT`, `quic://…`, `tls://…`, `udp://…`, `ws://…`, `wss://…` or
+//! `vsock://CID:PORT`.
 //!
 //! HOST is an IP address (IPv6 in brackets, a link-local one with its scope as a number) or, unlike in
 //! existing releases, a name, which is resolved each time it is dialed.
@@ -19,6 +20,8 @@ pub enum Protocol {
     Tls,
     /// A QUIC connection.
     Quic,
+    /// Datagrams, between nodes of this kind alone.
+    Udp,
     /// A stream between a virtual machine and its host.
     Vsock,
     /// A WebSocket, for networks that let nothing else pass.
@@ -36,6 +39,7 @@ impl Protocol {
             Self::Tcp => "tcp",
             Self::Tls => "tls",
             Self::Quic => "quic",
+            Self::Udp => "udp",
             Self::Vsock => "vsock",
             Self::Ws => "ws",
             Self::Wss => "wss",
@@ -102,7 +106,7 @@ pub enum EndpointError {
     #[error("endpoint {0:?}: expected PROTOCOL://HOST:PORT, such as tcp://192.0.2.1:9651")]
     Form(String),
     /// The protocol is unknown.
-    #[error("endpoint {0:?}: protocol {1:?}, expected tcp, quic, tls, ws, wss or vsock")]
+    #[error("endpoint {0:?}: protocol {1:?}, expected tcp, quic, tls, udp, ws, wss or vsock")]
     Protocol(String, String),
     /// The address has no port, or a bad one.
     #[error("endpoint {0:?}: expected a port from 1 to {1} behind the last colon")]
@@ -126,6 +130,7 @@ impl FromStr for Endpoint {
             "tcp" => Protocol::Tcp,
             "tls" => Protocol::Tls,
             "quic" => Protocol::Quic,
+            "udp" => Protocol::Udp,
             "vsock" => Protocol::Vsock,
             "ws" => Protocol::Ws,
             "wss" => Protocol::Wss,
@@ -182,6 +187,7 @@ mod tests {
             "tcp://192.0.2.1:9651",
             "quic://[2001:db8::1]:9651",
             "tls://127.0.0.1:1",
+            "udp://192.0.2.1:9652",
             "vsock://2:9651",
             "vsock://4294967295:4294967295",
             "tcp://[fe80::1%3]:9651",
@@ -201,6 +207,7 @@ mod tests {
             ("192.0.2.1:9651", "PROTOCOL"),
             ("icmp://192.0.2.1:9651", "protocol \"icmp\""),
             ("instance://host:1", "protocol \"instance\""),
+            ("sctp://192.0.2.1:9651", "protocol \"sctp\""),
             ("tcp://192.0.2.1", "port"),
             ("tcp://192.0.2.1:0", "port"),
             ("tcp://192.0.2.1:65536", "port"),

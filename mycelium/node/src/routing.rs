@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use mycelium_router::{Event, LinkId, LinkInfo, Router, Time, Wanted};
 use mycelium_wire::control::Tlv;
-use mycelium_wire::identity::Subnet;
+use mycelium_wire::identity::{PublicKey, Subnet};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep_until;
 
@@ -66,6 +66,8 @@ pub(crate) struct Owner {
     heard: Vec<Arc<Link>>,
     used: Vec<Arc<Destination>>,
     notice: Option<Instant>,
+    /// Told whom packets go to, if somebody wants to know.
+    uses: Option<mpsc::Sender<PublicKey>>,
 }
 
 /// Why the task woke.
@@ -95,7 +97,13 @@ impl Owner {
             heard: Vec::new(),
             used: Vec::new(),
             notice: None,
+            uses: None,
         }
+    }
+
+    /// Says from now on whom packets of this node's hosts go to; what there is no room for is lost.
+    pub(crate) fn report_uses(&mut self, uses: mpsc::Sender<PublicKey>) {
+        self.uses = Some(uses);
     }
 
     /// Runs until nobody can reach the router any more.
@@ -176,6 +184,12 @@ impl Owner {
             }
             Signal::Used(destination) => {
                 self.router.used(destination.prefix.subnet(), now);
+                if let Some(uses) = &self.uses
+                    && destination.was_used_here()
+                {
+                    // Traffic that lasts is reported again.
+                    let _ = uses.try_send(destination.public_key());
+                }
                 self.used.push(destination);
                 self.wake_later();
             }

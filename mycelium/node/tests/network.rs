@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "each test program uses its part of it")]
 mod common;
+mod nat;
 
 use std::time::{Duration, Instant};
 

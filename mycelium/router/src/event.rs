@@ -28,6 +28,10 @@ impl LinkInfo {
     pub const QUIC6: Self = Self { static_cost: 7 };
     /// QUIC over IPv4, mapped addresses too.
     pub const QUIC4: Self = Self { static_cost: 12 };
+    /// Datagrams between nodes of this kind, over IPv6.
+    pub const UDP6: Self = Self { static_cost: 5 };
+    /// The same over IPv4.
+    pub const UDP4: Self = Self { static_cost: 6 };
     /// A vsock to a virtual machine or its host.
     pub const VSOCK: Self = Self { static_cost: 5 };
 }

@@ -52,7 +52,7 @@ pub struct PeerInfo {
 /// Where a peer is.
 #[derive(Clone, Debug, Serialize)]
 pub struct EndpointInfo {
-    /// `tcp`, `tls`, `quic` or `vsock`.
+    /// `tcp`, `tls`, `quic`, `udp` or `vsock`.
     pub proto: &'static str,
     /// The address there.
     pub addr: AddressInfo,
@@ -83,6 +83,8 @@ pub enum PeerKind {
     LinkLocalDiscovery,
     /// It dialed.
     Inbound,
+    /// This node found a direct way to it; existing releases have no such kind.
+    Direct,
 }
 
 /// How a peer's link is.

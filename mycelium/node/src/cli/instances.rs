@@ -22,9 +22,10 @@ The file of --instances, and of `add`:
   namespace = \"n7\"                  # by name or path; without it, that of the process
   tun_name = \"my0\"                  # without it, no device
   peers = [\"tcp://192.0.2.1:9651\"]  # besides the other instances
-  tcp_listen_port = 9651            # without it, nobody connects; as quic_, ws_, vsock_listen_port
-More: threads, peer_discovery, peer_discovery_port, peer_discovery_interface, network_name,
-network_key_file, firewall_mark, topic_config, state_dir, no_sessions, api_addr, jsonrpc_addr, metrics_api_address.
+  tcp_listen_port = 9651            # without it, nobody connects; as quic_, udp_, ws_, vsock_listen_port
+More: threads, disable_direct, map_port, tun_mtu, peer_discovery, peer_discovery_port,
+peer_discovery_interface, network_name, network_key_file, firewall_mark, topic_config, state_dir,
+no_sessions, api_addr, jsonrpc_addr, metrics_api_address.
 The first instance of the file is the one by whose peers the others reach everybody.
 
 With --instance NAME, all other subcommands ask that instance: mycelium --instance network-7 status")]

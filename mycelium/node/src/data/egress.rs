@@ -28,7 +28,7 @@ use crate::data::{DataPlane, PAYLOAD_OFFSET, count, write_headers};
 use crate::link::Link;
 use crate::tun::segment::{IPV6_HEADER_SIZE, Segments};
 use crate::tun::vnet::{self, VnetHeader};
-use crate::tun::{READ_SIZE_MAX, Tun};
+use crate::tun::{MTU, READ_SIZE_MAX, Tun};
 
 /// A batch this large is sent even if there is more.
 const BATCH_SIZE_FULL: usize = 48 << 10;
@@ -146,6 +146,15 @@ impl<'a> Egress<'a> {
     ) {
         let prefix = Prefix::of(destination);
         let route = self.plane.route(prefix);
+        let mtu = route.as_ref().map_or(MTU, |(to, link)| link.mtu(to.public_key()));
+        if segments.size_max() > usize::from(mtu) {
+            // Only a device whose MTU was raised gives such packets.
+            let error = IcmpError::PacketTooBig { mtu: mtu.into() };
+            return self.plane.answer(segments.packet(), error);
+        }
+        if let Some((to, _)) = &route {
+            to.used_here();
+        }
         let link = route.as_ref().map(|(_, link)| link);
         if !is_same(self.link.as_ref(), link) {
             self.flush();

@@ -49,6 +49,8 @@ pub(crate) struct Destination {
     link: ArcSwapOption<Link>,
     /// Packets went there since the router was last told so.
     is_used: AtomicBool,
+    /// Packets of this node's own hosts were among them.
+    is_used_here: AtomicBool,
 }
 
 impl Destination {
@@ -80,6 +82,18 @@ impl Destination {
     /// Notes a use. True when the router has not been told of one since [`Self::listen`].
     pub(crate) fn used(&self) -> bool {
         !self.is_used.load(Ordering::Relaxed) && !self.is_used.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes a use by this node's own hosts.
+    pub(crate) fn used_here(&self) {
+        if !self.is_used_here.load(Ordering::Relaxed) {
+            self.is_used_here.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether own hosts used it since this was asked last.
+    pub(crate) fn was_used_here(&self) -> bool {
+        self.is_used_here.swap(false, Ordering::Relaxed)
     }
 
     /// The router wants to know of the next use.
@@ -184,6 +198,7 @@ impl TableWriter {
             is_announced: AtomicBool::new(is_announced),
             link: ArcSwapOption::new(Some(link)),
             is_used: AtomicBool::new(false),
+            is_used_here: AtomicBool::new(false),
         });
         self.table.insert(Arc::clone(&destination));
         Some(destination)

@@ -1,13 +1,15 @@
 //! Each peer, step by step: its name, its address, a connection, and whether a node is at its other end.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mycelium_router::LinkId;
 use mycelium_wire::control::{HELLO_UNICAST, Hello, Seqno, Tlv};
 use mycelium_wire::frame::{self, Frame, FrameError};
-use mycelium_wire::identity::PublicKey;
+use mycelium_wire::identity::{PublicKey, SecretKey};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{Finding, RunningNode};
@@ -15,9 +17,11 @@ use crate::config::Config;
 use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::Link;
 use crate::link::stream::{Inbound, LinkError};
+use crate::link::udp::socket::Sockets;
 use crate::peers::connect::{Connection, Connector, resolve};
 use crate::peers::private::PrivateNetwork;
 use crate::peers::quic;
+use crate::tun::MTU;
 
 const CHECK: &str = "peer";
 /// Time for a connection.
@@ -75,11 +79,25 @@ fn connector(config: &Config) -> anyhow::Result<Connector> {
         Some((name, key_file)) => Some(PrivateNetwork::new(name, key_file)?),
         None => None,
     };
-    let mut connector = Connector { mark: config.firewall_mark, private, quic: None };
+    let mut connector = Connector { mark: config.firewall_mark, private, quic: None, udp: None };
     if config.quic_listen_port.is_some() {
         connector.quic = Some(quic::endpoint(&connector, 0, "doctor").context("QUIC")?);
     }
+    if config.udp_listen_port.is_some() {
+        connector.udp = Some(udp_sockets().context("UDP links")?);
+    }
     Ok(connector)
+}
+
+/// Sockets that dial as a node of another key would, for as long as the runtime lives.
+fn udp_sockets() -> anyhow::Result<Arc<Sockets>> {
+    // Nobody is told of the port, so nobody dials.
+    let (accepted, _) = mpsc::channel(1);
+    let sockets = Sockets::open(SecretKey::generate()?, (0, MTU), |_| Ok(()), accepted)?;
+    let sockets = Arc::new(sockets);
+    tokio::spawn(Arc::clone(&sockets).receive(false));
+    tokio::spawn(Arc::clone(&sockets).receive(true));
+    Ok(sockets)
 }
 
 async fn examine_one(
@@ -200,7 +218,7 @@ fn explain(endpoint: &Endpoint, error: &anyhow::Error) -> (String, &'static str)
 
 fn late(endpoint: &Endpoint) -> (String, &'static str) {
     let why = format!("nobody answers in {} s", CONNECT_TIMEOUT.as_secs());
-    let remedy = if endpoint.protocol == Protocol::Quic {
+    let remedy = if matches!(endpoint.protocol, Protocol::Quic | Protocol::Udp) {
         "the machine is off, or a firewall drops UDP: try tcp:// or wss://"
     } else {
         "the machine is off, or a firewall drops this port: try quic://, or wss:// at port 443"

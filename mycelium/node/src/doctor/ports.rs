@@ -39,10 +39,13 @@ fn wanted(config: &Config) -> Vec<Port> {
     };
     let api = config.api_address.map(|api| api.address.port());
     let rpc = config.jsonrpc_address.map(|rpc| rpc.address.port());
+    let links = config.udp_listen_port.map(|udp| udp.port);
     let discovery = config.peer_discovery.as_ref().map(|(port, _)| *port);
     let ports = [
         port("tcp", config.tcp_listen_port, "TCP peers", "--tcp-listen-port", false),
         port("udp", config.quic_listen_port, "QUIC peers", "--quic-listen-port", false),
+        // Any other port will do where nobody chose one.
+        port("udp", links, "UDP peers", "--udp-listen-port", true),
         port("tcp", config.ws_listen_port, "WebSocket peers", "--ws-listen-port", false),
         port("tcp", api, "HTTP API", "--api-addr", true),
         port("tcp", rpc, "JSON-RPC", "--jsonrpc-addr", true),

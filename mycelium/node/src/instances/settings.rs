@@ -73,6 +73,18 @@ pub struct InstanceSettings {
     /// UDP port for QUIC; without it, no QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic_listen_port: Option<u16>,
+    /// UDP port for links to nodes of this kind; without it, none, and no direct ways through NATs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_listen_port: Option<u16>,
+    /// No direct ways though there is such a port.
+    #[serde(default)]
+    pub disable_direct: bool,
+    /// Ask the router to pass on that port.
+    #[serde(default)]
+    pub map_port: bool,
+    /// MTU of the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tun_mtu: Option<u16>,
     /// Port for vsock connections of peers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_listen_port: Option<u32>,
@@ -220,6 +232,11 @@ impl InstanceSettings {
             peers: self.peers.clone(),
             disable_quic: self.quic_listen_port.is_none(),
             quic_listen_port: self.quic_listen_port,
+            disable_udp: self.udp_listen_port.is_none(),
+            udp_listen_port: self.udp_listen_port,
+            disable_direct: self.disable_direct,
+            map_port: self.map_port,
+            tun_mtu: self.tun_mtu,
             vsock_listen_port: self.vsock_listen_port,
             ws_listen_port: self.ws_listen_port,
             api_addr: self.api_addr,
@@ -259,6 +276,7 @@ mod tests {
         assert_eq!((host.tcp_listen_port, host.tun_name.as_deref()), (Some(9651), Some("my0")));
         let other = file.instances[1].check().unwrap();
         assert!(other.tcp_listen_port.is_none() && other.quic_listen_port.is_none());
+        assert!(other.udp_listen_port.is_none() && !other.has_direct);
         assert!(other.api_address.is_none() && other.jsonrpc_address.is_none());
         assert!(other.tun_name.is_none() && other.peer_discovery.is_none());
         let json = serde_json::to_string(&file.instances[0]).unwrap();

@@ -10,6 +10,7 @@ pub(crate) mod outbound;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;
+pub(crate) mod udp;
 pub(crate) mod websocket;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,10 +18,13 @@ use std::time::Instant;
 
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
+use mycelium_wire::identity::PublicKey;
 
 use crate::link::local::LocalCarrier;
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
+use crate::link::udp::UdpCarrier;
+use crate::tun::MTU;
 
 /// What moves a link's packets.
 pub(crate) enum Carrier {
@@ -30,6 +34,8 @@ pub(crate) enum Carrier {
     Local(LocalCarrier),
     /// A QUIC connection.
     Quic(QuicCarrier),
+    /// Datagrams between nodes of this kind.
+    Udp(UdpCarrier),
 }
 
 impl Carrier {
@@ -39,6 +45,7 @@ impl Carrier {
             Self::Stream(stream) => stream.run(inbound).await,
             Self::Local(local) => local.run(inbound).await,
             Self::Quic(quic) => quic.run(inbound).await,
+            Self::Udp(udp) => udp.run(inbound).await,
         }
     }
 }
@@ -80,6 +87,7 @@ impl Link {
             Carrier::Stream(stream) => stream.send_data(packets, now),
             Carrier::Local(local) => local.send_data(packets, now),
             Carrier::Quic(quic) => quic.send_data(packets, now),
+            Carrier::Udp(udp) => udp.send_data(packets, now),
         }
     }
 
@@ -91,6 +99,24 @@ impl Link {
             Carrier::Stream(stream) => stream.send_control(&packet),
             Carrier::Local(local) => local.send_control(&packet),
             Carrier::Quic(quic) => quic.send_control(&packet),
+            Carrier::Udp(udp) => udp.send_control(&packet),
+        }
+    }
+
+    /// Who is at the other end, on links that prove it.
+    pub(crate) fn peer(&self) -> Option<PublicKey> {
+        match &self.carrier {
+            Carrier::Udp(udp) => Some(udp.peer()),
+            Carrier::Stream(_) | Carrier::Local(_) | Carrier::Quic(_) => None,
+        }
+    }
+
+    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or, to a
+    /// neighbour that says so, more.
+    pub(crate) fn mtu(&self, key: PublicKey) -> u16 {
+        match &self.carrier {
+            Carrier::Udp(udp) if udp.peer() == key => udp.takes(),
+            _ => MTU,
         }
     }
 
@@ -100,6 +126,7 @@ impl Link {
             Carrier::Stream(stream) => stream.close(),
             Carrier::Local(local) => local.close(),
             Carrier::Quic(quic) => quic.close(),
+            Carrier::Udp(udp) => udp.close(),
         }
     }
 
@@ -126,6 +153,7 @@ impl Link {
             Carrier::Stream(stream) => stream.sent_size(),
             Carrier::Local(local) => local.sent_size(),
             Carrier::Quic(quic) => quic.sent_size(),
+            Carrier::Udp(udp) => udp.sent_size(),
         }
     }
 
@@ -135,6 +163,7 @@ impl Link {
             Carrier::Stream(stream) => stream.dropped(),
             Carrier::Local(local) => local.dropped(),
             Carrier::Quic(quic) => quic.dropped(),
+            Carrier::Udp(udp) => udp.dropped(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,9 +17,10 @@ use crate::link::Carrier;
 use crate::link::layer::Layer;
 use crate::link::stream::{StreamCarrier, tune_tcp};
 use crate::link::tls::Side;
+use crate::link::udp::socket::Sockets;
 use crate::peers::private::PrivateNetwork;
 use crate::peers::race::race;
-use crate::peers::{AddPeerError, quic, shown, websocket};
+use crate::peers::{AddPeerError, quic, shown, udp, websocket};
 use crate::sys::{self, VsockAddress};
 
 /// How long a dial may take.
@@ -35,6 +37,8 @@ pub(crate) struct Connector {
     pub(crate) private: Option<PrivateNetwork>,
     /// What dials over QUIC.
     pub(crate) quic: Option<quinn::Endpoint>,
+    /// What dials over UDP.
+    pub(crate) udp: Option<Arc<Sockets>>,
 }
 
 /// A connection that is ready to be a link.
@@ -60,6 +64,7 @@ impl Connector {
             Protocol::Quic if self.quic.is_none() => {
                 Err(AddPeerError::QuicDisabled(endpoint.clone()))
             }
+            Protocol::Udp if self.udp.is_none() => Err(AddPeerError::UdpDisabled(endpoint.clone())),
             _ => Ok(()),
         }
     }
@@ -88,9 +93,10 @@ impl Connector {
         endpoint: &Endpoint,
         address: SocketAddr,
     ) -> anyhow::Result<Connection> {
-        match (endpoint.protocol, &self.quic) {
-            (Protocol::Quic, Some(quic)) => quic::dial(quic, address).await,
-            (Protocol::Ws | Protocol::Wss, _) => {
+        match (endpoint.protocol, &self.quic, &self.udp) {
+            (Protocol::Quic, Some(quic), _) => quic::dial(quic, address).await,
+            (Protocol::Udp, _, Some(udp)) => udp::dial(udp, address).await,
+            (Protocol::Ws | Protocol::Wss, ..) => {
                 websocket::connect(self.stream(address).await?, endpoint).await
             }
             _ => Ok(self.tcp(self.stream(address).await?, Side::Client).await?),

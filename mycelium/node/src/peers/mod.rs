@@ -8,10 +8,12 @@
 
 mod backoff;
 pub(crate) mod connect;
+pub(crate) mod direct;
 pub(crate) mod listen;
 pub(crate) mod private;
 pub(crate) mod quic;
 mod race;
+pub(crate) mod udp;
 pub(crate) mod websocket;
 
 pub use listen::ListenError;
@@ -47,6 +49,8 @@ pub enum PeerKind {
     Inbound,
     /// It is an instance of the same process.
     Instance,
+    /// It has traffic with this node, which found a way to it without others between.
+    Direct,
 }
 
 /// How a peer's link is.
@@ -103,6 +107,9 @@ pub enum AddPeerError {
     /// QUIC was switched off.
     #[error("peer {0}: QUIC is disabled (--disable-quic)")]
     QuicDisabled(Endpoint),
+    /// UDP was switched off, or is, in a private network.
+    #[error("peer {0}: UDP is disabled (--disable-udp, or a private network)")]
+    UdpDisabled(Endpoint),
 }
 
 /// All peers of a node.
@@ -251,9 +258,25 @@ impl Peers {
         true
     }
 
+    /// Ends all links, so that peers need not wait to find out.
+    pub(crate) fn close(&self) {
+        self.records().values().filter_map(|record| record.link.as_ref()).for_each(|link| link.close());
+    }
+
     /// All peers, in order.
     pub(crate) fn list(&self) -> Vec<PeerStatus> {
         self.records().iter().map(|(endpoint, record)| record.status(endpoint)).collect()
+    }
+
+    /// Links to peers that are reached by other means than UDP, and where those are.
+    pub(crate) fn named_neighbours(&self) -> Vec<(LinkId, IpAddr)> {
+        let address = |(endpoint, record): (&Endpoint, &Record)| {
+            let is_named = record.kind == PeerKind::Static && endpoint.protocol != Protocol::Udp;
+            let Address::Socket(address) = endpoint.address else { return None };
+            let link = record.link.as_ref().filter(|_| is_named)?;
+            Some((link.id(), address.ip()))
+        };
+        self.records().iter().filter_map(address).collect()
     }
 
     /// How many peers of a kind are known.
@@ -406,15 +429,25 @@ impl Peers {
         connection: Connection,
         _permit: OwnedSemaphorePermit,
     ) {
+        self.carry_once(endpoint, connection, PeerKind::Inbound).await;
+    }
+
+    /// Carries a link to its end, after which its peer is forgotten.
+    pub(crate) async fn carry_once(
+        &self,
+        endpoint: Endpoint,
+        connection: Connection,
+        kind: PeerKind,
+    ) {
         let (link, info, local) = self.link(connection);
-        let Some(stop) = self.begin_inbound(&endpoint, &link) else { return };
-        tracing::info!(%endpoint, "link up, dialed by the peer");
+        let Some(stop) = self.begin_once(&endpoint, &link, kind) else { return };
+        tracing::info!(%endpoint, ?kind, "link up");
         if self.inputs.send(Input::Up(Arc::clone(&link), info)).await.is_err() {
             return;
         }
         let error = self.carry(&link, local).await;
         tracing::info!(%endpoint, reason = %Chain(&error), "link down");
-        self.end_inbound(&endpoint, &stop);
+        self.end_once(&endpoint, &stop);
         // When the node stops, the router is gone.
         let _ = self.inputs.send(Input::Down(link.id())).await;
     }
@@ -438,14 +471,19 @@ impl Peers {
             return link.close();
         }
         self.carry(&link, None).await;
-        self.end_inbound(&endpoint, &stop);
+        self.end_once(&endpoint, &stop);
         // When the node stops, the router is gone.
         let _ = self.inputs.send(Input::Down(id)).await;
     }
 
-    /// Notes a peer that dialed, unless too many came from its address.
-    fn begin_inbound(&self, endpoint: &Endpoint, link: &Arc<Link>) -> Option<Arc<Notify>> {
-        let mut record = Record::new(PeerKind::Inbound);
+    /// Notes a peer that is not dialed again, unless too many came from its address.
+    fn begin_once(
+        &self,
+        endpoint: &Endpoint,
+        link: &Arc<Link>,
+        kind: PeerKind,
+    ) -> Option<Arc<Notify>> {
+        let mut record = Record::new(kind);
         record.begin(link);
         let stop = Arc::clone(&record.stop);
         let mut records = self.records();
@@ -454,7 +492,7 @@ impl Peers {
         }
         let known = records.get(endpoint).map(|known| known.kind);
         // One that is dialed from here as well keeps its record; the link is as good without.
-        if known.is_none_or(|kind| kind == PeerKind::Inbound) {
+        if known.is_none_or(|kind| matches!(kind, PeerKind::Inbound | PeerKind::Direct)) {
             let old = records.insert(endpoint.clone(), record);
             // A new connection from where one came already: that one is dead.
             if let Some(link) = old.and_then(|old| old.link) {
@@ -464,8 +502,8 @@ impl Peers {
         Some(stop)
     }
 
-    /// Forgets a peer that dialed, unless a newer connection took its place.
-    fn end_inbound(&self, endpoint: &Endpoint, stop: &Arc<Notify>) {
+    /// Forgets a peer whose link has ended, unless a newer one took its place.
+    fn end_once(&self, endpoint: &Endpoint, stop: &Arc<Notify>) {
         let mut records = self.records();
         if records.get(endpoint).is_some_and(|known| Arc::ptr_eq(&known.stop, stop)) {
             records.remove(endpoint);
@@ -528,6 +566,7 @@ pub(crate) fn shown(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "TCP",
         Protocol::Tls => "TLS",
         Protocol::Quic => "QUIC",
+        Protocol::Udp => "UDP",
         Protocol::Vsock => "VSOCK",
         Protocol::Ws => "WS",
         Protocol::Wss => "WSS",

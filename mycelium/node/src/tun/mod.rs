@@ -18,8 +18,11 @@ use mycelium_wire::identity::OVERLAY;
 
 use crate::sys::{self, Offload};
 
-/// Largest packet that a node takes from TUN and that every other node can take.
+/// Largest packet that every node can take.
 pub(crate) const MTU: u16 = 1400;
+
+/// Largest that TUN may be set to: a jumbo frame's.
+pub(crate) const MTU_MAX: u16 = 9000;
 
 /// Largest read: a header and an IPv6 packet of the largest size.
 pub(crate) const READ_SIZE_MAX: usize = vnet::SIZE + 65535 + segment::IPV6_HEADER_SIZE;
@@ -79,12 +82,13 @@ impl TunError {
 }
 
 impl Tun {
-    /// Makes the device `name` with `queue_count` queues, gives it the node's address, and starts it.
+    /// Makes the device `name` with `queue_count` queues, gives it the node's address and its MTU, and starts
+    /// it.
     /// The address has the overlay's prefix length, so the kernel routes the overlay to it.
     pub(crate) fn open(
         name: &str,
         queue_count: usize,
-        address: Ipv6Addr,
+        (address, mtu): (Ipv6Addr, u16),
     ) -> Result<Self, TunError> {
         let failed = |step| move |source| TunError::Open { name: name.to_owned(), step, source };
         let mut queues = Vec::with_capacity(queue_count);
@@ -97,7 +101,7 @@ impl Tun {
             let refused = failed("the kernel refuses segmentation offload");
             sys::set_tun_offload(&queues[0], offload).map_err(refused)?;
         }
-        sys::configure_interface(name, MTU, address, OVERLAY.prefix_len())
+        sys::configure_interface(name, mtu, address, OVERLAY.prefix_len())
             .map_err(|source| TunError::Configure { name: name.to_owned(), address, source })?;
         Ok(Self { queues, offload })
     }

@@ -80,6 +80,11 @@ impl<'a> Segments<'a> {
         Self { packet, kind: GsoKind::None, transport, payload, segment_size, done, is_first }
     }
 
+    /// What TUN gave.
+    pub(crate) fn packet(&self) -> &'a [u8] {
+        self.packet
+    }
+
     /// Size of the largest packet that is still to come.
     pub(crate) fn size_max(&self) -> usize {
         self.payload + self.segment_size.min(self.packet.len() - self.payload)
