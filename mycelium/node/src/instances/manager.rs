@@ -182,8 +182,12 @@ impl Manager {
         let is_gone = |slot: &Slot| {
             slot.is_from_file && !wanted.iter().any(|wanted| wanted.name == slot.settings.name)
         };
-        let gone: Vec<String> =
-            self.slots.iter().filter(|(_, slot)| is_gone(slot)).map(|(name, _)| name.clone()).collect();
+        let gone: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| is_gone(slot))
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in gone {
             tracing::info!(instance = name, "removed");
             // Nobody waits for it.
@@ -345,8 +349,12 @@ impl Manager {
     /// Starts those again whose time has come.
     pub(super) fn retry(&mut self, now: Instant) {
         let is_due = |slot: &Slot| slot.retry_at().is_some_and(|at| at <= now);
-        let due: Vec<String> =
-            self.slots.iter().filter(|(_, slot)| is_due(slot)).map(|(name, _)| name.clone()).collect();
+        let due: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| is_due(slot))
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in due {
             self.start(&name, None);
         }

@@ -139,7 +139,8 @@ impl Lower {
     /// TLS on the connection, to a server of this name (or address). Must be called inside a runtime; to
     /// be bounded in time by the caller.
     pub(crate) async fn tls(socket: &OwnedFd, name: &str) -> io::Result<Self> {
-        let mut ssl = Ssl::new(&client_context()?)?;
+        let context = client_context()?;
+        let mut ssl = Ssl::new(&context)?;
         if name.parse::<std::net::IpAddr>().is_err() {
             ssl.set_hostname(name)?;
         }
@@ -293,7 +294,8 @@ mod tests {
 
     /// What stands in front of a node for `wss`, with a certificate that nobody vouches for.
     fn server_context() -> SslContext {
-        let certified = rcgen::generate_simple_self_signed(["node.example.org".to_owned()]).unwrap();
+        let certified =
+            rcgen::generate_simple_self_signed(["node.example.org".to_owned()]).unwrap();
         let certificate = openssl::x509::X509::from_der(certified.cert.der()).unwrap();
         let key = certified.signing_key.serialize_der();
         let key = openssl::pkey::PKey::private_key_from_der(&key).unwrap();
@@ -311,7 +313,8 @@ mod tests {
             WebSocketSession::connect("node.example.org:443", lower, &client).await.unwrap()
         };
         let far = async {
-            let ssl = Ssl::new(&server_context()).unwrap();
+            let context = server_context();
+            let ssl = Ssl::new(&context).unwrap();
             let stream = tls::handshake(ssl, &server, Side::Server).await.unwrap();
             WebSocketSession::accept_on(Lower::Tls(stream), &server).await.unwrap()
         };
