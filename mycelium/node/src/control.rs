@@ -155,7 +155,9 @@ impl Control for NodeControl {
                     let round_trip_us = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
                     ProbeResult::Answered { round_trip_us, hop_limit }
                 }
-                Outcome::Refused { error, by } => ProbeResult::Refused { reason: reason(error), by },
+                Outcome::Refused { error, by } => {
+                    ProbeResult::Refused { reason: reason(error), by }
+                }
                 Outcome::Silent => ProbeResult::Silent,
             })
         })
@@ -202,7 +204,9 @@ fn reason(error: IcmpError) -> String {
         IcmpError::Unreachable(Unreachable::SourcePolicy) => "the source is refused".to_owned(),
         IcmpError::PacketTooBig { mtu } => format!("larger than {mtu} bytes"),
         IcmpError::TimeExceeded => "too many hops".to_owned(),
-        IcmpError::Other { error_type, code, .. } => format!("ICMPv6 type {error_type} code {code}"),
+        IcmpError::Other { error_type, code, .. } => {
+            format!("ICMPv6 type {error_type} code {code}")
+        }
     }
 }
 

@@ -86,7 +86,8 @@ fn instances_reach_each_other_and_a_node_elsewhere() {
     lab.echo(1, user_address);
     lab.echo(0, host_address);
     // The user's instance has no way out of its namespace but by the other's.
-    for (from, to) in [(1, host_address), (0, user_address), (1, third.address), (2, user_address)] {
+    for (from, to) in [(1, host_address), (0, user_address), (1, third.address), (2, user_address)]
+    {
         assert!(lab.reach(from, to, 1352, PATIENCE).is_some(), "{from} to {to}");
     }
     lab.transfer(1, 2, third.address, 8 << 20);

@@ -13,9 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::types::{
-    Base64, IdInfo, MessageInfo, MessageRequest, StatusInfo, base64,
-};
+use super::types::{Base64, IdInfo, MessageInfo, MessageRequest, StatusInfo, base64};
 use super::{Control, PeerError};
 use crate::messages::mailbox::Answer;
 use crate::messages::{PushError, TopicError, Topics};

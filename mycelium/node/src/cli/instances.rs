@@ -69,7 +69,8 @@ pub(crate) fn run(arguments: &InstancesArguments, client: &Client) -> anyhow::Re
             let mut added = Vec::new();
             for instance in instances {
                 let body = serde_json::to_value(&instance)?;
-                let answer = client.ask("POST", "/instances", Some(&body), CHANGE_TIMEOUT)?.check()?;
+                let answer =
+                    client.ask("POST", "/instances", Some(&body), CHANGE_TIMEOUT)?.check()?;
                 added.push(serde_json::from_slice::<Value>(&answer.body)?);
             }
             show(&Value::Array(added), output, table)

@@ -125,7 +125,8 @@ fn shown(status: &Value, rates: Option<&Rates>) -> String {
 }
 
 fn peer_table(status: &Value, rates: Option<&Rates>) -> String {
-    let mut titles = vec!["PEER", "TYPE", "STATE", "ROUND TRIP", "LOST", "ROUTES", "SENT", "RECEIVED"];
+    let mut titles =
+        vec!["PEER", "TYPE", "STATE", "ROUND TRIP", "LOST", "ROUTES", "SENT", "RECEIVED"];
     if rates.is_some() {
         titles.extend(["SENT/S", "RECEIVED/S"]);
     }
@@ -133,7 +134,8 @@ fn peer_table(status: &Value, rates: Option<&Rates>) -> String {
     for peer in peers(status) {
         let (endpoint, (sent, received)) = totals(peer);
         let round_trip = peer["roundTripUs"].as_u64().map_or_else(|| "-".to_owned(), milliseconds);
-        let lost = peer["lostHellos"].as_u64().map_or_else(|| "-".to_owned(), |n| format!("{n}/16"));
+        let lost =
+            peer["lostHellos"].as_u64().map_or_else(|| "-".to_owned(), |n| format!("{n}/16"));
         let mut row = vec![
             endpoint.to_owned(),
             text(peer.get("type")),

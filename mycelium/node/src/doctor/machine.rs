@@ -183,9 +183,7 @@ fn is_public(address: IpAddr) -> bool {
             let is_shared = a == 100 && b & 0xc0 == 64;
             !(v4.is_private() || v4.is_link_local() || v4.is_loopback() || is_shared)
         }
-        IpAddr::V6(v6) => {
-            !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unique_local())
-        }
+        IpAddr::V6(v6) => !(v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unique_local()),
     }
 }
 

@@ -137,7 +137,11 @@ fn key(config: &Config, node: Option<&RunningNode>) -> (Option<PublicKey>, Findi
     let finding = match node {
         Some(node) if node.address != key.address() => Finding::hint(
             CHECK,
-            format!("{} is the key of {}, not of the node that runs", path.display(), key.address()),
+            format!(
+                "{} is the key of {}, not of the node that runs",
+                path.display(),
+                key.address()
+            ),
             "give the same --key-file, or the --api-addr of the other node",
         ),
         _ => Finding::good(CHECK, format!("{}: address {}", path.display(), key.address())),

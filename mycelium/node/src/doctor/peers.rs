@@ -50,7 +50,8 @@ pub(super) async fn examine(
     };
     let mut findings = Vec::new();
     for endpoint in config.peers.iter().take(PEER_COUNT_MAX) {
-        let is_alive = |(peer, is_alive): &(String, bool)| *is_alive && *peer == endpoint.to_string();
+        let is_alive =
+            |(peer, is_alive): &(String, bool)| *is_alive && *peer == endpoint.to_string();
         if node.is_some_and(|node| node.peers.iter().any(is_alive)) {
             findings.push(Finding::good(CHECK, format!("{endpoint}: the node has a link to it")));
         } else {
@@ -169,7 +170,9 @@ async fn meet(
         (Some(Heard::Key(peer)), _) => {
             Finding::good(CHECK, format!("{endpoint}{at}: node {} answers", peer.address()))
         }
-        (Some(Heard::Something), _) => Finding::good(CHECK, format!("{endpoint}{at}: a node answers")),
+        (Some(Heard::Something), _) => {
+            Finding::good(CHECK, format!("{endpoint}{at}: a node answers"))
+        }
         (None, Ok(LinkError::Frame(error))) => Finding::problem(
             CHECK,
             format!("{endpoint}{at}: what answers is no node ({error})"),

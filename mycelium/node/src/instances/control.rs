@@ -74,9 +74,8 @@ impl Drop for SocketFile {
 /// Listens at `path`, in place of a socket that nobody listens at any more. Must be called inside a
 /// runtime.
 pub(super) fn listen(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
-    let failed = |reason| {
-        move |source| ControlSocketError { path: path.to_owned(), reason, source }
-    };
+    let failed =
+        |reason| move |source| ControlSocketError { path: path.to_owned(), reason, source };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed("its folder can't be made"))?;
     }
@@ -185,9 +184,7 @@ async fn of_instance(State(orders): Orders, mut request: Request) -> Response {
     request.extensions_mut().clear();
     match order(&orders, |answer| Order::Control(name.clone(), answer)).await {
         Err(status) => status.into_response(),
-        Ok(None) => {
-            (StatusCode::NOT_FOUND, format!("no instance {name:?} runs")).into_response()
-        }
+        Ok(None) => (StatusCode::NOT_FOUND, format!("no instance {name:?} runs")).into_response(),
         Ok(Some(control)) => match api::routes(control).call(request).await {
             Ok(response) => response,
             Err(never) => match never {},

@@ -95,7 +95,8 @@ pub(super) fn start(
         let _inside = span.entered();
         let started = |started| {
             let name = settings.name.clone();
-            let told = events.blocking_send(Event { name, life, kind: EventKind::Started(started) });
+            let told =
+                events.blocking_send(Event { name, life, kind: EventKind::Started(started) });
             // Else the process ends, and with it this instance.
             told.map_err(|_| anyhow!("the process ends"))
         };

@@ -182,8 +182,12 @@ impl Manager {
         let is_gone = |slot: &Slot| {
             slot.is_from_file && !wanted.iter().any(|wanted| wanted.name == slot.settings.name)
         };
-        let gone: Vec<String> =
-            self.slots.iter().filter(|(_, slot)| is_gone(slot)).map(|(name, _)| name.clone()).collect();
+        let gone: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| is_gone(slot))
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in gone {
             tracing::info!(instance = name, "removed");
             // Nobody waits for it.
@@ -261,25 +265,29 @@ impl Manager {
     }
 
     fn started(&mut self, name: &str, started: Started) {
-        let twin = self.slots.iter().find(|(other, slot)| {
-            let is_twin = |running: &Running| running.started.key() == started.key();
-            *other != name && slot.running().is_some_and(is_twin)
-        });
-        let twin = twin.map(|(twin, _)| format!("it has the same key as instance {twin}"));
+        let key = started.key();
         let Some(slot) = self.slots.get_mut(name) else { return };
-        // Else it is to stop already.
-        if !matches!(slot.state, State::Starting { .. }) {
-            return;
-        }
-        let stopping = State::Stopping { next: None, fault: None, replies: Vec::new() };
-        let State::Starting { _stop: stop, reply } = std::mem::replace(&mut slot.state, stopping)
-        else {
+        let number = slot.number;
+        let starting = std::mem::replace(&mut slot.state, State::stopping());
+        let State::Starting { _stop: stop, reply } = starting else {
+            // It is to stop already.
+            slot.state = starting;
             return;
         };
-        if let Some(twin) = twin {
-            let fault = Some((twin, reply));
-            slot.state = State::Stopping { next: None, fault, replies: Vec::new() };
-            return;
+        let is_twin = |other: &Slot| other.running().is_some_and(|twin| twin.started.key() == key);
+        let twin = self.slots.iter_mut().find(|(_, other)| is_twin(other));
+        let mut fault = None;
+        if let Some((twin, other)) = twin {
+            if other.number < number {
+                fault = Some(format!("it has the same key as instance {twin}"));
+            } else {
+                // The one that stands first stays.
+                other.blame(format!("it has the same key as instance {name}"), None);
+            }
+        }
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        if let Some(fault) = fault {
+            return slot.blame(fault, reply);
         }
         let since = Instant::now();
         slot.state = State::Running(Running { _stop: stop, started, since, joined: None });
@@ -345,8 +353,12 @@ impl Manager {
     /// Starts those again whose time has come.
     pub(super) fn retry(&mut self, now: Instant) {
         let is_due = |slot: &Slot| slot.retry_at().is_some_and(|at| at <= now);
-        let due: Vec<String> =
-            self.slots.iter().filter(|(_, slot)| is_due(slot)).map(|(name, _)| name.clone()).collect();
+        let due: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| is_due(slot))
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in due {
             self.start(&name, None);
         }
@@ -385,7 +397,20 @@ impl Manager {
     }
 }
 
+impl State {
+    /// About to stop, for good.
+    fn stopping() -> Self {
+        Self::Stopping { next: None, fault: None, replies: Vec::new() }
+    }
+}
+
 impl Slot {
+    /// Has it stop for a fault of its own, to be tried again later. `reply` is who waits for it.
+    fn blame(&mut self, fault: String, reply: Option<AddReply>) {
+        let fault = Some((fault, reply));
+        self.state = State::Stopping { next: None, fault, replies: Vec::new() };
+    }
+
     fn running(&self) -> Option<&Running> {
         match &self.state {
             State::Running(running) => Some(running),
@@ -403,10 +428,9 @@ impl Slot {
     /// Has it stop, and then run with `next`, if given. Gives who is told when it has.
     fn stop(&mut self, next: Option<InstanceSettings>) -> &mut Vec<oneshot::Sender<()>> {
         if !matches!(self.state, State::Stopping { .. }) {
-            let stopping = State::Stopping { next: None, fault: None, replies: Vec::new() };
             // What ran or started is asked to stop by being dropped here.
             if let State::Starting { reply: Some(reply), .. } =
-                std::mem::replace(&mut self.state, stopping)
+                std::mem::replace(&mut self.state, State::stopping())
             {
                 let error = "it was removed meanwhile".to_owned();
                 // Whoever asked may have gone.

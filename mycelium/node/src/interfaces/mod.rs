@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mycelium_wire::identity::OVERLAY;
-use rustix::net::netlink::{ROUTE, SocketAddrNetlink};
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -194,8 +194,8 @@ impl Monitor {
 
 fn socket(groups: u32) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
-    let socket =
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(ROUTE))?;
+    // Protocol 0 is `NETLINK_ROUTE`.
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
     rustix::net::bind(&socket, &SocketAddrNetlink::new(0, groups))?;
     Ok(socket)
 }

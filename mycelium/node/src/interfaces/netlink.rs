@@ -222,8 +222,7 @@ mod tests {
         let v6 = [&[10, 64, 0x80, 0][..], &native_u32(7)].concat();
         let loopback = Ipv6Addr::LOCALHOST.octets();
         let flags = native_u32(0x40);
-        let tentative =
-            message(RTM_NEWADDR, &v6, &[(IFA_ADDRESS, &loopback), (IFA_FLAGS, &flags)]);
+        let tentative = message(RTM_NEWADDR, &v6, &[(IFA_ADDRESS, &loopback), (IFA_FLAGS, &flags)]);
         let gone = message(RTM_DELADDR, &v6, &[(IFA_ADDRESS, &loopback)]);
         let done = message(NLMSG_DONE, &[0; 4], &[]);
         let v6 = IpAddr::V6(Ipv6Addr::LOCALHOST);

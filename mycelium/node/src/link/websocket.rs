@@ -59,7 +59,10 @@ impl WebSocketSession {
 
     /// Takes a client's request for a WebSocket. To be bounded in time by the caller.
     pub(crate) async fn accept(socket: &OwnedFd) -> io::Result<Self> {
-        let lower = Lower::Plain(RawSocket(socket.try_clone()?));
+        Self::accept_on(Lower::plain(socket)?, socket).await
+    }
+
+    async fn accept_on(lower: Lower, socket: &OwnedFd) -> io::Result<Self> {
         let step = tungstenite::accept_hdr_with_config(lower, OwnPath, Some(config()));
         Ok(Self::new(finish(step, socket).await?))
     }
@@ -136,7 +139,8 @@ impl Lower {
     /// TLS on the connection, to a server of this name (or address). Must be called inside a runtime; to
     /// be bounded in time by the caller.
     pub(crate) async fn tls(socket: &OwnedFd, name: &str) -> io::Result<Self> {
-        let mut ssl = Ssl::new(&client_context()?)?;
+        let context = client_context()?;
+        let mut ssl = Ssl::new(&context)?;
         if name.parse::<std::net::IpAddr>().is_err() {
             ssl.set_hostname(name)?;
         }
@@ -285,6 +289,42 @@ mod tests {
             }
             read_all(to, &mut received);
             assert!(has_waited && received == sent, "{} of {}", received.len(), sent.len());
+        }
+    }
+
+    /// What stands in front of a node for `wss`, with a certificate that nobody vouches for.
+    fn server_context() -> SslContext {
+        let certified =
+            rcgen::generate_simple_self_signed(["node.example.org".to_owned()]).unwrap();
+        let certificate = openssl::x509::X509::from_der(certified.cert.der()).unwrap();
+        let key = certified.signing_key.serialize_der();
+        let key = openssl::pkey::PKey::private_key_from_der(&key).unwrap();
+        let mut builder = SslContext::builder(SslMethod::tls_server()).unwrap();
+        builder.set_certificate(&certificate).unwrap();
+        builder.set_private_key(&key).unwrap();
+        builder.build()
+    }
+
+    #[tokio::test]
+    async fn tls_may_lie_below() {
+        let (client, server) = sockets();
+        let near = async {
+            let lower = Lower::tls(&client, "node.example.org").await.unwrap();
+            WebSocketSession::connect("node.example.org:443", lower, &client).await.unwrap()
+        };
+        let far = async {
+            let context = server_context();
+            let ssl = Ssl::new(&context).unwrap();
+            let stream = tls::handshake(ssl, &server, Side::Server).await.unwrap();
+            WebSocketSession::accept_on(Lower::Tls(stream), &server).await.unwrap()
+        };
+        let (near, far) = tokio::join!(near, far);
+        for (from, to) in [(&near, &far), (&far, &near)] {
+            assert_eq!(from.transmit(&[7; 5000]).unwrap(), 5000);
+            assert!(from.flush().unwrap());
+            let mut received = Vec::new();
+            read_all(to, &mut received);
+            assert_eq!(received, [7; 5000]);
         }
     }
 

@@ -456,8 +456,7 @@ impl Peers {
     /// that name which is there already ends.
     pub(crate) async fn join(self: Arc<Self>, name: String, carrier: LocalCarrier) {
         let description = format!("{} {name}", shown(Protocol::Instance));
-        let endpoint =
-            Endpoint { protocol: Protocol::Instance, address: Address::Instance(name) };
+        let endpoint = Endpoint { protocol: Protocol::Instance, address: Address::Instance(name) };
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let link = Arc::new(Link::new(id, description, Carrier::Local(carrier)));
         let mut record = Record::new(PeerKind::Instance);
