@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::api::guard;
 use crate::data::DataPlane;
-use crate::data::session::State;
+use crate::data::session::State as Talk;
 use crate::data::table::Table;
 use crate::peers::Peers;
 use crate::routing::{Input, ask};
@@ -108,15 +108,13 @@ impl Metrics {
         let (sessions, now) = (self.plane.sessions(), Instant::now());
         let states: Vec<_> =
             self.table.all().filter_map(|known| sessions.state(&known, now)).collect();
-        let count = |is: fn(&State) -> bool| {
-            states.iter().filter(|state| is(state)).count() as u64
-        };
+        let count = |is: fn(&Talk) -> bool| states.iter().filter(|state| is(state)).count() as u64;
         let by_state = [
-            ("old", count(|state| *state == State::Old)),
-            ("asking", count(|state| *state == State::Asking)),
-            ("forward_secret", count(|state| matches!(state, State::ForwardSecret { .. }))),
-            ("unanswered", count(|state| *state == State::Unanswered)),
-            ("refused", count(|state| *state == State::Refused)),
+            ("old", count(|state| *state == Talk::Old)),
+            ("asking", count(|state| *state == Talk::Asking)),
+            ("forward_secret", count(|state| matches!(state, Talk::ForwardSecret { .. }))),
+            ("unanswered", count(|state| *state == Talk::Unanswered)),
+            ("refused", count(|state| *state == Talk::Refused)),
         ];
         family(out, "mycelium_session_peers", "gauge", "state", &by_state)?;
         let handshakes = sessions.handshakes();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[allow(dead_code, reason = "not all of it is needed here")]
 mod common;
 
 use std::io::{Read, Write};

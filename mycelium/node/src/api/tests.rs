@@ -261,9 +261,8 @@ async fn http_tells_about_the_node() {
         "announced": true, "proved": true, "cipher": "AES-256-GCM", "age": 7, "packetsSent": 9,
     }]);
     assert_eq!(sessions, expected);
-    let forget = async |address| {
-        servers.http("DELETE", &format!("/sessions/{address}"), None).await.0
-    };
+    let forget =
+        async |address| servers.http("DELETE", &format!("/sessions/{address}"), None).await.0;
     assert_eq!(forget(key(1).address()).await, 204);
     assert_eq!(forget(key(2).address()).await, 404);
     assert_eq!(get("/nothing").await.0, 404);

@@ -197,7 +197,8 @@ impl<'a> Ingress<'a> {
         let ring = channel.ring();
         let session = ring.by_index(session::index(body)?)?;
         let aad = &head[DATA_SOURCE_OFFSET..];
-        let Ok((plaintext, is_first)) = session.open(aad, body, self.plane.sessions.time(now)) else {
+        let Ok((plaintext, is_first)) = session.open(aad, body, self.plane.sessions.time(now))
+        else {
             return Some(Opened::Forged);
         };
         if is_first {

@@ -35,8 +35,8 @@ impl Station {
         let table = Arc::new(Table::default());
         let (signals, signals_taken) = mpsc::channel(16);
         let (messages, messages_taken) = mpsc::channel(16);
-        let plane =
-            DataPlane::new(secret(), Arc::clone(&table), None, signals, messages, sessions).unwrap();
+        let plane = DataPlane::new(secret(), Arc::clone(&table), None, signals, messages, sessions)
+            .unwrap();
         Self {
             plane: Arc::new(plane),
             routes: TableWriter::new(table),

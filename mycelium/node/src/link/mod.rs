@@ -35,7 +35,7 @@ pub(crate) enum Carrier {
     /// A QUIC connection.
     Quic(QuicCarrier),
     /// Datagrams between nodes of this kind.
-    Udp(UdpCarrier),
+    Udp(Box<UdpCarrier>),
 }
 
 impl Carrier {

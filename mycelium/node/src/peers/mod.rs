@@ -260,7 +260,10 @@ impl Peers {
 
     /// Ends all links, so that peers need not wait to find out.
     pub(crate) fn close(&self) {
-        self.records().values().filter_map(|record| record.link.as_ref()).for_each(|link| link.close());
+        self.records()
+            .values()
+            .filter_map(|record| record.link.as_ref())
+            .for_each(|link| link.close());
     }
 
     /// All peers, in order.

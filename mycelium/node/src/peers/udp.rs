@@ -37,7 +37,7 @@ pub(crate) async fn serve(peers: Arc<Peers>, mut accepted: mpsc::Receiver<UdpCar
 pub(crate) fn connection(carrier: UdpCarrier) -> Connection {
     let peer = carrier.address();
     Connection {
-        carrier: Carrier::Udp(carrier),
+        carrier: Carrier::Udp(Box::new(carrier)),
         description: format!("{} -> {peer}", shown(Protocol::Udp)),
         info: if peer.is_ipv4() { LinkInfo::UDP4 } else { LinkInfo::UDP6 },
         local: None,

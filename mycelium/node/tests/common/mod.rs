@@ -67,48 +67,6 @@ impl Lab {
         (format!("10.{number}.0.1"), format!("10.{number}.0.2"))
     }
 
-    /// Runs a program in a namespace, which must succeed.
-    pub(crate) fn command(&self, at: usize, command: &str) {
-        let arguments = ["netns", "exec", &self.names[at]].into_iter();
-        let arguments = arguments.chain(command.split_whitespace());
-        let output = Command::new("ip").args(arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command}: {said}");
-    }
-
-    /// Lets a namespace pass packets on between its interfaces.
-    pub(crate) fn forward(&self, at: usize) {
-        self.inside(at, || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap())
-            .join()
-            .unwrap();
-    }
-
-    /// Gives a namespace the rules of a firewall, in the language of `nft`.
-    pub(crate) fn rules(&self, at: usize, name: &str, rules: &str) {
-        let file = self.path(name);
-        std::fs::write(&file, rules).unwrap();
-        self.command(at, &format!("nft -f {}", file.display()));
-    }
-
-    /// The value of a metric of the node in a namespace, which serves them on port 9090.
-    pub(crate) fn metric(&self, at: usize, name: &str) -> u64 {
-        let text = self.inside(at, || {
-            let mut stream = TcpStream::connect("127.0.0.1:9090").unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            stream
-                .write_all(
-                    b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9090\r\nConnection: close\r\n\r\n",
-                )
-                .unwrap();
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        });
-        let text = text.join().unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        value.unwrap_or_else(|| panic!("no {name} in {text}"))
-    }
-
     /// Loses all packets between two namespaces, without a word: both send to a wrong hardware address.
     pub(crate) fn lose(&self, number: u32, a: usize, b: usize) {
         for (name, other) in [(&self.names[a], 2), (&self.names[b], 1)] {

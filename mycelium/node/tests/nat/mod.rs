@@ -1,5 +1,7 @@
 //! UDP links in namespaces: between neighbours, through NATs, and back over others when NATs forbid.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,48 @@ impl Home {
     }
 }
 
+/// Runs a program in a namespace, which must succeed.
+fn command(lab: &Lab, at: usize, line: &str) {
+    let owned = line.to_owned();
+    let run = move || {
+        let mut words = owned.split_whitespace();
+        Command::new(words.next().unwrap()).args(words).output().unwrap()
+    };
+    // A process is in the namespace of the thread that starts it.
+    let output = lab.inside(at, run).join().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Lets a namespace pass packets on between its interfaces.
+fn forward(lab: &Lab, at: usize) {
+    // `/proc/sys/net` shows the namespace of who opens it.
+    let write = || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+    lab.inside(at, write).join().unwrap().unwrap();
+}
+
+/// Gives a namespace the rules of a firewall, in the language of `nft`.
+fn rules(lab: &Lab, at: usize, name: &str, rules: &str) {
+    let file = lab.path(name);
+    std::fs::write(&file, rules).unwrap();
+    command(lab, at, &format!("nft -f {}", file.display()));
+}
+
+/// The value of a metric of the node in a namespace, which serves them on port 9090.
+fn metric(lab: &Lab, at: usize, name: &str) -> u64 {
+    let get = || {
+        let mut stream = TcpStream::connect("127.0.0.1:9090").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:9090\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let text = lab.inside(at, get).join().unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
 /// Two homes behind masquerading routers and a relay, all at one router that plays the internet.
 ///
 /// ```text
@@ -48,12 +92,12 @@ fn world(masquerade: &str) -> Option<Lab> {
     for home in &HOMES {
         lab.join(INTERNET, home.router);
         lab.join(home.router, home.node);
-        lab.forward(home.router);
-        lab.command(home.router, &format!("ip route add default via 10.{}.0.1", home.number));
-        lab.command(home.node, &format!("ip route add default via 10.{}.0.1", home.number + 1));
+        forward(&lab, home.router);
+        command(&lab, home.router, &format!("ip route add default via 10.{}.0.1", home.number));
+        command(&lab, home.node, &format!("ip route add default via 10.{}.0.1", home.number + 1));
         let outside = format!("v{}", home.number);
         // As home routers do, it says nothing to who is not asked for.
-        let rules = format!(
+        let text = format!(
             "table ip home {{
                 chain out {{
                     type nat hook postrouting priority srcnat;
@@ -65,10 +109,10 @@ fn world(masquerade: &str) -> Option<Lab> {
                 }}
             }}"
         );
-        lab.rules(home.router, &format!("router-{}", home.router), &rules);
+        rules(&lab, home.router, &format!("router-{}", home.router), &text);
     }
-    lab.forward(INTERNET);
-    lab.command(RELAY, "ip route add default via 10.1.0.1");
+    forward(&lab, INTERNET);
+    command(&lab, RELAY, "ip route add default via 10.1.0.1");
     Some(lab)
 }
 
@@ -111,7 +155,7 @@ fn neighbours_are_reached_over_udp_with_full_size_packets() {
     lab.transfer(2, 0, first.address, 8 << 20);
     // A path that is narrower than a packet splits it.
     for at in [0, 1] {
-        lab.command(at, "ip link set v1 mtu 1280");
+        command(&lab, at, "ip link set v1 mtu 1280");
     }
     assert!(lab.reach(0, middle.address, 1352, PATIENCE).is_some());
     lab.transfer(0, 1, middle.address, 2 << 20);
@@ -136,15 +180,15 @@ fn nodes_behind_nats_find_a_direct_way_and_lose_it_without_harm() {
     println!("direct after {:?}", begin.elapsed());
     std::thread::sleep(Duration::from_secs(3));
     // Nothing of the 30 packets a second passes the relay.
-    let before = lab.metric(RELAY, FORWARDED);
+    let before = metric(&lab, RELAY, FORWARDED);
     assert!(before > 0);
     std::thread::sleep(Duration::from_secs(3));
-    let passed = lab.metric(RELAY, FORWARDED) - before;
+    let passed = metric(&lab, RELAY, FORWARDED) - before;
     assert!(passed < 6, "{passed} packets still passed the relay");
 
     // The direct way dies without a word.
     let (from, to) = (HOMES[0].address(), HOMES[1].address());
-    let rules = format!(
+    let text = format!(
         "table ip cut {{
             chain pass {{
                 type filter hook forward priority filter;
@@ -153,10 +197,10 @@ fn nodes_behind_nats_find_a_direct_way_and_lose_it_without_harm() {
             }}
         }}"
     );
-    lab.rules(INTERNET, "cut", &rules);
+    rules(&lab, INTERNET, "cut", &text);
     let pings = pings.join().unwrap();
     println!("{pings:?}");
-    assert!(lab.metric(RELAY, FORWARDED) > before + 20, "the relay is not used again");
+    assert!(metric(&lab, RELAY, FORWARDED) > before + 20, "the relay is not used again");
     // Three seconds are the goal; a loaded machine gets more.
     assert!(pings.lost_in_a_row < 80, "{pings:?}");
     assert!(relay.stop() && a.stop() && b.stop());
@@ -188,7 +232,7 @@ fn nodes_behind_symmetric_nats_go_on_over_the_relay() {
     let pings = lab.ping(HOMES[0].node, b.address, Duration::from_secs(12)).join().unwrap();
     println!("{pings:?}");
     assert!(pings.lost_in_a_row < 5, "{pings:?}");
-    assert!(lab.metric(RELAY, FORWARDED) > 150);
+    assert!(metric(&lab, RELAY, FORWARDED) > 150);
     assert!(!is_direct(&lab, HOMES[0].node, &HOMES[1].address()));
     assert!(relay.stop() && a.stop() && b.stop());
 }
@@ -198,9 +242,9 @@ fn a_node_that_wants_none_gets_no_direct_way() {
     let Some(mut lab) = Lab::new(3) else { return };
     let (relay, _) = lab.join(0, 1);
     let (other, _) = lab.join(0, 2);
-    lab.forward(0);
-    lab.command(1, "ip route add default via 10.1.0.1");
-    lab.command(2, "ip route add default via 10.2.0.1");
+    forward(&lab, 0);
+    command(&lab, 1, "ip route add default via 10.1.0.1");
+    command(&lab, 2, "ip route add default via 10.2.0.1");
     let middle = lab.start(0, &[&[ALONE], &METRICS[..]].concat());
     let shy = [ALONE, "--disable-direct", "--peers"];
     let a = lab
@@ -209,7 +253,7 @@ fn a_node_that_wants_none_gets_no_direct_way() {
     lab.echo(2, b.address);
     assert!(lab.reach(1, b.address, 100, PATIENCE).is_some());
     lab.ping(1, b.address, Duration::from_secs(8)).join().unwrap();
-    assert!(lab.metric(0, FORWARDED) > 100);
+    assert!(metric(&lab, 0, FORWARDED) > 100);
     assert!(!is_direct(&lab, 1, "10.2.0.2") && !is_direct(&lab, 2, "10.1.0.2"));
     assert!(middle.stop() && a.stop() && b.stop());
 }
@@ -231,10 +275,10 @@ fn larger_packets_go_to_neighbours_that_take_them_and_1400_bytes_to_all_others()
         assert!(lab.reach(0, node.address, 100, PATIENCE).is_some());
     }
     let size = 8 << 20;
-    let mut sent = lab.metric(0, SENT);
+    let mut sent = metric(&lab, 0, SENT);
     let mut packets_for = |to: usize, address| {
         lab.transfer(0, to, address, size);
-        let before = std::mem::replace(&mut sent, lab.metric(0, SENT));
+        let before = std::mem::replace(&mut sent, metric(&lab, 0, SENT));
         sent - before
     };
     let (near, far) = (packets_for(1, middle.address), packets_for(2, last.address));

@@ -8,8 +8,8 @@ use mycelium_wire::identity::{RouterId, Subnet};
 use super::{Router, is_nodes};
 use crate::event::{Event, LinkId, Route};
 use crate::limits::{
-    CONFIRM_AFTER, RENEWAL_INTERVAL, ROUTE_HOLD_MAX, ROUTE_HOLD_MIN, UNCONFIRMED_MAX, USE_HOLD,
-    SEQNO_HOP_COUNT,
+    CONFIRM_AFTER, RENEWAL_INTERVAL, ROUTE_HOLD_MAX, ROUTE_HOLD_MIN, SEQNO_HOP_COUNT,
+    UNCONFIRMED_MAX, USE_HOLD,
 };
 use crate::source::Distance;
 use crate::table::{Admission, Offer};

@@ -39,7 +39,8 @@ use handshake::Handshake;
 /// Largest message, in bytes (Noise §3).
 pub const MESSAGE_SIZE_MAX: usize = 65535;
 /// What IK's first message has besides its payload: e, s and its tag, the payload's tag.
-pub const IK_FIRST_OVERHEAD: usize = KEY_SIZE + KEY_SIZE + symmetric::TAG_SIZE + symmetric::TAG_SIZE;
+pub const IK_FIRST_OVERHEAD: usize =
+    KEY_SIZE + KEY_SIZE + symmetric::TAG_SIZE + symmetric::TAG_SIZE;
 /// What IK's second message has besides its payload: e, the payload's tag.
 pub const IK_SECOND_OVERHEAD: usize = KEY_SIZE + symmetric::TAG_SIZE;
 

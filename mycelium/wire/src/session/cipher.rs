@@ -265,7 +265,8 @@ mod tests {
                 (5000, Ok(())),
                 (6, Err(SealError::Repeated)),
             ] {
-                let opened = opener.open_in_place(counter, b"outside", &mut seal(counter)).map(drop);
+                let opened =
+                    opener.open_in_place(counter, b"outside", &mut seal(counter)).map(drop);
                 assert_eq!(opened, expected, "{counter}");
             }
             let mut again = seal(7);

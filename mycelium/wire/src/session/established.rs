@@ -4,6 +4,7 @@
 //! the window of what came has a lock that is held for some nanoseconds. Besides, a session notes when it
 //! was used and whether its other end answers, which is what [`super::Machine`] goes by.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -28,10 +29,18 @@ pub struct Session {
     next_counter: AtomicU64,
     /// The other end has shown that it has the keys.
     is_confirmed: AtomicBool,
-    /// The first packet sent since one came; and the first that came since one was sent. Marks of time.
+    activity: Arc<Activity>,
+}
+
+/// What passed between two nodes lately, in whichever of their sessions: when both ends have begun one,
+/// each sends with its own. All are marks of time.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    /// The first packet sent since one came.
     unanswered: AtomicU64,
+    /// The first that came since one was sent.
     unacknowledged: AtomicU64,
-    /// The last packet that was more than a sign of life.
+    /// The last one that was more than a sign of life.
     used: AtomicU64,
 }
 
@@ -43,6 +52,7 @@ pub(super) struct Parts {
     pub(super) index: u32,
     pub(super) peer_index: u32,
     pub(super) is_initiator: bool,
+    pub(super) activity: Arc<Activity>,
 }
 
 impl Session {
@@ -59,9 +69,7 @@ impl Session {
             next_counter: AtomicU64::new(0),
             // Its response proved it.
             is_confirmed: AtomicBool::new(parts.is_initiator),
-            unanswered: AtomicU64::new(0),
-            unacknowledged: AtomicU64::new(0),
-            used: AtomicU64::new(0),
+            activity: Arc::clone(&parts.activity),
         }
     }
 
@@ -127,10 +135,10 @@ impl Session {
         counter_room.copy_from_slice(&counter.to_be_bytes());
         let is_data = rest.len() > TAG_SIZE;
         self.sealer.seal_in_place(counter, aad, rest);
-        clear(&self.unacknowledged);
+        clear(&self.activity.unacknowledged);
         if is_data {
-            begin(&self.unanswered, now);
-            set(&self.used, now);
+            begin(&self.activity.unanswered, now);
+            set(&self.activity.used, now);
         }
         Ok(())
     }
@@ -151,10 +159,10 @@ impl Session {
         }
         let (counter, sealed) = split(body)?;
         let plaintext = self.opener.open_in_place(counter, aad, sealed)?;
-        clear(&self.unanswered);
+        clear(&self.activity.unanswered);
         if !plaintext.is_empty() {
-            begin(&self.unacknowledged, now);
-            set(&self.used, now);
+            begin(&self.activity.unacknowledged, now);
+            set(&self.activity.used, now);
         }
         let is_first = !self.is_confirmed() && !self.is_confirmed.swap(true, Ordering::AcqRel);
         Ok((plaintext, is_first))
@@ -175,26 +183,37 @@ impl Session {
         self.sealer.reopen_in_place(counter, aad, sealed)
     }
 
-    /// Since when packets were sent and none came.
-    pub(super) fn unanswered_for(&self, now: Time) -> Option<Duration> {
-        Time::of_mark(self.unanswered.load(Ordering::Relaxed)).map(|since| now.since(since))
-    }
-
-    /// Since when packets came and none was sent.
-    pub(super) fn unacknowledged_for(&self, now: Time) -> Option<Duration> {
-        Time::of_mark(self.unacknowledged.load(Ordering::Relaxed)).map(|since| now.since(since))
-    }
-
-    /// How long ago it carried something.
-    pub(super) fn unused_for(&self, now: Time) -> Option<Duration> {
-        Time::of_mark(self.used.load(Ordering::Relaxed)).map(|at| now.since(at))
-    }
-
     /// Packets sealed.
     #[must_use]
     pub fn sealed_count(&self) -> u64 {
         self.next_counter.load(Ordering::Relaxed)
     }
+}
+
+impl Activity {
+    /// The other end said something outside of sessions.
+    pub(super) fn heard(&self) {
+        clear(&self.unanswered);
+    }
+
+    /// For how long packets were sent and none came.
+    pub(super) fn unanswered_for(&self, now: Time) -> Option<Duration> {
+        elapsed(&self.unanswered, now)
+    }
+
+    /// For how long packets came and none was sent.
+    pub(super) fn unacknowledged_for(&self, now: Time) -> Option<Duration> {
+        elapsed(&self.unacknowledged, now)
+    }
+
+    /// How long ago something was said.
+    pub(super) fn unused_for(&self, now: Time) -> Option<Duration> {
+        elapsed(&self.used, now)
+    }
+}
+
+fn elapsed(mark: &AtomicU64, now: Time) -> Option<Duration> {
+    Time::of_mark(mark.load(Ordering::Relaxed)).map(|since| now.since(since))
 }
 
 /// The index that a body of a session begins with.

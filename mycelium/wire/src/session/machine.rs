@@ -183,11 +183,7 @@ impl Machine {
 }
 
 /// What is known of a peer, from now on. None when there are too many others.
-fn peer_of(
-    peers: &mut HashMap<PublicKey, Peer>,
-    key: PublicKey,
-    now: Time,
-) -> Option<&mut Peer> {
+fn peer_of(peers: &mut HashMap<PublicKey, Peer>, key: PublicKey, now: Time) -> Option<&mut Peer> {
     if peers.len() >= PEER_COUNT_MAX && !peers.contains_key(&key) {
         let idle = peers.iter().filter(|(_, state)| is_idle(state));
         let oldest = idle.min_by_key(|(_, state)| state.touched).map(|(key, _)| *key)?;
@@ -204,7 +200,13 @@ fn is_idle(state: &Peer) -> bool {
 
 impl Core {
     /// Asks a peer for a session.
-    fn begin(&mut self, state: &mut Peer, peer: PublicKey, cookie: [u8; COOKIE_SIZE], clock: Clock) {
+    fn begin(
+        &mut self,
+        state: &mut Peer,
+        peer: PublicKey,
+        cookie: [u8; COOKIE_SIZE],
+        clock: Clock,
+    ) {
         self.stamp = Stamp::next(clock.wall, self.stamp);
         match self.attempt(state, &peer, cookie, clock.now) {
             Ok(attempt) => {
@@ -305,7 +307,8 @@ impl Core {
         let _ = responder.write(&packet::accept(index, suite.bit()), &mut response)?;
         let (peer, peer_index) = (from, header.index);
         let keys = responder.finish()?;
-        let parts = Parts { peer, suite, keys, index, peer_index, is_initiator: false };
+        let activity = Arc::clone(&state.activity);
+        let parts = Parts { peer, suite, keys, index, peer_index, is_initiator: false, activity };
         state.ring.answered(Arc::new(Session::new(&parts, now)));
         state.newest = header.stamp;
         state.is_there();
@@ -345,7 +348,8 @@ impl Core {
             return self.gave_up(state, from, now);
         };
         let (peer, index) = (from, attempt.index);
-        let parts = Parts { peer, suite, keys, index, peer_index, is_initiator: true };
+        let activity = Arc::clone(&state.activity);
+        let parts = Parts { peer, suite, keys, index, peer_index, is_initiator: true, activity };
         state.ring.began(Arc::new(Session::new(&parts, now)));
         state.is_there();
         self.established(state, from, now);
@@ -392,12 +396,12 @@ impl Core {
             self.begin(state, key, NO_COOKIE, clock);
         }
         let current = state.ring.current();
-        let unacknowledged = current.and_then(|session| session.unacknowledged_for(now));
-        if unacknowledged.is_some_and(|time| time >= KEEPALIVE_AFTER) {
+        let unacknowledged = state.activity.unacknowledged_for(now);
+        if current.is_some() && unacknowledged.is_some_and(|time| time >= KEEPALIVE_AFTER) {
             self.events.push_back(Event::SignOfLife(key));
         }
-        let is_in_use = current.and_then(|session| session.unused_for(now));
-        match (state.attempt.is_some(), is_in_use) {
+        let unused = current.and_then(|_| state.activity.unused_for(now));
+        match (state.attempt.is_some(), unused) {
             (true, _) => Some(TICK_ASKING),
             (false, Some(unused)) if unused < IN_USE => Some(TICK_IN_USE),
             _ => Some(TICK_IDLE),

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::established::{Session, index};
+use super::established::{Activity, Session, index};
 use super::limits::{
-    ANSWER_WAIT_MAX, CONFIRM_AFTER, IN_USE, PAUSE_MAX, PAUSE_MAX_PROVED, PAUSE_MIN,
-    REKEY_AFTER, REKEY_AFTER_AS_RESPONDER, REKEY_AFTER_PACKETS, RESEND_AFTER, SILENCE_MAX,
+    ANSWER_WAIT_MAX, CONFIRM_AFTER, IN_USE, PAUSE_MAX, PAUSE_MAX_PROVED, PAUSE_MIN, REKEY_AFTER,
+    REKEY_AFTER_AS_RESPONDER, REKEY_AFTER_PACKETS, RESEND_AFTER, SILENCE_MAX,
 };
 use super::packet::COOKIE_SIZE;
 use super::time::{Stamp, Time};
@@ -20,8 +20,8 @@ pub struct Ring {
     older: [Option<Arc<Session>>; OLDER_COUNT],
 }
 
-/// Two: when both ends begin at once, each has one session more to give up.
-const OLDER_COUNT: usize = 2;
+/// When both ends begin at once, each has two sessions to give up and one that it did not get to use.
+const OLDER_COUNT: usize = 3;
 
 impl Ring {
     /// The session to send with.
@@ -94,15 +94,17 @@ impl Ring {
 
     fn retire(&mut self, session: Option<Arc<Session>>) {
         if session.is_some() {
-            let [newest, oldest] = &mut self.older;
-            *oldest = std::mem::replace(newest, session);
+            self.older.rotate_right(1);
+            let [newest, ..] = &mut self.older;
+            *newest = session;
         }
     }
 
     /// Forgets sessions that are over. True when there were any.
     pub(super) fn expire(&mut self, now: Time) -> bool {
         let is_stale = |session: &Arc<Session>| {
-            let waits = !session.is_confirmed() && now.since(session.established()) >= CONFIRM_AFTER;
+            let waits =
+                !session.is_confirmed() && now.since(session.established()) >= CONFIRM_AFTER;
             waits || session.is_over(now)
         };
         let all = [&mut self.current, &mut self.next].into_iter().chain(&mut self.older);
@@ -120,6 +122,7 @@ impl Ring {
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     pub(super) ring: Ring,
+    pub(super) activity: Arc<Activity>,
     pub(super) attempt: Option<Attempt>,
     /// Attempts in a row that nobody answered, and until when there is none.
     pub(super) failures: u32,
@@ -182,16 +185,17 @@ impl Peer {
     /// Whether a new session should be begun without anybody wanting one.
     pub(super) fn needs_session(&self, now: Time) -> bool {
         let Some(session) = self.ring.current() else { return false };
-        let is_in_use = session.unused_for(now).is_some_and(|unused| unused < IN_USE);
+        let activity = &self.activity;
+        let is_in_use = activity.unused_for(now).is_some_and(|unused| unused < IN_USE);
         let (age, count) = (now.since(session.established()), session.sealed_count());
-        let limit =
-            if session.is_initiator() { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER };
-        let is_silent = session.unanswered_for(now).is_some_and(|time| time >= SILENCE_MAX);
+        let limit = if session.is_initiator() { REKEY_AFTER } else { REKEY_AFTER_AS_RESPONDER };
+        let is_silent = activity.unanswered_for(now).is_some_and(|time| time >= SILENCE_MAX);
         is_in_use && (age >= limit || is_silent || count >= REKEY_AFTER_PACKETS)
     }
 
     /// Notes that the peer is there.
     pub(super) fn is_there(&mut self) {
+        self.activity.heard();
         self.failures = 0;
         self.paused_until = Time::default();
     }

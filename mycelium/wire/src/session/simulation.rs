@@ -37,7 +37,6 @@ enum Packet {
 struct Node {
     machine: Machine,
     ring: Ring,
-    key: PublicKey,
     peer: PublicKey,
     wall: Duration,
     /// Numbers of what came.
@@ -52,7 +51,6 @@ impl Node {
     fn new(own: u8, other: u8, suites: Suites) -> Self {
         let secret = SecretKey::from_bytes([own; 32]);
         Self {
-            key: secret.public(),
             machine: Machine::new(secret, suites).unwrap(),
             ring: Ring::default(),
             peer: SecretKey::from_bytes([other; 32]).public(),
@@ -221,9 +219,8 @@ impl World {
         let begin = self.now;
         let mut said = [HashSet::new(), HashSet::new()];
         while self.now.since(begin) < patience {
-            for from in 0..2 {
-                let number = self.say(from);
-                said[from].insert(number);
+            for (from, said) in said.iter_mut().enumerate() {
+                said.insert(self.say(from));
             }
             for _ in 0..5 {
                 self.step();

@@ -225,7 +225,9 @@ mod tests {
         let others: Vec<_> =
             (0..100).map(|n| Channel::new(PublicKey::from_bytes([n; 32]), false)).collect();
         for other in &others {
-            (0..200).for_each(|_| drop(other.park(parcel(1400), &total)));
+            for _ in 0..200 {
+                other.park(parcel(1400), &total);
+            }
         }
         assert!(total.load(Ordering::Relaxed) <= PARKED_TOTAL_MAX);
     }

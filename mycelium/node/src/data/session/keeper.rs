@@ -168,8 +168,10 @@ impl Keeper {
         peers.sort_unstable();
         self.writer = Some(tokio::task::spawn_blocking(move || {
             if let Err(error) = file.write(&peers) {
-                tracing::error!(error = format!("{:#}", anyhow::Error::from(error)),
-                    "peers that had sessions will be strangers after a restart");
+                tracing::error!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "peers that had sessions will be strangers after a restart"
+                );
             }
         }));
     }

@@ -23,9 +23,7 @@ use mycelium_wire::session::{self, Kind, SealError, Session};
 
 use crate::data::session::channel::{Channel, Parcel, Way};
 use crate::data::table::{Destination, Prefix};
-use crate::data::{
-    DataPlane, PAYLOAD_OFFSET, PAYLOAD_SIZE_MAX, Signal, count, write_headers,
-};
+use crate::data::{DataPlane, PAYLOAD_OFFSET, PAYLOAD_SIZE_MAX, Signal, count, write_headers};
 use crate::link::Link;
 
 /// Where a payload begins in a packet of a session.
@@ -127,12 +125,10 @@ impl DataPlane {
 
     fn send_parcel(&self, to: &Destination, link: &Link, parcel: Parcel, now: Instant) {
         match self.way(to, now) {
-            (Way::Session(session), _) => {
-                match parcel.sealed(&session, self.sessions.time(now)) {
-                    Some(packet) => link.send_data(&packet, now),
-                    None => count(&self.sessions.counters.unsent, 1),
-                }
-            }
+            (Way::Session(session), _) => match parcel.sealed(&session, self.sessions.time(now)) {
+                Some(packet) => link.send_data(&packet, now),
+                None => count(&self.sessions.counters.unsent, 1),
+            },
             (Way::Old, _) => match parcel.old_form() {
                 Some(mut packet) => self.seal_and_send(to, link, &mut packet, now),
                 None => count(&self.sessions.counters.unsent, 1),
@@ -183,6 +179,7 @@ impl DataPlane {
 
     /// Sends something of `kind` to a peer inside a session, which is made if there is none. False when
     /// that is impossible: this node speaks no sessions, or it is too large.
+    #[allow(dead_code, reason = "its users are rooms of their own: direct paths, probes")]
     pub(crate) fn send_session(&self, peer: PublicKey, kind: Kind, payload: &[u8]) -> bool {
         if payload.len() > PAYLOAD_SIZE_MAX {
             return false;

@@ -71,13 +71,13 @@ impl Arq {
     /// Appends the next payload to send, of at most `size_max` bytes. False when there is none.
     pub(crate) fn next(&mut self, size_max: usize, now: Instant, out: &mut Vec<u8>) -> bool {
         let mut size = CONTROL_PREFIX_SIZE;
-        let is_next = |packet: &&Box<[u8]>| {
-            size += 2 + packet.len();
-            size <= size_max
-        };
         let room = WINDOW_COUNT.saturating_sub(self.sent_count);
-        let count =
-            self.waiting.iter().skip(self.sent_count).take(room).take_while(is_next).count();
+        let unsent = self.waiting.iter().skip(self.sent_count).take(room);
+        let fits = unsent.map(|packet| packet.len()).take_while(|packet_size| {
+            size += 2 + packet_size;
+            size <= size_max
+        });
+        let count = fits.count();
         if count == 0 && !self.owes_acknowledgement {
             return false;
         }

@@ -8,14 +8,46 @@ use mycelium_wire::identity::PublicKey;
 use tokio::time::{Instant, sleep_until};
 
 use crate::link::udp::UdpCarrier;
-use crate::link::udp::handshake::{Dialer, HandshakeError};
+use crate::link::udp::entries::{Entry, Reply};
+use crate::link::udp::handshake::{Dialer, Established, HandshakeError};
 use crate::link::udp::packet::COOKIE_SIZE;
-use crate::link::udp::socket::{Reply, Sockets};
+use crate::link::udp::socket::Sockets;
 
-/// When inits are sent, after the start.
-const SCHEDULE: [Duration; 6] = [0, 200, 500, 1000, 2000, 4000].map(Duration::from_millis);
-/// How long the last one may take.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+/// When inits are sent, in milliseconds after the start.
+const SCHEDULE_MS: [u64; 6] = [0, 200, 500, 1000, 2000, 4000];
+/// When there is no use in waiting any longer.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(6);
+
+/// A dialer's index, until its link has it or it gives up.
+pub(crate) struct Dialing {
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) index: u32,
+}
+
+impl Dialing {
+    /// The index belongs to a link from now on.
+    pub(crate) fn establish(
+        self,
+        established: Established,
+        address: SocketAddr,
+        finish: Option<Vec<u8>>,
+    ) -> UdpCarrier {
+        let sockets = Arc::clone(&self.sockets);
+        // Dialers may move between networks, so their own address is the kernel's choice.
+        let (carrier, link) = sockets.carrier(self.index, established, address, None, finish);
+        sockets.entries().0.insert(self.index, Entry::Link(link));
+        carrier
+    }
+}
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        let mut entries = self.sockets.entries();
+        if let Some(Entry::Dialing(_)) = entries.0.get(&self.index) {
+            entries.0.remove(&self.index);
+        }
+    }
+}
 
 /// Why an address is dialed, which decides how often something may be sent to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -34,16 +66,16 @@ pub(crate) async fn dial(
     reason: Reason,
 ) -> Result<UdpCarrier, HandshakeError> {
     let (dialing, mut replies) = sockets.begin_dial().ok_or(HandshakeError::Unavailable)?;
-    let mut dialer = Dialer::new(&sockets.secret, peer, dialing.index())?;
+    let mut dialer = Dialer::new(&sockets.secret, peer, dialing.index)?;
     let send = |to, init: &[u8]| match reason {
         Reason::Chosen => sockets.send_one(to, None, init),
         Reason::Named => sockets.send_unasked(to, init),
     };
     let start = Instant::now();
     let mut cookie = [0; COOKIE_SIZE];
-    let mut rounds = SCHEDULE.iter().map(|after| start + *after);
+    let mut rounds = SCHEDULE_MS.iter().map(|after| start + Duration::from_millis(*after));
     let mut next = rounds.next();
-    let end = start + SCHEDULE[SCHEDULE.len() - 1] + LAST_WAIT;
+    let end = start + GIVE_UP_AFTER;
     loop {
         tokio::select! {
             reply = replies.recv() => match reply.ok_or(HandshakeError::Unavailable)? {

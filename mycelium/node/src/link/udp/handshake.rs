@@ -319,7 +319,7 @@ fn is_equal(a: &[u8; COOKIE_SIZE], b: &[u8; COOKIE_SIZE]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::udp::packet::{INIT_NOISE_SIZE_MAX, INIT_SIZE, TAG_SIZE};
+    use crate::link::udp::packet::{INIT_SIZE, TAG_SIZE};
 
     fn secret(number: u8) -> SecretKey {
         SecretKey::from_bytes([number; 32])
@@ -390,7 +390,8 @@ mod tests {
         assert!(pending.is_proved_by(0, &bytes));
         dialed.established.sealer = {
             let mut dialer = Dialer::new(&secret(1), Some(&secret(2).public()), 11).unwrap();
-            answer(&mut dialer, &self::pending(&dialer.init([0; COOKIE_SIZE])));
+            let pending = self::pending(&dialer.init([0; COOKIE_SIZE]));
+            answer(&mut dialer, &pending);
             dialer.finish(&secret(1)).unwrap().established.sealer
         };
         let mut other = vec![1; 1 + TAG_SIZE];
@@ -407,7 +408,8 @@ mod tests {
         let Some(Datagram::Init { kind, sender, noise, .. }) = Datagram::parse(&init) else {
             panic!("no init")
         };
-        assert!(noise.len() <= INIT_NOISE_SIZE_MAX);
+        // e, s and its tag, flags and theirs.
+        assert_eq!(noise.len(), 32 + 32 + 16 + 1 + 16);
         let begun = (kind, sender, noise);
         assert!(Pending::new(&secret(2), 22, begun, from(), Instant::now()).is_err());
     }

@@ -21,13 +21,14 @@
 //! | `arq` | control packets: all, in order |
 //! | `mtu` | how large a datagram may be |
 //! | `engine` | one end of a link, without I/O |
-//! | `socket`, `pool` | the sockets, who reads them, and into what |
+//! | `socket`, `pool`, `entries` | the sockets, who reads them, into what, and for whom |
 //! | `limits` | against floods |
 
 mod arq;
 mod crypt;
 pub(crate) mod dial;
 mod engine;
+mod entries;
 mod handshake;
 mod limits;
 mod mtu;
@@ -56,9 +57,10 @@ use crate::link::outbound::{Outbound, Sent, Transmit};
 use crate::link::stream::{Inbound, LinkError};
 use crate::link::udp::crypt::Opener;
 use crate::link::udp::engine::{Engine, Outcome, Start};
+use crate::link::udp::entries::Batch;
 use crate::link::udp::packet::{Payload, split_sealed};
 use crate::link::udp::pieces::{Cuts, Joiner, whole_before};
-use crate::link::udp::socket::{Batch, Sockets};
+use crate::link::udp::socket::Sockets;
 use crate::tun::MTU;
 
 /// A link, and what waits to leave on it.

@@ -39,8 +39,6 @@ const TYPE_COOKIE: u8 = 4;
 const TYPE_SEALED: u8 = 5;
 const TYPE_PUNCH: u8 = 6;
 
-const INIT_HEADER_SIZE: usize = 24;
-
 /// Which handshake an init begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
@@ -136,9 +134,6 @@ impl<'a> Datagram<'a> {
         bytes
     }
 }
-
-/// Largest Noise message that an init has room for.
-pub(crate) const INIT_NOISE_SIZE_MAX: usize = INIT_SIZE - INIT_HEADER_SIZE;
 
 /// What a sealed datagram begins with.
 pub(crate) fn sealed_header(receiver: u32, counter: u64) -> [u8; SEALED_HEADER_SIZE] {

@@ -58,7 +58,8 @@ impl<'a> Iterator for Cuts<'a> {
         while self.packet_at < self.at {
             self.packet_at += packet_size(&self.batch[self.packet_at..]);
         }
-        let first = (self.packet_at < end).then(|| self.packet_at - self.at);
+        // One that begins where the piece ends says that the one before it ends there.
+        let first = (self.packet_at <= end).then(|| self.packet_at - self.at);
         let piece = &self.batch[self.at..end];
         self.at = end;
         Some((first, piece))

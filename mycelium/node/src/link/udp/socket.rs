@@ -6,7 +6,6 @@
 //! belongs to handshakes and is done here. Memory is bounded: by the buffers that all links together
 //! may hold, and by what each may have waiting; what comes on top is lost, as on any network.
 
-use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -16,16 +15,18 @@ use std::time::{Duration, Instant};
 
 use mycelium_wire::identity::SecretKey;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 use crate::link::udp::UdpCarrier;
+use crate::link::udp::dial::Dialing;
 use crate::link::udp::engine::Start;
+use crate::link::udp::entries::{Batch, Entries, Entry, Reply, is_proof};
 use crate::link::udp::handshake::{Admission, Doorman, Established, Pending};
 use crate::link::udp::limits::{Observations, Restraint};
-use crate::link::udp::packet::{COOKIE_SIZE, Datagram, Kind, PUNCH, sealed_receiver, split_sealed};
+use crate::link::udp::packet::{COOKIE_SIZE, Datagram, Kind, PUNCH, sealed_receiver};
 use crate::link::udp::pool::{BUFFER_SIZE, Buffer, Pool};
 
 /// Buffers that one call fills.
@@ -36,43 +37,15 @@ const COPY_SIZE_MAX: usize = 4 << 10;
 const BATCH_COUNT_MAX: usize = 64;
 /// Links that are made and not yet taken by the node.
 pub(crate) const ACCEPTED_COUNT_MAX: usize = 32;
-/// Handshakes that a listener remembers, and how many of one address.
-const PENDING_COUNT_MAX: usize = 256;
-const PENDING_PER_ADDRESS_COUNT_MAX: usize = 16;
-/// For how long.
-const PENDING_AGE_MAX: Duration = Duration::from_secs(5);
-/// What the kernel may hold for each direction; it gives less where it must.
-const SOCKET_BUFFER_SIZE: usize = 4 << 20;
+/// What the kernel may hold until it is read: some joined datagrams of 64 KiB. What it holds unsent is
+/// left at its default, which is small: the rest waits with us, where it can be dropped.
+const RECEIVE_BUFFER_SIZE: usize = 1 << 20;
 /// Replies that wait for one dialer.
 const REPLY_COUNT_MAX: usize = 8;
 /// Bytes that one call sends.
 const SEND_SIZE_MAX: usize = 65_000;
 /// How long reading rests when the kernel has no memory.
 const REST: Duration = Duration::from_millis(100);
-
-/// A run of sealed datagrams for one link.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) bytes: Buffer,
-    /// Size of each datagram but the last.
-    pub(crate) stride: usize,
-    pub(crate) from: SocketAddr,
-}
-
-/// What a dialer is told.
-#[derive(Debug)]
-pub(crate) enum Reply {
-    Response { from: SocketAddr, sender: u32, noise: Vec<u8> },
-    Cookie { from: SocketAddr, cookie: [u8; COOKIE_SIZE] },
-}
-
-/// Who is meant by an index.
-#[derive(Debug)]
-enum Entry {
-    Link(mpsc::Sender<Batch>),
-    Dialing(mpsc::Sender<Reply>),
-    Pending(Box<Pending>),
-}
 
 /// Sockets, and who uses them.
 pub(crate) struct Sockets {
@@ -81,7 +54,7 @@ pub(crate) struct Sockets {
     takes: u16,
     v4: Socket,
     v6: Option<Socket>,
-    entries: Mutex<HashMap<u32, Entry>>,
+    entries: Mutex<Entries>,
     doorman: Mutex<Doorman>,
     restraint: Mutex<Restraint>,
     observations: Mutex<Observations>,
@@ -101,14 +74,15 @@ impl Socket {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
         if address.is_ipv6() {
-            rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
         }
         mark(&socket)?;
         rustix::net::bind(&socket, &address)?;
         let state = UdpSocketState::new((&socket).into())?;
-        // The kernel gives what it may.
-        let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_SIZE);
-        let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER_SIZE);
+        // Beyond the system's limit as far as this process may; else what the kernel gives.
+        if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_SIZE).is_err() {
+            let _ = state.set_recv_buffer_size((&socket).into(), RECEIVE_BUFFER_SIZE);
+        }
         Ok(Self { io: UdpSocket::from_std(socket.into())?, state })
     }
 }
@@ -219,11 +193,11 @@ impl Sockets {
     /// Gives a run to its link.
     fn deliver(self: &Arc<Self>, receiver: u32, mut batch: Batch) {
         let mut entries = self.entries();
-        let link = match entries.get(&receiver) {
+        let link = match entries.0.get(&receiver) {
             Some(Entry::Link(link)) => Some(link.clone()),
             Some(Entry::Pending(pending)) if is_proof(pending, &mut batch) => {
-                let Some(Entry::Pending(pending)) = entries.remove(&receiver) else { return };
-                self.accept(&mut entries, receiver, *pending)
+                let pending = entries.take_pending(receiver);
+                pending.and_then(|pending| self.accept(&mut entries, receiver, pending))
             }
             _ => None,
         };
@@ -237,7 +211,7 @@ impl Sockets {
     /// A handshake has come to its end: there is a new link.
     fn accept(
         self: &Arc<Self>,
-        entries: &mut HashMap<u32, Entry>,
+        entries: &mut Entries,
         index: u32,
         pending: Pending,
     ) -> Option<mpsc::Sender<Batch>> {
@@ -245,13 +219,13 @@ impl Sockets {
         let established = pending.establish(&self.secret).ok()?;
         let permit = self.accepted.try_reserve().ok()?;
         let (carrier, link) = self.carrier(index, established, from, local, None);
-        entries.insert(index, Entry::Link(link.clone()));
+        entries.0.insert(index, Entry::Link(link.clone()));
         permit.send(carrier);
         Some(link)
     }
 
     /// A link's carrier, and what its datagrams go to.
-    fn carrier(
+    pub(super) fn carrier(
         self: &Arc<Self>,
         index: u32,
         established: Established,
@@ -280,12 +254,12 @@ impl Sockets {
             }
             Some(Datagram::Finish { receiver, noise }) => {
                 let mut entries = self.entries();
-                let is_end = match entries.get_mut(&receiver) {
+                let is_end = match entries.0.get_mut(&receiver) {
                     Some(Entry::Pending(pending)) => pending.read(noise),
                     _ => false,
                 };
-                if is_end && let Some(Entry::Pending(pending)) = entries.remove(&receiver) {
-                    self.accept(&mut entries, receiver, *pending);
+                if is_end && let Some(pending) = entries.take_pending(receiver) {
+                    self.accept(&mut entries, receiver, pending);
                 }
             }
             Some(Datagram::Sealed { .. }) | None => {}
@@ -293,7 +267,7 @@ impl Sockets {
     }
 
     fn reply(&self, receiver: u32, reply: Reply) {
-        if let Some(Entry::Dialing(dialer)) = self.entries().get(&receiver) {
+        if let Some(Entry::Dialing(dialer)) = self.entries().0.get(&receiver) {
             // A dialer needs one; it does not matter which of many.
             let _ = dialer.try_send(reply);
         }
@@ -308,13 +282,7 @@ impl Sockets {
     ) {
         let (now, from, sender) = (Instant::now(), at.0, begun.1);
         let mut entries = self.entries();
-        let known = entries.values().find_map(|entry| match entry {
-            Entry::Pending(pending) if (pending.from, pending.sender) == (from, sender) => {
-                Some(pending.response.clone())
-            }
-            _ => None,
-        });
-        if let Some(response) = known {
+        if let Some(response) = entries.response(from, sender) {
             drop(entries);
             return self.send_one(from, at.1, &response);
         }
@@ -325,12 +293,12 @@ impl Sockets {
                 let answer = Datagram::Cookie { receiver: sender, cookie }.encode();
                 self.send_one(from, at.1, &answer);
             }
-            Admission::Welcome if has_room(&mut entries, from, now) => {
-                let Some(index) = free_index(&entries) else { return };
+            Admission::Welcome if entries.has_room(from, now) => {
+                let Some(index) = entries.free_index() else { return };
                 match Pending::new(&self.secret, index, begun, at, now) {
                     Ok(pending) => {
                         let response = pending.response.clone();
-                        entries.insert(index, Entry::Pending(Box::new(pending)));
+                        entries.0.insert(index, Entry::Pending(Box::new(pending)));
                         drop(entries);
                         self.send_one(from, at.1, &response);
                     }
@@ -345,8 +313,8 @@ impl Sockets {
     pub(crate) fn begin_dial(self: &Arc<Self>) -> Option<(Dialing, mpsc::Receiver<Reply>)> {
         let (sender, replies) = mpsc::channel(REPLY_COUNT_MAX);
         let mut entries = self.entries();
-        let index = free_index(&entries)?;
-        entries.insert(index, Entry::Dialing(sender));
+        let index = entries.free_index()?;
+        entries.0.insert(index, Entry::Dialing(sender));
         Some((Dialing { sockets: Arc::clone(self), index }, replies))
     }
 
@@ -413,7 +381,7 @@ impl Sockets {
 
     /// A link or a dialer is gone.
     pub(crate) fn forget(&self, index: u32) {
-        self.entries().remove(&index);
+        self.entries().0.remove(&index);
     }
 
     /// Runs of datagrams that were lost since links were too slow.
@@ -424,14 +392,14 @@ impl Sockets {
     /// Links, dialers, and handshakes that wait.
     #[cfg(test)]
     pub(crate) fn entry_count(&self) -> usize {
-        self.entries().len()
+        self.entries().0.len()
     }
 
     fn overflow(&self) {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<u32, Entry>> {
+    pub(super) fn entries(&self) -> MutexGuard<'_, Entries> {
         lock(&self.entries)
     }
 }
@@ -440,67 +408,6 @@ impl std::fmt::Debug for Sockets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Sockets(port {})", self.port())
     }
-}
-
-/// A dialer's index, until its link has it or it gives up.
-pub(crate) struct Dialing {
-    sockets: Arc<Sockets>,
-    index: u32,
-}
-
-impl Dialing {
-    pub(crate) fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// The index belongs to a link from now on.
-    pub(crate) fn establish(
-        self,
-        established: Established,
-        address: SocketAddr,
-        finish: Option<Vec<u8>>,
-    ) -> UdpCarrier {
-        let sockets = Arc::clone(&self.sockets);
-        // Dialers may move between networks, so their own address is the kernel's choice.
-        let (carrier, link) = sockets.carrier(self.index, established, address, None, finish);
-        sockets.entries().insert(self.index, Entry::Link(link));
-        carrier
-    }
-}
-
-impl Drop for Dialing {
-    fn drop(&mut self) {
-        let mut entries = self.sockets.entries();
-        if let Some(Entry::Dialing(_)) = entries.get(&self.index) {
-            entries.remove(&self.index);
-        }
-    }
-}
-
-/// Whether the first datagram of a batch proves that IK's dialer is there.
-fn is_proof(pending: &Pending, batch: &mut Batch) -> bool {
-    let size = batch.stride.min(batch.bytes.len());
-    let proof = split_sealed(&mut batch.bytes[..size]);
-    proof.is_some_and(|(counter, sealed)| pending.is_proved_by(counter, sealed))
-}
-
-/// Whether one more handshake can be remembered; old ones are forgotten.
-fn has_room(entries: &mut HashMap<u32, Entry>, from: SocketAddr, now: Instant) -> bool {
-    let (mut count, mut count_from) = (0, 0);
-    entries.retain(|_, entry| {
-        let Entry::Pending(pending) = entry else { return true };
-        let is_young = now.saturating_duration_since(pending.since) < PENDING_AGE_MAX;
-        count += usize::from(is_young);
-        count_from += usize::from(is_young && pending.from.ip() == from.ip());
-        is_young
-    });
-    count < PENDING_COUNT_MAX && count_from < PENDING_PER_ADDRESS_COUNT_MAX
-}
-
-/// A random index that nobody has.
-fn free_index(entries: &HashMap<u32, Entry>) -> Option<u32> {
-    let candidates = (0..4).filter_map(|_| mycelium_wire::random_bytes().ok());
-    candidates.map(u32::from_be_bytes).find(|index| !entries.contains_key(index))
 }
 
 /// An address as its family writes it.

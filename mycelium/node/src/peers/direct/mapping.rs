@@ -28,8 +28,8 @@ const LIFETIME_SECONDS: u32 = 1800;
 const LIFETIME_MIN: Duration = Duration::from_secs(120);
 /// When to ask again where nobody answers: the network may be another one by then.
 const RETRY_AFTER: Duration = Duration::from_secs(600);
-/// Waits for an answer; both protocols begin with 250 ms and double.
-const WAITS: [Duration; 4] = [250, 500, 1000, 2000].map(Duration::from_millis);
+/// Waits for an answer, in milliseconds; both protocols begin with 250 and double.
+const WAITS_MS: [u64; 4] = [250, 500, 1000, 2000];
 
 const PCP_VERSION: u8 = 2;
 const NAT_PMP_VERSION: u8 = 0;
@@ -120,7 +120,7 @@ async fn ask(
     is_answer: impl Fn(&[u8]) -> bool,
 ) -> io::Result<Vec<u8>> {
     let mut buffer = [0; 1100];
-    for wait in WAITS {
+    for wait in WAITS_MS.map(Duration::from_millis) {
         socket.send(request).await?;
         let answer = async {
             loop {

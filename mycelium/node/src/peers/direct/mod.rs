@@ -77,8 +77,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Neighbours that are remembered as such, and for how long they are not asked again.
 const ASKED_COUNT_MAX: usize = 256;
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(600);
-/// When the NATs on the way are opened, after an answer.
-const PUNCHES: [Duration; 4] = [0, 200, 600, 1500].map(Duration::from_millis);
+/// When the NATs on the way are opened, in milliseconds after an answer.
+const PUNCHES_MS: [u64; 4] = [0, 200, 600, 1500];
 
 /// What became of an attempt.
 enum News {
@@ -265,8 +265,8 @@ async fn connect(
 /// Opens the NATs on the way for what a peer sends from its addresses.
 async fn punch(sockets: Arc<Sockets>, addresses: Vec<SocketAddr>) {
     let start = tokio::time::Instant::now();
-    for after in PUNCHES {
-        tokio::time::sleep_until(start + after).await;
+    for after in PUNCHES_MS {
+        tokio::time::sleep_until(start + Duration::from_millis(after)).await;
         for address in &addresses {
             sockets.punch(*address);
         }
