@@ -94,7 +94,11 @@ impl Ring {
 
     fn retire(&mut self, session: Option<Arc<Session>>) {
         if session.is_some() {
-            self.older.rotate_right(1);
+            // In place of one that is over, if there is any, or else of the oldest.
+            let free = self.older.iter().position(Option::is_none).unwrap_or(OLDER_COUNT - 1);
+            if let Some(moved) = self.older.get_mut(..=free) {
+                moved.rotate_right(1);
+            }
             let [newest, ..] = &mut self.older;
             *newest = session;
         }
