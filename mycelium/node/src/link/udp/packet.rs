@@ -100,7 +100,7 @@ impl<'a> Datagram<'a> {
         Some(Self::Init { kind, sender, cookie: *cookie, noise })
     }
 
-    /// The bytes, but for a sealed datagram, which [`write_sealed_header`] begins.
+    /// The bytes, but for a sealed datagram, which [`sealed_header`] begins.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(INIT_SIZE);
         match *self {

@@ -39,7 +39,7 @@ const BATCH_COUNT_MAX: usize = 64;
 pub(crate) const ACCEPTED_COUNT_MAX: usize = 32;
 /// What the kernel may hold until it is read: some joined datagrams of 64 KiB. What it holds unsent is
 /// left at its default, which is small: the rest waits with us, where it can be dropped.
-const RECEIVE_BUFFER_SIZE: usize = 1 << 20;
+const RECEIVE_BUFFER_SIZE: usize = 4 << 20;
 /// Replies that wait for one dialer.
 const REPLY_COUNT_MAX: usize = 8;
 /// Bytes that one call sends.
