@@ -38,7 +38,7 @@ pub mod key_file;
 mod link;
 pub mod messages;
 mod metrics;
-pub mod namespace;
+mod namespace;
 pub mod peers;
 mod probe;
 mod routing;

@@ -19,19 +19,19 @@ const FOLDER: &str = "/run/netns";
 /// A namespace that can't be entered.
 #[derive(Debug, thiserror::Error)]
 #[error("network namespace {path}: {step}")]
-pub struct NamespaceError {
+pub(crate) struct NamespaceError {
     /// Where it was looked for.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// What failed.
-    pub step: &'static str,
+    pub(crate) step: &'static str,
     /// Why.
     #[source]
-    pub source: io::Error,
+    pub(crate) source: io::Error,
 }
 
 impl NamespaceError {
     /// What a person can do about it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub(crate) fn hint(&self) -> Option<&'static str> {
         match self.source.kind() {
             io::ErrorKind::NotFound => Some("`ip netns list` shows namespaces by their names"),
             io::ErrorKind::PermissionDenied => Some("namespaces need CAP_SYS_ADMIN"),

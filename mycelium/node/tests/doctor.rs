@@ -116,7 +116,7 @@ fn ports_that_others_hold_are_named_with_their_holder() {
     drop(done);
     holder.join().unwrap();
     // A device of the node's name that is somebody else's.
-    lab.ip(1, "link add my0 type dummy");
+    lab.ip(1, "link add my0 type veth peer name my1");
     let (_, findings) = examine(&lab, 1, &[]);
     assert!(said(&findings, "TUN device").contains("--tun-name"), "{findings:#?}");
 }

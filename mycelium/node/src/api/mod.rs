@@ -2,7 +2,7 @@
 //!
 //! Both are those of the existing daemon, path by path and field by field (`reference: mycelium 1.11`),
 //! and both ask the node by way of [`Control`] and nothing else. What existing daemons have not has paths
-//! of its own ([`own`], and `/sessions`).
+//! of its own (`own`, and `/sessions`).
 //!
 //! ```text
 //!  HTTP      127.0.0.1:8989 ──> [guard] ──> [http], [message_routes], [own] ─┐

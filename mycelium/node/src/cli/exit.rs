@@ -58,8 +58,8 @@ fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)>
             _ => (1, None),
         });
     }
-    if cause.is::<NoNode>() {
-        return Some((75, Some("does a node run here? --api-addr says where its API is")));
+    if let Some(error) = cause.downcast_ref::<NoNode>() {
+        return Some((75, Some(error.hint())));
     }
     if let Some(refused) = cause.downcast_ref::<Refused>() {
         let code = match refused.status {

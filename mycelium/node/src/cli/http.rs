@@ -76,6 +76,8 @@ pub(crate) struct Answer {
 #[error("no node answers at {place}")]
 pub(crate) struct NoNode {
     place: String,
+    /// At a control socket.
+    is_socket: bool,
     #[source]
     source: io::Error,
 }
@@ -133,9 +135,21 @@ impl Client {
             self.front,
             body.len(),
         );
-        let failed = |source| NoNode { place: self.place.to_string(), source };
+        let is_socket = matches!(self.place, Place::Unix(_));
+        let failed = |source| NoNode { place: self.place.to_string(), is_socket, source };
         let bytes = self.place.exchange(request.as_bytes(), wait).map_err(failed)?;
         parse(&bytes)
+    }
+}
+
+impl NoNode {
+    /// What a person can do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        if self.is_socket {
+            "does a process with --instances run here? --control-socket says where its socket is"
+        } else {
+            "does a node run here? --api-addr says where its API is"
+        }
     }
 }
 

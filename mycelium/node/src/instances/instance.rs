@@ -21,9 +21,11 @@ use crate::api::Control;
 use crate::control::NodeControl;
 use crate::daemon::Node;
 use crate::instances::settings::InstanceSettings;
+use crate::key_file::KeyFileError;
 use crate::link::local::LocalCarrier;
-use crate::namespace::Namespace;
+use crate::namespace::{Namespace, NamespaceError};
 use crate::peers::Peers;
+use crate::tun::TunError;
 
 /// What an instance tells its manager.
 pub(super) struct Event {
@@ -107,6 +109,19 @@ pub(super) fn start(
     let builder = std::thread::Builder::new().name(name);
     builder.spawn(live).context("no thread for the instance")?;
     Ok(stop)
+}
+
+/// What is told of an error, with what can be done about it where we know.
+pub(super) fn told(error: &anyhow::Error) -> String {
+    let hint = error.chain().find_map(|cause| {
+        let namespace = cause.downcast_ref().and_then(NamespaceError::hint);
+        let tun = || cause.downcast_ref().and_then(TunError::hint);
+        namespace.or_else(tun).or_else(|| cause.downcast_ref().and_then(KeyFileError::hint))
+    });
+    match hint {
+        Some(hint) => format!("{error:#} (hint: {hint})"),
+        None => format!("{error:#}"),
+    }
 }
 
 /// Runs until it is asked to stop or can't go on.

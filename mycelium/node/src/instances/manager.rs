@@ -104,7 +104,7 @@ enum State {
     },
     Stopping {
         /// What it runs with next, if it does.
-        next: Option<InstanceSettings>,
+        next: Option<Box<InstanceSettings>>,
         /// Why it is stopped, if it is its own fault.
         fault: Option<(String, Option<AddReply>)>,
         replies: Vec<oneshot::Sender<()>>,
@@ -218,7 +218,7 @@ impl Manager {
                 slot.settings = settings;
                 self.start(&name, None);
             }
-            State::Stopping { next, .. } => *next = Some(settings),
+            State::Stopping { next, .. } => *next = Some(Box::new(settings)),
             State::Running(running) if slot.settings.differs_in_peers_alone(&settings) => {
                 let peers = settings.check().map(|config| config.peers).unwrap_or_default();
                 let _inside = running.started.enter();
@@ -300,11 +300,11 @@ impl Manager {
 
     fn ended(&mut self, name: &str, error: Option<anyhow::Error>) {
         let Some(slot) = self.slots.get_mut(name) else { return };
-        let error = error.map(|error| format!("{error:#}"));
+        let error = error.map(|error| instance::told(&error));
         let gone = State::Failed { error: String::new(), retry_at: Instant::now() };
         match std::mem::replace(&mut slot.state, gone) {
             State::Stopping { next: Some(settings), .. } => {
-                slot.settings = settings;
+                slot.settings = *settings;
                 self.start(name, None);
             }
             State::Stopping { fault: Some((fault, reply)), .. } => self.failed(name, fault, reply),
@@ -439,7 +439,7 @@ impl Slot {
         }
         match &mut self.state {
             State::Stopping { next: after, replies, .. } => {
-                *after = next;
+                *after = next.map(Box::new);
                 replies
             }
             _ => unreachable!("it was made to stop above"),

@@ -7,7 +7,7 @@
 //!  control socket ┘             └──> instance: thread in its namespace ── TUN
 //! ```
 //!
-//! Instances reach each other and each other's peers over links in memory ([`crate::link::local`]). They
+//! Instances reach each other and each other's peers over links in memory (`link::local`). They
 //! share nothing else: an instance that fails is noted, taken apart and started again later, and the others
 //! do not notice. What is added by the control socket lasts as long as the process; whoever adds keeps it.
 
@@ -44,7 +44,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// such error: others may.
 pub fn run(file: &Path, socket: Option<PathBuf>) -> anyhow::Result<()> {
     let wanted = InstancesFile::read(file)?;
-    let socket = socket.or(wanted.control_socket.clone());
+    let socket = socket.or_else(|| wanted.control_socket.clone());
     let socket = socket.unwrap_or_else(|| PathBuf::from(CONTROL_SOCKET));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -12,7 +12,7 @@ pub(crate) enum Layer {
     /// Of a private network.
     Tls(TlsSession),
     /// Of a WebSocket.
-    WebSocket(WebSocketSession),
+    WebSocket(Box<WebSocketSession>),
 }
 
 impl Layer {

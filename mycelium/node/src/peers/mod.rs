@@ -1,7 +1,7 @@
 //! Peers: whom this node dials, who dialed it, and how those links are doing.
 //!
 //! Each peer to dial has a task that keeps a link to it: dial, carry, and after a while again
-//! (`Backoff`), or at once when the machine gets a link or an address ([`Peers::hurry`]). Each link is
+//! (`Backoff`), or at once when the machine gets a link or an address (`Peers::hurry`). Each link is
 //! carried by a task of its own, which ends with the connection, or when the address that it is bound to
 //! is gone. Peers found on the local network are forgotten when they can't be reached; those that dialed,
 //! when their connection ends.
@@ -119,7 +119,7 @@ pub(crate) struct Peers {
     inputs: mpsc::Sender<Input>,
     records: Mutex<BTreeMap<Endpoint, Record>>,
     /// Links that are carried, and the address of this node that each is bound to.
-    carried: Mutex<HashMap<LinkId, (Arc<Link>, Option<IpAddr>)>>,
+    carried: Mutex<Carried>,
     /// Changes when it is worth dialing at once.
     hurry: watch::Sender<()>,
     next_link: AtomicU64,
@@ -127,6 +127,9 @@ pub(crate) struct Peers {
     connection_attempts: AtomicU64,
     peers_added: AtomicU64,
 }
+
+/// Links, and the address that each is bound to.
+type Carried = HashMap<LinkId, (Arc<Link>, Option<IpAddr>)>;
 
 /// Peers that are known at once.
 const PEER_COUNT_MAX: usize = 4096;
@@ -344,7 +347,7 @@ impl Peers {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn carried(&self) -> MutexGuard<'_, HashMap<LinkId, (Arc<Link>, Option<IpAddr>)>> {
+    fn carried(&self) -> MutexGuard<'_, Carried> {
         self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -531,7 +534,7 @@ impl Peers {
 async fn outdated(hurry: &mut watch::Receiver<()>) {
     tokio::time::sleep(DIAL_AGE).await;
     if hurry.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

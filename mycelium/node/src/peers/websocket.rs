@@ -80,7 +80,7 @@ fn connection(
     local: SocketAddr,
     peer: SocketAddr,
 ) -> anyhow::Result<Connection> {
-    let layer = Some(Layer::WebSocket(session));
+    let layer = Some(Layer::WebSocket(Box::new(session)));
     Ok(Connection {
         carrier: Carrier::Stream(StreamCarrier::with_layer(socket, layer)?),
         description: format!("{} {local} <-> {peer}", shown(protocol)),
