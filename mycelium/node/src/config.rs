@@ -14,7 +14,7 @@ use crate::sys::INTERFACE_NAME_SIZE_MAX;
 use crate::tun::{MTU, MTU_MAX};
 
 /// Settings, as far as somebody gave them.
-#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Args, Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// File with the node's secret key, 32 raw bytes; made if missing
@@ -24,7 +24,9 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
 
-    /// Peers to dial: tcp://HOST:PORT, quic://HOST:PORT, udp://HOST:PORT or vsock://CID:PORT
+    /// Peers to dial: tcp://HOST:PORT, quic://…, udp://…, ws://…, wss://… or vsock://CID:PORT
+    ///
+    /// HOST is an IP address or a name. ws and wss are for networks that let nothing else pass.
     #[arg(long, value_name = "ENDPOINT", num_args = 1..)]
     pub peers: Vec<String>,
 
@@ -72,6 +74,12 @@ pub struct Settings {
     #[arg(long, value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_listen_port: Option<u32>,
+
+    /// TCP port for WebSocket connections of peers (ws://), as a web server may pass them on; none by
+    /// default
+    #[arg(long, value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ws_listen_port: Option<u16>,
 
     /// Address of the HTTP API [default: 127.0.0.1:8989]
     #[arg(long, value_name = "ADDRESS", global = true)]
@@ -171,6 +179,9 @@ pub enum ConfigError {
     /// The name of the device can't be one.
     #[error("--tun-name {0:?}: a name has 1 to {INTERFACE_NAME_SIZE_MAX} bytes and no slash")]
     TunName(String),
+    /// Flags of one node, and a file with several.
+    #[error("--instances takes no flags that are one node's")]
+    FlagsWithInstances,
     /// The MTU is too small or too large.
     #[error("tun_mtu {0}: expected {MTU} to {MTU_MAX}")]
     TunMtu(u16),
@@ -186,8 +197,8 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// Peers to dial.
     pub peers: Vec<Endpoint>,
-    /// Port for TCP.
-    pub tcp_listen_port: u16,
+    /// Port for TCP; none when nobody may connect.
+    pub tcp_listen_port: Option<u16>,
     /// Port for QUIC; none when there is none.
     pub quic_listen_port: Option<u16>,
     /// Port for UDP links; none when there are none.
@@ -202,10 +213,12 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// Port for vsock.
     pub vsock_listen_port: Option<u32>,
+    /// Port for WebSockets.
+    pub ws_listen_port: Option<u16>,
     /// Where the HTTP API is.
-    pub api_address: ApiAddress,
+    pub api_address: Option<ApiAddress>,
     /// Where JSON-RPC is.
-    pub jsonrpc_address: ApiAddress,
+    pub jsonrpc_address: Option<ApiAddress>,
     /// Where metrics are.
     pub metrics_address: Option<SocketAddr>,
     /// File with the rules of topics.
@@ -220,6 +233,8 @@ pub struct Config {
     pub private_network: Option<(String, PathBuf)>,
     /// `SO_MARK`.
     pub firewall_mark: Option<u32>,
+    /// Queues of the TUN device, each with a thread.
+    pub queue_count: usize,
 }
 
 /// Where programs reach a node.
@@ -238,6 +253,8 @@ impl ApiAddress {
     }
 }
 
+/// Threads that run a node's tasks, and queues of its TUN device.
+const THREAD_COUNT_MAX: usize = 4;
 /// Where UDP links are taken.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpPort {
@@ -256,6 +273,11 @@ const QUIC_LISTEN_PORT: u16 = 9651;
 const TCP_LISTEN_PORT: u16 = 9651;
 /// Name of existing nodes' devices.
 const TUN_NAME: &str = "mycelium";
+
+/// Threads that are worth having on this machine.
+pub(crate) fn thread_count() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(THREAD_COUNT_MAX)
+}
 
 /// Where the configuration is looked for when nobody says: `$HOME/.config/mycelium/mycelium.toml`.
 pub fn default_path() -> Option<PathBuf> {
@@ -301,6 +323,7 @@ impl Settings {
             no_sessions: self.no_sessions || file.no_sessions,
             state_dir: self.state_dir.or(file.state_dir),
             vsock_listen_port: self.vsock_listen_port.or(file.vsock_listen_port),
+            ws_listen_port: self.ws_listen_port.or(file.ws_listen_port),
             api_addr: self.api_addr.or(file.api_addr),
             jsonrpc_addr: self.jsonrpc_addr.or(file.jsonrpc_addr),
             metrics_api_address: self.metrics_api_address.or(file.metrics_api_address),
@@ -354,7 +377,7 @@ impl Settings {
         Ok(Config {
             key_file: self.key_file.clone(),
             peers,
-            tcp_listen_port: self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT),
+            tcp_listen_port: Some(self.tcp_listen_port.unwrap_or(TCP_LISTEN_PORT)),
             quic_listen_port: has_quic.then(|| self.quic_listen_port.unwrap_or(QUIC_LISTEN_PORT)),
             udp_listen_port: has_udp.then_some(udp_port),
             has_direct: has_udp && !self.disable_direct,
@@ -362,15 +385,17 @@ impl Settings {
             has_sessions: !self.no_sessions,
             state_dir: self.state_dir.clone(),
             vsock_listen_port: self.vsock_listen_port,
+            ws_listen_port: self.ws_listen_port,
             peer_discovery: (!self.disable_peer_discovery).then_some(discovery),
             private_network,
-            api_address: ApiAddress::new(self.api_addr, api::HTTP_PORT),
-            jsonrpc_address: ApiAddress::new(self.jsonrpc_addr, api::RPC_PORT),
+            api_address: Some(ApiAddress::new(self.api_addr, api::HTTP_PORT)),
+            jsonrpc_address: Some(ApiAddress::new(self.jsonrpc_addr, api::RPC_PORT)),
             metrics_address: self.metrics_api_address,
             topic_config: self.topic_config.clone(),
             tun_name: (!self.no_tun).then_some(tun_name),
             tun_mtu,
             firewall_mark: self.firewall_mark,
+            queue_count: thread_count(),
         })
     }
 }
@@ -388,7 +413,7 @@ mod tests {
         let text = "peers = [\"tcp://192.0.2.1:9651\"]\ntcp_listen_port = 1\ntun_name = \"my0\"\n";
         let flags = Settings { tcp_listen_port: Some(2), ..Settings::default() };
         let config = flags.or(parse(text).unwrap()).check().unwrap();
-        assert_eq!((config.tcp_listen_port, config.tun_name.as_deref()), (2, Some("my0")));
+        assert_eq!((config.tcp_listen_port, config.tun_name.as_deref()), (Some(2), Some("my0")));
         assert_eq!(config.peers.len(), 1);
     }
 

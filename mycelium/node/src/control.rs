@@ -1,13 +1,19 @@
 //! What the APIs ask of a node, answered ([`Control`]).
 
+use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mycelium_router::RouteInfo as RouterRoute;
+use mycelium_router::{LinkId, LinkStatus, RouteInfo as RouterRoute};
+use mycelium_wire::icmp::{IcmpError, Unreachable};
 use mycelium_wire::identity::PublicKey;
 use tokio::sync::mpsc;
 
+use crate::api::status::{
+    NodeStatus, PacketCounts, PeerHealth, ProbeRequest, ProbeResult, RouteCounts,
+};
 use crate::api::types::{
     AddressInfo, ConnectionState, EndpointInfo, NodeInfo, PacketStatistics, PeerInfo,
     PeerKind as ShownKind, QueriedSubnet, RouteInfo, Routes, SessionInfo, SessionState,
@@ -19,11 +25,13 @@ use crate::data::table::{Destination, Prefix, Table};
 use crate::endpoint::{Address, Endpoint};
 use crate::messages::mailbox::Mailbox;
 use crate::peers::{AddPeerError, PeerKind, PeerState, PeerStatus, Peers};
+use crate::probe::Outcome;
 use crate::routing::{Input, View, ask};
 
 /// What a node's answers come from.
 pub(crate) struct NodeControl {
     started: SystemTime,
+    since: Instant,
     mailbox: Arc<Mailbox>,
     peers: Arc<Peers>,
     table: Arc<Table>,
@@ -43,7 +51,8 @@ impl NodeControl {
         inputs: mpsc::Sender<Input>,
     ) -> Self {
         let runtime = tokio::runtime::Handle::current();
-        Self { started: SystemTime::now(), mailbox, peers, table, plane, inputs, runtime }
+        let (started, since) = (SystemTime::now(), Instant::now());
+        Self { started, since, mailbox, peers, table, plane, inputs, runtime }
     }
 }
 
@@ -110,6 +119,95 @@ impl Control for NodeControl {
     fn routes(&self) -> Later<'_, Routes> {
         Box::pin(async { ask(&self.inputs, shown_routes).await.unwrap_or_default() })
     }
+
+    fn status(&self) -> Later<'_, NodeStatus> {
+        Box::pin(async {
+            let (links, route_counts) = ask(&self.inputs, look).await.unwrap_or_default();
+            let counters = self.plane.counters();
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let peers = self.peers.list();
+            NodeStatus {
+                version: env!("CARGO_PKG_VERSION"),
+                node: self.info(),
+                uptime_seconds: self.since.elapsed().as_secs(),
+                peers: peers.into_iter().map(|peer| peer_health(peer, &links)).collect(),
+                route_counts,
+                packets: PacketCounts {
+                    sent: load(&counters.sent),
+                    received: load(&counters.received),
+                    forwarded: load(&counters.forwarded),
+                    without_route: load(&counters.without_route),
+                    expired: load(&counters.expired),
+                    forged: load(&counters.forged),
+                },
+                sessions: self.sessions(),
+            }
+        })
+    }
+
+    fn probe(&self, request: ProbeRequest) -> Later<'_, Result<ProbeResult, String>> {
+        let ProbeRequest { address, size, timeout_ms } = request;
+        Box::pin(async move {
+            let wait = Duration::from_millis(timeout_ms);
+            let outcome = self.plane.probe(address, size, wait).await;
+            Ok(match outcome.map_err(|error| error.to_string())? {
+                Outcome::Answered { round_trip, hop_limit } => {
+                    let round_trip_us = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+                    ProbeResult::Answered { round_trip_us, hop_limit }
+                }
+                Outcome::Refused { error, by } => {
+                    ProbeResult::Refused { reason: reason(error), by }
+                }
+                Outcome::Silent => ProbeResult::Silent,
+            })
+        })
+    }
+}
+
+/// What the router knows of links, and how many routes it has.
+fn look(view: &View<'_>) -> (HashMap<LinkId, LinkStatus>, RouteCounts) {
+    let links = view.router.links().map(|link| (link.id, link)).collect();
+    let routes = RouteCounts {
+        selected: view.router.routes().count(),
+        fallback: view.router.fallbacks().count(),
+        queried: view.router.queried().count(),
+    };
+    (links, routes)
+}
+
+fn peer_health(peer: PeerStatus, links: &HashMap<LinkId, LinkStatus>) -> PeerHealth {
+    let status = peer.link.as_ref().and_then(|(id, _)| links.get(id));
+    let is_alive = peer.state == PeerState::Alive;
+    let microseconds = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    PeerHealth {
+        endpoint: peer.endpoint.to_string(),
+        kind: shown_kind(peer.kind),
+        connection_state: shown_state(peer.state),
+        link: peer.link.as_ref().map(|(_, description)| description.clone()),
+        connected_seconds: peer.connected_before.filter(|_| is_alive).map(|at| at.as_secs()),
+        cost: status.map(|link| link.cost),
+        round_trip_us: status.and_then(|link| link.round_trip).map(microseconds),
+        lost_hellos: status.map(|link| link.lost_hellos),
+        routes: status.map(|link| link.route_count),
+        tx_bytes: peer.sent_size,
+        rx_bytes: peer.received_size,
+        dropped_packets: peer.dropped_count,
+        trouble: peer.trouble,
+    }
+}
+
+/// Why a packet was dropped, for people.
+fn reason(error: IcmpError) -> String {
+    match error {
+        IcmpError::Unreachable(Unreachable::NoRoute) => "no route".to_owned(),
+        IcmpError::Unreachable(Unreachable::Address) => "no such address in its subnet".to_owned(),
+        IcmpError::Unreachable(Unreachable::SourcePolicy) => "the source is refused".to_owned(),
+        IcmpError::PacketTooBig { mtu } => format!("larger than {mtu} bytes"),
+        IcmpError::TimeExceeded => "too many hops".to_owned(),
+        IcmpError::Other { error_type, code, .. } => {
+            format!("ICMPv6 type {error_type} code {code}")
+        }
+    }
 }
 
 fn shown_session(plane: &DataPlane, to: &Destination, now: Instant) -> Option<SessionInfo> {
@@ -172,20 +270,29 @@ fn shown_peer(peer: PeerStatus) -> PeerInfo {
     };
     PeerInfo {
         endpoint: EndpointInfo { proto: peer.endpoint.protocol.name(), addr },
-        kind: match peer.kind {
-            PeerKind::Static => ShownKind::Static,
-            PeerKind::LinkLocalDiscovery => ShownKind::LinkLocalDiscovery,
-            PeerKind::Inbound => ShownKind::Inbound,
-            PeerKind::Direct => ShownKind::Direct,
-        },
-        connection_state: match peer.state {
-            PeerState::Alive => ConnectionState::Alive,
-            PeerState::Connecting => ConnectionState::Connecting,
-            PeerState::Dead => ConnectionState::Dead,
-        },
+        kind: shown_kind(peer.kind),
+        connection_state: shown_state(peer.state),
         tx_bytes: peer.sent_size,
         rx_bytes: peer.received_size,
         discovered: peer.known_for.as_secs(),
         last_connected: peer.connected_before.map(|before| before.as_secs()),
+    }
+}
+
+/// Existing daemons know three kinds; what the operator wrote down, here or in another file, is the first.
+fn shown_kind(kind: PeerKind) -> ShownKind {
+    match kind {
+        PeerKind::Static | PeerKind::Instance => ShownKind::Static,
+        PeerKind::LinkLocalDiscovery => ShownKind::LinkLocalDiscovery,
+        PeerKind::Inbound => ShownKind::Inbound,
+        PeerKind::Direct => ShownKind::Direct,
+    }
+}
+
+fn shown_state(state: PeerState) -> ConnectionState {
+    match state {
+        PeerState::Alive => ConnectionState::Alive,
+        PeerState::Connecting => ConnectionState::Connecting,
+        PeerState::Dead => ConnectionState::Dead,
     }
 }

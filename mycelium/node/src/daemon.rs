@@ -23,10 +23,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::api::{self, Control};
-use crate::config::{ApiAddress, Config, Settings, UdpPort};
+use crate::config::{ApiAddress, Config, Settings, UdpPort, thread_count};
 use crate::control::NodeControl;
 use crate::data::session::keeper::Keeper;
 use crate::data::session::proved::ProvedFile;
@@ -34,6 +34,7 @@ use crate::data::session::{ORDER_COUNT_MAX, Order, Sessions};
 use crate::data::table::{Table, TableWriter};
 use crate::data::{DataPlane, MessagePacket, egress};
 use crate::discovery::{Discovery, DiscoveryConfig};
+use crate::interfaces::{self, Interfaces};
 use crate::key_file;
 use crate::link::udp::UdpCarrier;
 use crate::link::udp::socket::{ACCEPTED_COUNT_MAX, Sockets};
@@ -43,13 +44,12 @@ use crate::metrics::{self, Metrics};
 use crate::peers::connect::Connector;
 use crate::peers::direct::{Director, Means, USED_COUNT_MAX, mapping};
 use crate::peers::private::PrivateNetwork;
-use crate::peers::{ListenError, PeerKind, Peers, listen, quic, udp};
+use crate::peers::{ListenError, PeerKind, Peers, listen, quic, udp, websocket};
+use crate::probe;
 use crate::routing::{INPUT_COUNT_MAX, Input, Owner, SIGNAL_COUNT_MAX};
 use crate::topic_config;
 use crate::tun::Tun;
 
-/// Threads that run the node's tasks, and queues of its TUN device.
-const THREAD_COUNT_MAX: usize = 4;
 /// Packets of messages that wait to be looked at; what comes on top is sent again by its sender.
 const MESSAGE_PACKET_COUNT_MAX: usize = 1024;
 /// Zone bytes of router ids of existing releases.
@@ -76,13 +76,10 @@ pub fn run(flags: Settings, file: Option<PathBuf>) -> anyhow::Result<()> {
     done
 }
 
-fn thread_count() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(THREAD_COUNT_MAX)
-}
-
-/// A node that runs.
-struct Node {
+/// A node that runs, in the runtime that it was started in.
+pub(crate) struct Node {
     peers: Arc<Peers>,
+    control: Arc<NodeControl>,
     tun_threads: TunThreads,
 }
 
@@ -96,14 +93,16 @@ struct NodeSockets {
 
 /// What peers connect to.
 struct LinkSockets {
-    tcp: TcpListener,
+    tcp: Option<TcpListener>,
+    websocket: Option<TcpListener>,
     quic: Option<quinn::Endpoint>,
     udp: Option<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)>,
     vsock: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Node {
-    fn start(config: Config) -> anyhow::Result<Self> {
+    /// Must be called inside a runtime.
+    pub(crate) fn start(config: Config) -> anyhow::Result<Self> {
         let key_path = config.key_file.clone().map_or_else(key_file::default_path, Ok)?;
         let secret = key_file::read_or_create(&key_path)?;
         let router_id = new_router_id(&secret, config.has_sessions)?;
@@ -115,7 +114,8 @@ impl Node {
         let (connector, sockets) = open_sockets(&config, router_id, &secret)?;
         let key = secret.public();
         let address = key.address();
-        let open = |name: &String| Tun::open(name, thread_count(), (address, config.tun_mtu));
+        let mtu = config.tun_mtu;
+        let open = |name: &String| Tun::open(name, config.queue_count, (address, mtu));
         let tun = config.tun_name.as_ref().map(open).transpose()?;
 
         let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
@@ -130,6 +130,7 @@ impl Node {
         let plane = DataPlane::new(own, Arc::clone(&table), tun, signals, packets, sessions)?;
         let plane = Arc::new(plane);
         keeping.start(secret, &plane)?;
+        tokio::spawn(probe::serve(Arc::clone(&plane)));
         let writer = TableWriter::new(Arc::clone(&table));
         let mut owner = Owner::new(router, writer, Arc::clone(&plane), inputs_taken, signals_taken);
         let (uses, used) = mpsc::channel(USED_COUNT_MAX);
@@ -155,15 +156,40 @@ impl Node {
             tokio::spawn(metrics::serve(metrics, listener));
         }
         let control = NodeControl::new(mailbox, Arc::clone(&peers), table, plane, inputs);
-        serve_apis(&Arc::new(control), sockets.http, sockets.rpc);
-        discover(&peers, &config, router_id);
+        let control = Arc::new(control);
+        serve_apis(&control, sockets.http, sockets.rpc);
+        let (published, interfaces) = watch::channel(Interfaces::default());
+        tokio::spawn(interfaces::watch(Arc::clone(&peers), published));
+        discover(&peers, &config, router_id, interfaces);
         for endpoint in config.peers {
             if let Err(error) = peers.add(endpoint, PeerKind::Static) {
                 tracing::warn!(%error, "peer not added");
             }
         }
         tracing::info!(%address, port = config.tcp_listen_port, "node up");
-        Ok(Self { peers, tun_threads })
+        Ok(Self { peers, control, tun_threads })
+    }
+
+    /// Its peers.
+    pub(crate) fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// What its APIs ask.
+    pub(crate) fn control(&self) -> &Arc<NodeControl> {
+        &self.control
+    }
+
+    /// Comes back when its device is gone, which nobody but the system can have removed.
+    pub(crate) async fn device_gone(&self) {
+        self.tun_threads.ended.notified().await;
+    }
+
+    /// Ends what does not end with the runtime.
+    pub(crate) fn stop(self) {
+        tracing::info!("node stops");
+        self.peers.close();
+        self.tun_threads.stop();
     }
 
     async fn until_stopped(self, flags: &Settings, file: Option<PathBuf>) -> anyhow::Result<()> {
@@ -177,9 +203,7 @@ impl Node {
                 _ = hangup.recv() => self.reload(flags, file.as_deref()),
             }
         }
-        tracing::info!("node stops");
-        self.peers.close();
-        self.tun_threads.stop();
+        self.stop();
         Ok(())
     }
 
@@ -256,7 +280,11 @@ fn open_sockets(
         None => None,
     };
     let mut connector = Connector { mark: config.firewall_mark, private, quic: None, udp: None };
-    let tcp = listen::tcp_listener(&connector, config.tcp_listen_port)?;
+    let listen = |port: Option<u16>, flag| {
+        port.map(|port| listen::tcp_listener(&connector, port, flag)).transpose()
+    };
+    let tcp = listen(config.tcp_listen_port, "--tcp-listen-port")?;
+    let websocket = listen(config.ws_listen_port, "--ws-listen-port")?;
     if let Some(port) = config.quic_listen_port {
         connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
     }
@@ -269,7 +297,8 @@ fn open_sockets(
         Some(port) => Some(listen::vsock_listener(&connector, port)?),
         None => None,
     };
-    let links = LinkSockets { tcp, quic: connector.quic.clone(), udp, vsock };
+    let quic = connector.quic.clone();
+    let links = LinkSockets { tcp, websocket, quic, udp, vsock };
     let http = api_listener(config.api_address, "--api-addr")?;
     let rpc = api_listener(config.jsonrpc_address, "--jsonrpc-addr")?;
     let metrics = match config.metrics_address {
@@ -307,7 +336,12 @@ fn udp_sockets(
 
 /// Takes connections from now on.
 fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
-    tokio::spawn(listen::serve_tcp(Arc::clone(peers), sockets.tcp));
+    if let Some(listener) = sockets.tcp {
+        tokio::spawn(listen::serve_tcp(Arc::clone(peers), listener));
+    }
+    if let Some(listener) = sockets.websocket {
+        tokio::spawn(websocket::serve(Arc::clone(peers), listener));
+    }
     if let Some(endpoint) = sockets.quic {
         tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
     }
@@ -323,7 +357,11 @@ fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
 
 /// Listens for programs. A port of the default address that is taken, by another node on this machine, is
 /// no reason to stay down; one that somebody chose is.
-fn api_listener(address: ApiAddress, flag: &'static str) -> anyhow::Result<Option<TcpListener>> {
+fn api_listener(
+    address: Option<ApiAddress>,
+    flag: &'static str,
+) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
     let bind = || {
         let listener = std::net::TcpListener::bind(address.address)?;
         listener.set_nonblocking(true)?;
@@ -394,11 +432,17 @@ fn find_direct_ways(
 
 /// Looks for peers on the local network. A node lives without: its port is often taken by another
 /// instance on the same machine.
-fn discover(peers: &Arc<Peers>, config: &Config, router_id: RouterId) {
+fn discover(
+    peers: &Arc<Peers>,
+    config: &Config,
+    router_id: RouterId,
+    known: watch::Receiver<Interfaces>,
+) {
     let Some((port, interfaces)) = config.peer_discovery.clone() else { return };
-    let beacon = Beacon { tcp_port: config.tcp_listen_port, router_id };
+    // Nobody dials a port of zero.
+    let beacon = Beacon { tcp_port: config.tcp_listen_port.unwrap_or(0), router_id };
     let config = DiscoveryConfig { port, interfaces };
-    match Discovery::new(config, beacon, Arc::clone(peers)) {
+    match Discovery::new(config, beacon, Arc::clone(peers), known) {
         Ok(discovery) => drop(tokio::spawn(discovery.run())),
         Err(error) => {
             tracing::warn!(error = format!("{error:#}"), "no peers are found on the local network");
@@ -409,6 +453,8 @@ fn discover(peers: &Arc<Peers>, config: &Config, router_id: RouterId) {
 /// The threads that read TUN.
 struct TunThreads {
     stop: Arc<OwnedFd>,
+    /// A thread ended.
+    ended: Arc<Notify>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -416,19 +462,22 @@ impl TunThreads {
     /// Starts one for each queue, if there is a device.
     fn start(plane: &Arc<DataPlane>) -> anyhow::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let ended = Arc::<Notify>::default();
         let queue_count = plane.tun().map_or(0, Tun::queue_count);
         let mut threads = Vec::with_capacity(queue_count);
         for number in 0..queue_count {
             let (plane, stop) = (Arc::clone(plane), Arc::clone(&stop));
+            let ended = Arc::clone(&ended);
             let read = move || {
                 if let Some(tun) = plane.tun() {
                     egress::run(&plane, tun, number, &stop);
                 }
+                ended.notify_one();
             };
             let builder = std::thread::Builder::new().name(format!("tun-{number}"));
             threads.push(builder.spawn(read).context("no thread for TUN")?);
         }
-        Ok(Self { stop, threads })
+        Ok(Self { stop, ended, threads })
     }
 
     fn stop(self) {

@@ -1,8 +1,8 @@
 //! Peers on the local network find each other: each says by multicast, on every suitable interface, that
 //! it is there and at which port (`mycelium_wire::beacon`).
 //!
-//! Interfaces are read from `/proc/net/if_inet6` anew now and then, since they come and go; a new one is
-//! greeted at once, all of them once a minute. Anybody on the link may send beacons, so only few peers
+//! The kernel tells which interfaces there are ([`crate::interfaces`]); a new one is greeted at once, all
+//! of them once a minute. Anybody on the link may send beacons, so only few peers
 //! are added because of them, and one that can't be reached is forgotten.
 
 use std::collections::BTreeMap;
@@ -14,9 +14,11 @@ use anyhow::Context as _;
 use mycelium_wire::beacon::{BEACON_SIZE, Beacon, GROUP};
 use rustix::net::sockopt;
 use tokio::net::UdpSocket;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::endpoint::Endpoint;
+use crate::interfaces::Interfaces;
 use crate::peers::{AddPeerError, ListenError, PeerKind, Peers};
 
 /// How discovery is done.
@@ -30,13 +32,10 @@ pub(crate) struct DiscoveryConfig {
 
 /// Time between beacons.
 const BEACON_INTERVAL: Duration = Duration::from_secs(60);
-/// Time between looks at the interfaces.
+/// Time between looks at who is to be greeted.
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
 /// Peers that are known by their beacons alone.
 const DISCOVERED_COUNT_MAX: usize = 128;
-/// Flags of an address that was not, or can't be, checked to be the only one (`IFA_F_TENTATIVE`,
-/// `IFA_F_DADFAILED`).
-const UNUSABLE: u32 = 0x48;
 /// Interfaces that are used.
 const INTERFACE_COUNT_MAX: usize = 64;
 
@@ -46,6 +45,7 @@ pub(crate) struct Discovery {
     config: DiscoveryConfig,
     beacon: Beacon,
     peers: Arc<Peers>,
+    interfaces: watch::Receiver<Interfaces>,
     /// Interfaces by their index, and when each was greeted.
     joined: BTreeMap<u32, Instant>,
 }
@@ -56,6 +56,7 @@ impl Discovery {
         config: DiscoveryConfig,
         beacon: Beacon,
         peers: Arc<Peers>,
+        interfaces: watch::Receiver<Interfaces>,
     ) -> anyhow::Result<Self> {
         let port = config.port;
         let failed =
@@ -66,7 +67,7 @@ impl Discovery {
         sockopt::set_ipv6_multicast_loop(&socket, false).context("multicast loop")?;
         socket.set_nonblocking(true)?;
         let socket = UdpSocket::from_std(socket)?;
-        Ok(Self { socket, config, beacon, peers, joined: BTreeMap::new() })
+        Ok(Self { socket, config, beacon, peers, interfaces, joined: BTreeMap::new() })
     }
 
     /// Runs for as long as the node does.
@@ -78,6 +79,7 @@ impl Discovery {
         loop {
             tokio::select! {
                 _ = scan.tick() => self.greet().await,
+                Ok(()) = self.interfaces.changed() => self.greet().await,
                 received = self.socket.recv_from(&mut datagram) => match received {
                     Ok((size, from)) => self.hear(&datagram[..size], from),
                     Err(error) => {
@@ -92,7 +94,8 @@ impl Discovery {
     /// Sends beacons where they are due.
     async fn greet(&mut self) {
         let now = Instant::now();
-        let interfaces = interfaces(&self.config.interfaces);
+        let mut interfaces = self.interfaces.borrow().for_discovery(&self.config.interfaces);
+        interfaces.truncate(INTERFACE_COUNT_MAX);
         self.joined.retain(|index, _| interfaces.contains(index));
         for index in interfaces {
             let greeted = self.joined.get(&index).copied();
@@ -130,68 +133,6 @@ impl Discovery {
             Ok(()) => tracing::info!(%endpoint, "a peer on the local network"),
             Err(AddPeerError::Exists(_)) => {}
             Err(error) => tracing::debug!(%error, "a peer on the local network is left out"),
-        }
-    }
-}
-
-/// Indexes of interfaces with a link-local address that can multicast and are no tunnels.
-fn interfaces(wanted: &[String]) -> Vec<u32> {
-    // Without IPv6 there is no such file, and nobody to greet.
-    let table = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
-    let found = link_local(&table).filter(|(name, _)| {
-        let is_wanted = wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
-        let flags = std::fs::read_to_string(format!("/sys/class/net/{name}/flags"));
-        is_wanted && flags.map_or(true, |flags| is_suitable(&flags))
-    });
-    found.map(|(_, index)| index).take(INTERFACE_COUNT_MAX).collect()
-}
-
-/// Name and index of each interface with a link-local address, from lines such as
-/// `fe80000000000000… 02 40 20 80 eth0`: address, index, prefix length, scope, flags, name.
-fn link_local(table: &str) -> impl Iterator<Item = (&str, u32)> {
-    table.lines().filter_map(|line| {
-        let mut fields = line.split_ascii_whitespace();
-        let (address, index) = (fields.next()?, fields.next()?);
-        let (prefix_len, _scope) = (fields.next()?, fields.next()?);
-        let (flags, name) = (fields.next()?, fields.next()?);
-        let is_link_local = address.starts_with("fe80000000000000") && prefix_len == "40";
-        let is_usable = u32::from_str_radix(flags, 16).ok()? & UNUSABLE == 0;
-        let index = u32::from_str_radix(index, 16).ok()?;
-        (is_link_local && is_usable).then_some((name, index))
-    })
-}
-
-/// Whether an interface with these flags (`/sys/class/net/NAME/flags`) reaches others by multicast.
-fn is_suitable(flags: &str) -> bool {
-    const UP: u32 = 0x1;
-    const LOOPBACK: u32 = 0x8;
-    const POINT_TO_POINT: u32 = 0x10;
-    const MULTICAST: u32 = 0x1000;
-    let flags = flags.trim().trim_start_matches("0x");
-    u32::from_str_radix(flags, 16).is_ok_and(|flags| {
-        flags & (UP | MULTICAST) == UP | MULTICAST && flags & (LOOPBACK | POINT_TO_POINT) == 0
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn link_local_addresses_are_found_with_their_interface() {
-        let table = "00000000000000000000000000000001 01 80 10 80       lo\n\
-                     fe800000000000000000000000000001 0a 40 20 80     eth0\n\
-                     fe800000000000000000000000000002 0b 40 20 c0     eth1\n\
-                     fd000000000000000000000000000001 0a 40 00 80     eth0\n\
-                     fe80000000000000 zz 40 20 80 bad\nfe80000000000000 02\n";
-        assert_eq!(link_local(table).collect::<Vec<_>>(), [("eth0", 10)]);
-    }
-
-    #[test]
-    fn tunnels_loopback_and_interfaces_that_are_down_are_left_out() {
-        assert!(is_suitable("0x1003\n"));
-        for flags in ["0x1002", "0x9", "0x1091", "0x3", "", "x"] {
-            assert!(!is_suitable(flags), "{flags:?}");
         }
     }
 }

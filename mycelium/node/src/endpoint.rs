@@ -1,7 +1,11 @@
-//! Where a peer is: `tcp://HOST:PORT`, `quic://…`, `tls://…`, `udp://…` or `vsock://CID:PORT`.
+//! Where a peer is: `tcp://HOST:PORT`, `quic://…`, `tls://…`, `udp://…`, `ws://…`, `wss://…` or
+//! `vsock://CID:PORT`.
 //!
 //! HOST is an IP address (IPv6 in brackets, a link-local one with its scope as a number) or, unlike in
 //! existing releases, a name, which is resolved each time it is dialed.
+//!
+//! Another instance of this process is shown as `instance://NAME`. Nobody can dial it by that text:
+//! instances are joined by their process ([`crate::instances`]).
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,6 +24,12 @@ pub enum Protocol {
     Udp,
     /// A stream between a virtual machine and its host.
     Vsock,
+    /// A WebSocket, for networks that let nothing else pass.
+    Ws,
+    /// A WebSocket over TLS, such as a web server in front of a node offers.
+    Wss,
+    /// Memory: the peer is an instance of the same process.
+    Instance,
 }
 
 impl Protocol {
@@ -31,6 +41,9 @@ impl Protocol {
             Self::Quic => "quic",
             Self::Udp => "udp",
             Self::Vsock => "vsock",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+            Self::Instance => "instance",
         }
     }
 }
@@ -49,6 +62,8 @@ pub enum Address {
         /// The port there.
         port: u32,
     },
+    /// An instance of this process.
+    Instance(String),
 }
 
 impl fmt::Display for Address {
@@ -57,6 +72,7 @@ impl fmt::Display for Address {
             Self::Socket(address) => address.fmt(f),
             Self::Name(name, port) => write!(f, "{name}:{port}"),
             Self::Vsock { cid, port } => write!(f, "{cid}:{port}"),
+            Self::Instance(name) => f.write_str(name),
         }
     }
 }
@@ -90,7 +106,7 @@ pub enum EndpointError {
     #[error("endpoint {0:?}: expected PROTOCOL://HOST:PORT, such as tcp://192.0.2.1:9651")]
     Form(String),
     /// The protocol is unknown.
-    #[error("endpoint {0:?}: protocol {1:?}, expected tcp, quic, tls, udp or vsock")]
+    #[error("endpoint {0:?}: protocol {1:?}, expected tcp, quic, tls, udp, ws, wss or vsock")]
     Protocol(String, String),
     /// The address has no port, or a bad one.
     #[error("endpoint {0:?}: expected a port from 1 to {1} behind the last colon")]
@@ -116,6 +132,8 @@ impl FromStr for Endpoint {
             "quic" => Protocol::Quic,
             "udp" => Protocol::Udp,
             "vsock" => Protocol::Vsock,
+            "ws" => Protocol::Ws,
+            "wss" => Protocol::Wss,
             _ => return Err(EndpointError::Protocol(whole(), protocol.to_owned())),
         };
         if protocol == Protocol::Vsock {
@@ -174,6 +192,8 @@ mod tests {
             "vsock://4294967295:4294967295",
             "tcp://[fe80::1%3]:9651",
             "tcp://node.example.org:9651",
+            "ws://192.0.2.1:8080",
+            "wss://node.example.org:443",
         ] {
             let endpoint: Endpoint = text.parse().unwrap();
             assert_eq!(endpoint.to_string(), text);
@@ -185,6 +205,8 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (text, word) in [
             ("192.0.2.1:9651", "PROTOCOL"),
+            ("icmp://192.0.2.1:9651", "protocol \"icmp\""),
+            ("instance://host:1", "protocol \"instance\""),
             ("sctp://192.0.2.1:9651", "protocol \"sctp\""),
             ("tcp://192.0.2.1", "port"),
             ("tcp://192.0.2.1:0", "port"),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use cli::http::{Client, default_address};
-use mycelium_node::config::Settings;
+use cli::http::{Client, Target};
+use mycelium_node::config::{ConfigError, Settings};
 
 /// Join the Mycelium overlay: an IPv6 network between nodes, encrypted end to end
 ///
@@ -21,8 +21,11 @@ use mycelium_node::config::Settings;
 Examples:
   mycelium --peers tcp://192.0.2.1:9651
   mycelium --key-file node.key --tun-name my0 --peers tcp://192.0.2.1:9651 tcp://[2001:db8::1]:9651
+  mycelium --instances instances.toml
   mycelium inspect --json --key-file node.key
-  mycelium status
+  mycelium status --watch
+  mycelium ping 4a2:3c81::
+  mycelium doctor
   mycelium message send 4a2:3c81:: 'hello'
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 refused, 75 try again."
@@ -31,8 +34,11 @@ struct Arguments {
     /// File with settings, in TOML: the flags' names with _ for -; flags override it
     ///
     /// Default: $HOME/.config/mycelium/mycelium.toml
-    #[arg(short = 'c', long, value_name = "PATH")]
+    #[arg(short = 'c', long, value_name = "PATH", global = true)]
     config_file: Option<PathBuf>,
+    /// Run several nodes in this process, those of a TOML file: see `mycelium instances --help`
+    #[arg(long, value_name = "FILE", conflicts_with = "config_file")]
+    instances: Option<PathBuf>,
     /// Show the settings that result, and end
     #[arg(long)]
     print_config: bool,
@@ -40,6 +46,8 @@ struct Arguments {
     log: cli::log::LogArguments,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    target: Target,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -48,25 +56,36 @@ struct Arguments {
 enum Command {
     Inspect(cli::keys::InspectArguments),
     GenerateKeys(cli::keys::GenerateArguments),
-    Status(cli::node::StatusArguments),
+    Status(cli::status::StatusArguments),
+    Ping(cli::ping::PingArguments),
+    Doctor(cli::doctor::DoctorArguments),
     Peers(cli::node::PeersArguments),
     Routes(cli::node::RoutesArguments),
     Stats(cli::node::StatsArguments),
     Message(cli::message::MessageArguments),
+    Instances(cli::instances::InstancesArguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let client = Client(arguments.settings.api_addr.unwrap_or_else(default_address));
+    let settings = &arguments.settings;
+    let client = &Client::of_node(&arguments.target, settings.api_addr);
     let result = match &arguments.command {
         None => serve(arguments),
-        Some(Command::Status(status)) => cli::node::status(status, client),
+        Some(Command::Status(status)) => cli::status::run(status, client),
+        Some(Command::Ping(ping)) => cli::ping::run(ping, client),
+        Some(Command::Doctor(doctor)) => {
+            cli::doctor::run(doctor, settings, arguments.config_file.as_deref(), client)
+        }
         Some(Command::Peers(peers)) => cli::node::peers(peers, client),
         Some(Command::Routes(routes)) => cli::node::routes(routes, client),
         Some(Command::Stats(stats)) => cli::node::stats(stats, client),
         Some(Command::Message(message)) => cli::message::run(message, client),
-        Some(Command::Inspect(inspect)) => cli::keys::inspect(inspect, &arguments.settings),
-        Some(Command::GenerateKeys(generate)) => cli::keys::generate(generate, &arguments.settings),
+        Some(Command::Instances(instances)) => {
+            cli::instances::run(instances, &Client::of_process(&arguments.target))
+        }
+        Some(Command::Inspect(inspect)) => cli::keys::inspect(inspect, settings),
+        Some(Command::GenerateKeys(generate)) => cli::keys::generate(generate, settings),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,6 +100,13 @@ fn serve(arguments: Arguments) -> anyhow::Result<()> {
         settings.check()?;
         print!("{}", toml::to_string(&settings)?);
         return Ok(());
+    }
+    if let Some(file) = arguments.instances {
+        if arguments.settings != Settings::default() {
+            return Err(ConfigError::FlagsWithInstances.into());
+        }
+        cli::log::start(&arguments.log);
+        return mycelium_node::instances::run(&file, arguments.target.control_socket);
     }
     cli::log::start(&arguments.log);
     mycelium_node::daemon::run(arguments.settings, arguments.config_file)

@@ -2,10 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[allow(dead_code, reason = "each test program uses its part of it")]
 mod common;
 mod nat;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Lab, mycelium};
 
@@ -38,10 +39,13 @@ fn a_node_is_there_soon_though_its_first_dial_fails() {
     let (_, b) = lab.join(0, 1);
     let first = lab.start(0, &[ALONE, "--peers", &format!("tcp://{b}:9651")]);
     std::thread::sleep(Duration::from_millis(300));
+    // Made before, so that the start is all that is measured.
+    let (_, address) = lab.key("1");
+    let start = Instant::now();
     let second = lab.start(1, &[ALONE]);
-    lab.echo(1, second.address);
-    let reached = lab.reach(0, second.address, 100, PATIENCE);
-    println!("first answer after {reached:?}");
+    lab.echo(1, address);
+    let reached = lab.reach(0, address, 100, PATIENCE);
+    println!("first answer {:?} after the peer's start", start.elapsed());
     assert!(reached.is_some());
     assert!(first.stop() && second.stop());
 }
@@ -79,6 +83,74 @@ fn quic_carries_small_and_full_size_packets() {
     }
     lab.transfer(0, 1, second.address, 4 << 20);
     lab.transfer(1, 0, first.address, 4 << 20);
+    assert!(first.stop() && second.stop());
+}
+
+#[test]
+fn a_websocket_carries_what_other_links_carry() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    let (_, b) = lab.join(0, 1);
+    let second = lab.start(1, &[ALONE, "--ws-listen-port", "8080"]);
+    let first = lab.start(0, &[ALONE, "--peers", &format!("ws://{b}:8080")]);
+    lab.echo(1, second.address);
+    for size in [100, 1352] {
+        assert!(lab.reach(0, second.address, size, PATIENCE).is_some(), "{size} bytes");
+    }
+    lab.transfer(0, 1, second.address, 8 << 20);
+    lab.transfer(1, 0, first.address, 8 << 20);
+    let status = lab.json(0, &["status", "--json"]);
+    assert_eq!(status["peers"][0]["endpoint"], format!("ws://{b}:8080"));
+    assert_eq!(status["peers"][0]["connectionState"], "alive");
+    assert!(first.stop() && second.stop());
+}
+
+#[test]
+fn a_link_ends_with_its_address_and_comes_back_with_it() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    let (a, b) = lab.join(0, 1);
+    let second = lab.start(1, &[ALONE]);
+    let first = lab.start(0, &[ALONE, "--peers", &format!("tcp://{b}:9651")]);
+    lab.echo(1, second.address);
+    assert!(lab.reach(0, second.address, 100, PATIENCE).is_some());
+    lab.ip(0, &format!("addr del {a}/24 dev v1"));
+    let start = Instant::now();
+    while !first.log().contains("the address is gone") {
+        assert!(start.elapsed() < Duration::from_secs(2), "nobody noticed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Long enough for waits between dials to grow.
+    std::thread::sleep(Duration::from_secs(5));
+    lab.ip(0, &format!("addr add {a}/24 dev v1"));
+    let reached = lab.reach(0, second.address, 100, PATIENCE);
+    println!("reached again after {reached:?}");
+    // The longest wait between dials is 5 s.
+    assert!(reached.is_some_and(|after| after < Duration::from_secs(2)), "{reached:?}");
+    assert!(first.stop() && second.stop());
+}
+
+#[test]
+fn the_node_measures_round_trips_without_a_device_or_a_privilege() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    let (_, b) = lab.join(0, 1);
+    let second = lab.start(1, &[ALONE]);
+    let first = lab.start(0, &[ALONE, "--no-tun", "--peers", &format!("tcp://{b}:9651")]);
+    lab.json(0, &["status", "--json"]);
+    let to = second.address.to_string();
+    let ping = ["ping", "--json", "--count", "3", "--interval", "0.05", &to];
+    let pinged = lab.json(0, &ping);
+    println!("{pinged}");
+    assert_eq!((&pinged["sent"], &pinged["answered"]), (&3.into(), &3.into()));
+    let large = lab.json(0, &["ping", "--json", "--count", "1", "--size", "1352", &to]);
+    assert_eq!(large["answered"], 1);
+    let nobody = lab.run(0, &["ping", "--count", "1", "--timeout", "20", "400::1"]);
+    let said = String::from_utf8_lossy(&nobody.stdout).into_owned();
+    assert_eq!(nobody.status.code(), Some(1), "{said}");
+    assert!(said.contains("no route"), "{said}");
+    for (address, word) in [(first.address.to_string(), "own subnet"), ("::1".into(), "outside")] {
+        let refused = lab.run(0, &["ping", &address]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(1) && said.contains(word), "{said}");
+    }
     assert!(first.stop() && second.stop());
 }
 
@@ -182,6 +254,10 @@ fn what_is_wrong_is_said_with_an_exit_code_and_a_hint() {
     let port = taken.local_addr().unwrap().port().to_string();
     let key = folder.path().join("good.key");
     let key = key.to_str().unwrap();
+    let instances = folder.path().join("instances.toml");
+    std::fs::write(&instances, "[[instance]]\nname = \"a\"\nkey_file = \"k\"\nthreads = 99\n")
+        .unwrap();
+    let instances = instances.to_str().unwrap();
     for (arguments, code, words) in [
         (vec!["--key-file", short, "--no-tun"], 1, "31 bytes"),
         (vec!["--key-file", key, "--no-tun", "--peers", "192.0.2.1"], 2, "PROTOCOL://HOST:PORT"),
@@ -190,11 +266,46 @@ fn what_is_wrong_is_said_with_an_exit_code_and_a_hint() {
         (vec!["--key-file", key, "--network-name", "x"], 2, "go together"),
         (vec!["inspect", "--key-file", "/nowhere.key"], 3, "/nowhere.key"),
         (vec!["inspect", "xyz"], 2, "xyz"),
+        (vec!["--instances", "/nowhere.toml"], 3, "/nowhere.toml"),
+        (vec!["--instances", instances, "--no-tun"], 2, "--instances takes no flags"),
+        (vec!["--instances", instances], 2, "threads"),
+        (vec!["--instance", "x", "--control-socket", "/nowhere.sock", "status"], 75, "hint:"),
+        (vec!["instances", "--control-socket", "/nowhere.sock", "list"], 75, "/nowhere.sock"),
+        (vec!["--api-addr", "127.0.0.1:1", "ping", "host"], 1, "neither an address"),
+        (vec!["--api-addr", "127.0.0.1:1", "ping", "400::1"], 75, "127.0.0.1:1"),
     ] {
         let output = mycelium(&arguments);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(words), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn every_subcommand_explains_itself_and_takes_json() {
+    for words in [
+        "inspect",
+        "generate-keys",
+        "status",
+        "ping",
+        "doctor",
+        "peers list",
+        "peers add",
+        "peers remove",
+        "routes selected",
+        "routes fallback",
+        "routes queried",
+        "stats packets",
+        "message send",
+        "message receive",
+        "instances list",
+        "instances add",
+        "instances remove",
+    ] {
+        let arguments: Vec<&str> = words.split(' ').chain(["--help"]).collect();
+        let output = mycelium(&arguments);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("--json"), "{words}: {said}");
     }
 }
 

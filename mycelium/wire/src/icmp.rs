@@ -130,6 +130,67 @@ pub fn addresses(header: &[u8; IPV6_HEADER_SIZE]) -> (Ipv6Addr, Ipv6Addr) {
     (address(source), address(destination))
 }
 
+/// An echo request or reply (RFC 4443 4), by which a node asks whether another is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Echo<'a> {
+    /// Which of both.
+    pub kind: EchoKind,
+    /// Who asks.
+    pub identifier: u16,
+    /// Which question of theirs it is.
+    pub sequence: u16,
+    /// What the reply repeats.
+    pub data: &'a [u8],
+}
+
+/// Request or reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EchoKind {
+    /// RFC 4443 4.1.
+    Request = 128,
+    /// RFC 4443 4.2.
+    Reply = 129,
+}
+
+impl<'a> Echo<'a> {
+    /// Appends the IPv6 packet. The data must fit one.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn encode(
+        &self,
+        source: Ipv6Addr,
+        destination: Ipv6Addr,
+        hop_limit: u8,
+        out: &mut Vec<u8>,
+    ) {
+        let [a, b] = self.identifier.to_be_bytes();
+        let [c, d] = self.sequence.to_be_bytes();
+        let fields = (self.kind as u8, 0, [a, b, c, d]);
+        write_icmp(fields, source, destination, hop_limit, self.data, out);
+    }
+
+    /// What a whole IPv6 packet says, if it is one; checksums are the host's business.
+    #[must_use]
+    pub fn parse(packet: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader::new(packet);
+        let header: [u8; IPV6_HEADER_SIZE] = reader.array()?;
+        if header.get(NEXT_HEADER_OFFSET) != Some(&NEXT_HEADER_ICMPV6) {
+            return None;
+        }
+        let [icmp_type, 0, _, _, a, b, c, d] = reader.array::<ICMPV6_HEADER_SIZE>()? else {
+            return None;
+        };
+        let kind = match icmp_type {
+            128 => EchoKind::Request,
+            129 => EchoKind::Reply,
+            _ => return None,
+        };
+        let (identifier, sequence) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+        Some(Self { kind, identifier, sequence, data: reader.rest() })
+    }
+}
+
 /// An error from a node on the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfBand<'a> {
@@ -216,17 +277,28 @@ fn write_packet(
     original: &[u8],
     out: &mut Vec<u8>,
 ) {
-    let length = u16::try_from(ICMPV6_HEADER_SIZE + original.len()).expect("originals are short");
+    write_icmp(error.fields(), source, destination, hop_limit, original, out);
+}
+
+/// IPv6 header, ICMPv6 header of these fields (type, code, and four bytes) and what follows it.
+fn write_icmp(
+    (icmp_type, code, rest): (u8, u8, [u8; 4]),
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    hop_limit: u8,
+    body: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let length = u16::try_from(ICMPV6_HEADER_SIZE + body.len()).expect("bodies are short");
     out.extend([0x60, 0, 0, 0]);
     out.extend(length.to_be_bytes());
     out.extend([NEXT_HEADER_ICMPV6, hop_limit]);
     out.extend(source.octets());
     out.extend(destination.octets());
     let icmp = out.len();
-    let (error_type, code, rest) = error.fields();
-    out.extend([error_type, code, 0, 0]);
+    out.extend([icmp_type, code, 0, 0]);
     out.extend(rest);
-    out.extend(original);
+    out.extend(body);
     let written = out.get_mut(icmp..).expect("it was just written");
     let sum = checksum(source, destination, written).to_be_bytes();
     let [_, _, high, low, ..] = written else { unreachable!("a header was just written") };
@@ -284,6 +356,22 @@ mod tests {
         assert_eq!(checksum(local, local, &icmp), !0x8048);
         icmp[2..4].copy_from_slice(&(!0x8048_u16).to_be_bytes());
         assert_eq!(checksum(local, local, &icmp), 0);
+    }
+
+    #[test]
+    fn rfc_4443_4_an_echo_goes_there_and_back() {
+        let (source, destination) = (address("400::1"), address("402::2"));
+        for kind in [EchoKind::Request, EchoKind::Reply] {
+            let echo = Echo { kind, identifier: 0x1234, sequence: 7, data: b"token" };
+            let mut packet = Vec::new();
+            echo.encode(source, destination, 63, &mut packet);
+            assert_eq!(checksum(source, destination, &packet[IPV6_HEADER_SIZE..]), 0);
+            assert_eq!(addresses(packet.first_chunk().unwrap()), (source, destination));
+            assert_eq!(Echo::parse(&packet), Some(echo));
+            assert_eq!(Echo::parse(&packet[..47]), None);
+            packet[IPV6_HEADER_SIZE] = 1;
+            assert_eq!(Echo::parse(&packet), None);
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
-//! What stands before both servers: bounds, and a bar to web pages from elsewhere.
+//! What stands before all servers: bounds, and a bar to web pages from elsewhere.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,14 +10,18 @@ use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{BODY_SIZE_MAX, CONNECTION_COUNT_MAX};
 
 /// Serves these routes to at most [`CONNECTION_COUNT_MAX`] connections at a time.
-pub(crate) async fn serve(listener: TcpListener, routes: axum::Router) -> io::Result<()> {
+pub(crate) async fn serve<L>(listener: L, routes: axum::Router) -> io::Result<()>
+where
+    L: Listener,
+    L::Addr: std::fmt::Debug,
+{
     let routes =
         routes.layer(DefaultBodyLimit::max(BODY_SIZE_MAX)).layer(from_fn(refuse_foreign_pages));
     let permits = Arc::new(Semaphore::new(CONNECTION_COUNT_MAX));
@@ -43,35 +46,35 @@ fn is_foreign(headers: &HeaderMap) -> bool {
 }
 
 /// A listener that accepts no more connections than there are permits.
-struct Bounded {
-    listener: TcpListener,
+struct Bounded<L> {
+    listener: L,
     permits: Arc<Semaphore>,
 }
 
-impl axum::serve::Listener for Bounded {
-    type Io = Permitted;
-    type Addr = SocketAddr;
+impl<L: Listener> Listener for Bounded<L> {
+    type Io = Permitted<L::Io>;
+    type Addr = L::Addr;
 
-    async fn accept(&mut self) -> (Permitted, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
         // This one waits and tries again when the process is out of descriptors.
-        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+        let (stream, address) = self.listener.accept().await;
         (Permitted { stream, _permit: permit }, address)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<Self::Addr> {
         self.listener.local_addr()
     }
 }
 
 /// A connection, and the permit that it gives back when it ends.
-struct Permitted {
-    stream: TcpStream,
+struct Permitted<S> {
+    stream: S,
     _permit: OwnedSemaphorePermit,
 }
 
-impl AsyncRead for Permitted {
+impl<S: AsyncRead + Unpin> AsyncRead for Permitted<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -81,7 +84,7 @@ impl AsyncRead for Permitted {
     }
 }
 
-impl AsyncWrite for Permitted {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Permitted<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,4 +1,8 @@
 //! HTTP paths about messages: send, receive, answer, and who may send what.
+//!
+//! As in existing daemons, to remove what is not there is no error, a source brings its topic with it, and
+//! who asks for a topic's socket gets its path as a string, or null. Only one thing differs: a socket for a
+//! topic without a rule is refused, where they say that it was set and do nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +15,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use mycelium_wire::identity::Subnet;
 use mycelium_wire::message::MessageId;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::Control;
 use super::http::Node;
@@ -20,7 +24,7 @@ use super::types::{
     from_base64,
 };
 use crate::messages::mailbox::Answer;
-use crate::messages::{PushError, TopicError};
+use crate::messages::{PushError, TopicError, Topics};
 
 /// These paths.
 pub(super) fn routes() -> Router<Arc<dyn Control>> {
@@ -163,8 +167,7 @@ async fn add_topic(State(node): Node, Json(topic): Json<Vec<u8>>) -> Result<Stat
 
 async fn remove_topic(State(node): Node, Path(topic): Path<String>) -> Result<StatusCode, Refusal> {
     let topic = topic_bytes(&topic)?;
-    node.mailbox().with_topics(|topics| topics.remove(&topic))?;
-    Ok(StatusCode::NO_CONTENT)
+    removed(node.mailbox().with_topics(|topics| topics.remove(&topic)))
 }
 
 async fn sources(
@@ -198,25 +201,23 @@ async fn remove_source(
     Path((topic, source)): Path<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
     let (topic, subnet) = (topic_bytes(&topic)?, subnet(&source)?);
-    node.mailbox().with_topics(|topics| topics.remove_source(&topic, subnet))?;
-    Ok(StatusCode::NO_CONTENT)
+    removed(node.mailbox().with_topics(|topics| topics.remove_source(&topic, subnet)))
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ForwardSocket {
     socket_path: PathBuf,
 }
 
-async fn forward(State(node): Node, Path(topic): Path<String>) -> Result<Response, Refusal> {
+async fn forward(
+    State(node): Node,
+    Path(topic): Path<String>,
+) -> Result<Json<Option<String>>, Refusal> {
     let topic = topic_bytes(&topic)?;
-    let path = node
-        .mailbox()
-        .with_topics(|topics| topics.forward(&topic).map(|path| path.map(PathBuf::from)))?;
-    Ok(match path {
-        Some(socket_path) => Json(ForwardSocket { socket_path }).into_response(),
-        None => StatusCode::NOT_FOUND.into_response(),
-    })
+    let path = |topics: &mut Topics| Some(topics.forward(&topic).ok()??.to_owned());
+    let path = node.mailbox().with_topics(path);
+    Ok(Json(path.map(|path| path.to_string_lossy().into_owned())))
 }
 
 async fn set_forward(
@@ -234,8 +235,15 @@ async fn remove_forward(
     Path(topic): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     let topic = topic_bytes(&topic)?;
-    node.mailbox().with_topics(|topics| topics.set_forward(&topic, None))?;
-    Ok(StatusCode::NO_CONTENT)
+    removed(node.mailbox().with_topics(|topics| topics.set_forward(&topic, None)))
+}
+
+/// What is not there is as good as removed.
+fn removed(result: Result<(), TopicError>) -> Result<StatusCode, Refusal> {
+    match result {
+        Ok(()) | Err(TopicError::Unknown) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn message_id(text: &str) -> Result<MessageId, Refusal> {

@@ -1,11 +1,12 @@
 //! What programs ask of a running node: an HTTP API, and the same by JSON-RPC.
 //!
 //! Both are those of the existing daemon, path by path and field by field (`reference: mycelium 1.11`),
-//! but for `/sessions`, which is ours; and both ask the node by way of [`Control`] and nothing else.
+//! and both ask the node by way of [`Control`] and nothing else. What existing daemons have not has paths
+//! of its own (`own`, and `/sessions`).
 //!
 //! ```text
-//!  HTTP      127.0.0.1:8989 ──> [guard] ──> [http], [message_routes] ─┐
-//!  JSON-RPC  127.0.0.1:8990 ──> [guard] ──> [rpc] ──> [rpc_methods] ──┴──> dyn Control, Mailbox
+//!  HTTP      127.0.0.1:8989 ──> [guard] ──> [http], [message_routes], [own] ─┐
+//!  JSON-RPC  127.0.0.1:8990 ──> [guard] ──> [rpc] ──> [rpc_methods] ─────────┴──> dyn Control, Mailbox
 //!            POST and WebSocket
 //! ```
 //!
@@ -16,8 +17,10 @@
 pub(crate) mod guard;
 mod http;
 mod message_routes;
+mod own;
 mod rpc;
 mod rpc_methods;
+pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod types;
@@ -32,6 +35,7 @@ use mycelium_wire::identity::PublicKey;
 use tokio::net::TcpListener;
 
 use crate::messages::mailbox::Mailbox;
+use status::{NodeStatus, ProbeRequest, ProbeResult};
 use types::{NodeInfo, PacketStatistics, PeerInfo, Routes, SessionInfo};
 
 /// Port of the HTTP API, unless the operator chose another.
@@ -84,6 +88,12 @@ pub trait Control: Send + Sync + 'static {
 
     /// Its routes; none of any kind when the node is about to stop.
     fn routes(&self) -> Later<'_, Routes>;
+
+    /// How it and its peers are doing.
+    fn status(&self) -> Later<'_, NodeStatus>;
+
+    /// Asks another node whether it is there. An error says why that can't be asked.
+    fn probe(&self, request: ProbeRequest) -> Later<'_, Result<ProbeResult, String>>;
 }
 
 /// Why peers stay as they are.
@@ -105,8 +115,13 @@ pub enum PeerError {
 /// # Errors
 /// When the listener fails.
 pub async fn serve_http(control: Arc<dyn Control>, listener: TcpListener) -> io::Result<()> {
-    let routes = http::routes().merge(message_routes::routes()).with_state(control);
-    guard::serve(listener, axum::Router::new().nest("/api/v1", routes)).await
+    guard::serve(listener, axum::Router::new().nest("/api/v1", routes(control))).await
+}
+
+/// The HTTP API of a node, without the front of its paths.
+pub(crate) fn routes(control: Arc<dyn Control>) -> axum::Router {
+    let routes = http::routes().merge(message_routes::routes()).merge(own::routes());
+    routes.with_state(control)
 }
 
 /// Serves JSON-RPC, until the listener fails.

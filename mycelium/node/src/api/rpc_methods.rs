@@ -13,12 +13,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::types::{
-    Base64, IdInfo, MessageInfo, MessageRequest, PublicKeyInfo, StatusInfo, base64,
-};
+use super::types::{Base64, IdInfo, MessageInfo, MessageRequest, StatusInfo, base64};
 use super::{Control, PeerError};
 use crate::messages::mailbox::Answer;
-use crate::messages::{PushError, TopicError};
+use crate::messages::{PushError, TopicError, Topics};
 
 /// All methods with the names of their parameters, of which those with `?` may be left out.
 const METHODS: [(&str, &[&str]); 25] = [
@@ -162,7 +160,7 @@ fn topic_call(
         }
         "removeTopic" => {
             let topic = parameters.topic()?;
-            done(mailbox.with_topics(|topics| topics.remove(&topic)))
+            removed(mailbox.with_topics(|topics| topics.remove(&topic)))
         }
         "getTopicSources" => {
             let topic = parameters.topic()?;
@@ -177,13 +175,12 @@ fn topic_call(
         }
         "removeTopicSource" => {
             let (topic, subnet) = (parameters.topic()?, parameters.subnet()?);
-            done(mailbox.with_topics(|topics| topics.remove_source(&topic, subnet)))
+            removed(mailbox.with_topics(|topics| topics.remove_source(&topic, subnet)))
         }
         "getTopicForwardSocket" => {
             let topic = parameters.topic()?;
-            let path = mailbox
-                .with_topics(|topics| topics.forward(&topic).map(|path| path.map(PathBuf::from)))?;
-            result(path)
+            let path = |topics: &mut Topics| Some(topics.forward(&topic).ok()??.to_owned());
+            result(mailbox.with_topics(path))
         }
         "setTopicForwardSocket" => {
             let (topic, path) = (parameters.topic()?, parameters.take::<PathBuf>("path")?);
@@ -191,7 +188,7 @@ fn topic_call(
         }
         "removeTopicForwardSocket" => {
             let topic = parameters.topic()?;
-            done(mailbox.with_topics(|topics| topics.set_forward(&topic, None)))
+            removed(mailbox.with_topics(|topics| topics.set_forward(&topic, None)))
         }
         other => Err(RpcError::new(METHOD_NOT_FOUND, format!("no method {other:?}"))),
     }
@@ -205,7 +202,7 @@ fn public_key(node: &Arc<dyn Control>, ip: &str) -> Result<Value, RpcError> {
         IpAddr::V4(_) => None,
     };
     let unknown = || RpcError::new(NO_KEY, format!("no key is known for {address}"));
-    result(PublicKeyInfo { public_key: key.ok_or_else(unknown)? })
+    Ok(json!(key.ok_or_else(unknown)?.to_string()))
 }
 
 async fn pop(node: &Arc<dyn Control>, mut parameters: Parameters) -> Result<Value, RpcError> {
@@ -292,6 +289,14 @@ fn result<T: Serialize>(value: T) -> Result<Value, RpcError> {
 
 fn done(changed: Result<(), TopicError>) -> Result<Value, RpcError> {
     changed.map(|()| json!(true)).map_err(RpcError::from)
+}
+
+/// What is not there is as good as removed.
+fn removed(changed: Result<(), TopicError>) -> Result<Value, RpcError> {
+    match changed {
+        Err(TopicError::Unknown) => Ok(json!(true)),
+        changed => done(changed),
+    }
 }
 
 /// The methods as an OpenRPC document.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::status::{PacketCounts, PeerHealth, RouteCounts};
 use super::types::{
     AddressInfo, ConnectionState, EndpointInfo, PacketCount, PeerKind, QueriedSubnet, RouteInfo,
     SessionState,
@@ -116,6 +117,39 @@ impl Control for Node {
         let subnet = "400:2::/64".parse().unwrap();
         let queried = vec![QueriedSubnet { subnet, expiration: Duration::from_millis(9500) }];
         Box::pin(async { Routes { selected, fallback, queried } })
+    }
+
+    fn status(&self) -> Later<'_, NodeStatus> {
+        let (route_counts, packets) = (RouteCounts::default(), PacketCounts::default());
+        let (version, node, uptime_seconds) = ("1.2.3", self.info(), 9);
+        let peer = PeerHealth {
+            endpoint: "tcp://192.0.2.1:9651".to_owned(),
+            kind: PeerKind::Static,
+            connection_state: ConnectionState::Dead,
+            link: None,
+            connected_seconds: None,
+            cost: None,
+            round_trip_us: None,
+            lost_hellos: None,
+            routes: None,
+            tx_bytes: 1,
+            rx_bytes: 2,
+            dropped_packets: 0,
+            trouble: Some("refused".to_owned()),
+        };
+        let peers = vec![peer];
+        let status = NodeStatus { version, node, uptime_seconds, peers, route_counts, packets, sessions: Vec::new() };
+        Box::pin(async move { status })
+    }
+
+    fn probe(&self, request: ProbeRequest) -> Later<'_, Result<ProbeResult, String>> {
+        let is_own = request.address == self.own.address;
+        Box::pin(async move {
+            if is_own {
+                return Err("own".to_owned());
+            }
+            Ok(ProbeResult::Answered { round_trip_us: request.timeout_ms, hop_limit: Some(63) })
+        })
     }
 }
 
@@ -263,6 +297,23 @@ async fn http_adds_and_removes_peers() {
 }
 
 #[tokio::test]
+async fn http_has_what_existing_daemons_have_not_under_paths_of_its_own() {
+    let (servers, _) = served().await;
+    let (code, status) = servers.http("GET", "/admin/status", None).await;
+    let expected = json!({
+        "endpoint": "tcp://192.0.2.1:9651", "type": "static", "connectionState": "dead",
+        "txBytes": 1, "rxBytes": 2, "droppedPackets": 0, "trouble": "refused",
+    });
+    assert_eq!((code, &status["peers"][0], &status["uptimeSeconds"]), (200, &expected, &json!(9)));
+    let probe = async |body: Value| servers.http("POST", "/admin/probe", Some(body)).await;
+    let answered = json!({ "outcome": "answered", "roundTripUs": 5, "hopLimit": 63 });
+    assert_eq!(probe(json!({ "address": "400::1", "timeoutMs": 5 })).await, (200, answered));
+    assert_eq!(probe(json!({ "address": key(1).address().to_string() })).await.0, 400);
+    assert_eq!(probe(json!({ "address": "10.0.0.1" })).await.0, 422);
+    assert_eq!(probe(json!({ "address": "400::1", "count": 5 })).await.0, 422);
+}
+
+#[tokio::test]
 async fn http_sends_and_receives_messages() {
     let (servers, other) = served().await;
     let to_other =
@@ -381,18 +432,23 @@ async fn http_changes_the_rules_of_topics() {
     let subnet = json!({ "subnet": "400::/64" });
     assert_eq!(http("POST", sources, subnet.clone()).await.0, 201);
     assert_eq!(http("POST", sources, json!({ "subnet": "400::" })).await.0, 400);
-    assert_eq!(http("POST", "/YQ%3D%3D/sources", subnet).await.0, 404);
+    // A source brings its topic with it.
+    assert_eq!(http("GET", "/YQ%3D%3D/sources", json!(null)).await.0, 404);
+    assert_eq!(http("POST", "/YQ%3D%3D/sources", subnet).await.0, 201);
+    assert_eq!(http("GET", "/YQ%3D%3D/sources", json!(null)).await.0, 200);
     assert_eq!(http("GET", sources, json!(null)).await, (200, json!(["400::/64"])));
     assert_eq!(http("DELETE", &format!("{sources}/400::%2F64"), json!(null)).await.0, 204);
     assert_eq!(http("GET", sources, json!(null)).await, (200, json!([])));
     let forward = "/%2B%2F8%3D/forward";
-    assert_eq!(http("GET", forward, json!(null)).await.0, 404);
+    assert_eq!(http("GET", forward, json!(null)).await, (200, json!(null)));
     assert_eq!(http("PUT", forward, json!({ "socketPath": "/run/x" })).await.0, 204);
-    let path = json!({ "socketPath": "/run/x" });
-    assert_eq!(http("GET", forward, json!(null)).await, (200, path));
+    assert_eq!(http("GET", forward, json!(null)).await, (200, json!("/run/x")));
     assert_eq!(http("DELETE", forward, json!(null)).await.0, 204);
-    assert_eq!(http("DELETE", "/%2B%2F8%3D", json!(null)).await.0, 204);
-    assert_eq!(http("DELETE", "/%2B%2F8%3D", json!(null)).await.0, 404);
+    for path in ["/%2B%2F8%3D", "/%2B%2F8%3D", forward, "/Yg%3D%3D/sources/400::%2F64"] {
+        assert_eq!(http("DELETE", path, json!(null)).await.0, 204, "{path}");
+    }
+    assert_eq!(http("GET", forward, json!(null)).await, (200, json!(null)));
+    assert_eq!(http("PUT", forward, json!({ "socketPath": "/run/x" })).await.0, 404);
     assert_eq!(http("DELETE", "/not-base64", json!(null)).await.0, 400);
 }
 
@@ -404,7 +460,7 @@ async fn rpc_tells_about_the_node_and_its_peers() {
     assert_eq!(rpc("getPublicKeyFromIp", json!(["x"])).await, Err(-32007));
     assert_eq!(rpc("getPublicKeyFromIp", json!(["400::1"])).await, Err(-32008));
     let own = rpc("getPublicKeyFromIp", json!([key(1).address().to_string()])).await;
-    assert_eq!(own.unwrap()["publicKey"], key(1).to_string());
+    assert_eq!(own.unwrap(), key(1).to_string());
     assert_eq!(rpc("getPeers", json!([])).await.unwrap()[0]["rxBytes"], 2);
     assert_eq!(rpc("addPeer", json!(["tcp://[::1]:1"])).await, Ok(json!(true)));
     assert_eq!(rpc("addPeer", json!(["tcp://[::1]:1"])).await, Err(-32010));
@@ -452,7 +508,8 @@ async fn rpc_sends_receives_and_rules_messages() {
     assert_eq!(rpc("getTopics", json!([])).await, Ok(json!(["YQ=="])));
     assert_eq!(rpc("addTopicSource", json!(["YQ==", "400::/64"])).await, Ok(json!(true)));
     assert_eq!(rpc("addTopicSource", json!(["YQ==", "400::"])).await, Err(-32023));
-    assert_eq!(rpc("addTopicSource", json!(["Yg==", "400::/64"])).await, Err(-32030));
+    assert_eq!(rpc("getTopicSources", json!(["Yg=="])).await, Err(-32030));
+    assert_eq!(rpc("addTopicSource", json!(["Yg==", "400::/64"])).await, Ok(json!(true)));
     assert_eq!(rpc("getTopicSources", json!(["YQ=="])).await, Ok(json!(["400::/64"])));
     assert_eq!(rpc("removeTopicSource", json!(["YQ==", "400::/64"])).await, Ok(json!(true)));
     assert_eq!(rpc("setTopicForwardSocket", json!(["YQ==", "/x"])).await, Ok(json!(true)));
@@ -460,7 +517,10 @@ async fn rpc_sends_receives_and_rules_messages() {
     assert_eq!(rpc("removeTopicForwardSocket", json!(["YQ=="])).await, Ok(json!(true)));
     assert_eq!(rpc("getTopicForwardSocket", json!(["YQ=="])).await, Ok(json!(null)));
     assert_eq!(rpc("removeTopic", json!(["YQ=="])).await, Ok(json!(true)));
-    assert_eq!(rpc("removeTopic", json!(["YQ=="])).await, Err(-32030));
+    assert_eq!(rpc("removeTopic", json!(["YQ=="])).await, Ok(json!(true)));
+    assert_eq!(rpc("removeTopicSource", json!(["YQ==", "400::/64"])).await, Ok(json!(true)));
+    assert_eq!(rpc("getTopicForwardSocket", json!(["YQ=="])).await, Ok(json!(null)));
+    assert_eq!(rpc("setTopicForwardSocket", json!(["YQ==", "/x"])).await, Err(-32030));
 }
 
 #[tokio::test]

@@ -5,14 +5,22 @@ use std::io;
 use std::process::ExitCode;
 
 use mycelium_node::config::ConfigError;
+use mycelium_node::instances::ControlSocketError;
+use mycelium_node::instances::settings::InstanceError;
 use mycelium_node::key_file::KeyFileError;
 use mycelium_node::peers::{ListenError, PrivateNetworkError};
 use mycelium_node::tun::TunError;
 
+use crate::cli::doctor::Problems;
 use crate::cli::http::{NoNode, Refused};
+use crate::cli::ping::NoAnswer;
 
 /// Prints the chain of errors once, with a hint where we know the remedy, and picks the exit code.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    // Those have been said.
+    if error.is::<Problems>() || error.is::<NoAnswer>() {
+        return ExitCode::from(1);
+    }
     eprintln!("mycelium: {error:#}");
     let (code, hint) = error.chain().find_map(classify).unwrap_or((1, None));
     if let Some(hint) = hint {
@@ -26,6 +34,9 @@ fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)>
     if let Some(error) = cause.downcast_ref::<ConfigError>() {
         return Some(match error {
             ConfigError::Read { .. } => (3, None),
+            ConfigError::FlagsWithInstances => {
+                (2, Some("each instance has its settings in the file"))
+            }
             _ => (2, Some("`mycelium --help` has the flags and their rules")),
         });
     }
@@ -47,11 +58,25 @@ fn classify(cause: &(dyn Error + 'static)) -> Option<(u8, Option<&'static str>)>
             _ => (1, None),
         });
     }
-    if cause.is::<NoNode>() {
-        return Some((75, Some("does a node run here? --api-addr says where its API is")));
+    if let Some(error) = cause.downcast_ref::<NoNode>() {
+        return Some((75, Some(error.hint())));
     }
     if let Some(refused) = cause.downcast_ref::<Refused>() {
-        return Some((if refused.status == 404 { 3 } else { 4 }, None));
+        let code = match refused.status {
+            400 | 422 => 1,
+            404 => 3,
+            503 => 75,
+            _ => 4,
+        };
+        return Some((code, None));
+    }
+    if cause.is::<InstanceError>() {
+        return Some((2, Some("the form of the file is in `mycelium instances --help`")));
+    }
+    if let Some(error) = cause.downcast_ref::<ControlSocketError>() {
+        let is_taken = error.source.kind() == io::ErrorKind::AddrInUse;
+        let hint = "--control-socket PATH chooses another place";
+        return Some((if is_taken { 75 } else { 1 }, Some(hint)));
     }
     if let Some(error) = cause.downcast_ref::<PrivateNetworkError>() {
         let is_usage = matches!(error, PrivateNetworkError::Name(_));

@@ -1,10 +1,16 @@
-//! A small HTTP client for the node's own API: one request, one connection.
+//! A small HTTP client for the node's own API, and for the control socket of a process with instances: one
+//! request, one connection.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use clap::Args;
+use mycelium_node::instances::settings::CONTROL_SOCKET;
 use serde_json::Value;
 
 /// Largest answer: the largest message in base64, and something around it.
@@ -12,12 +18,49 @@ const ANSWER_SIZE_MAX: u64 = 32 << 20;
 /// How long a connection and an answer may take, on top of what the request itself waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks the node at one address.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Client(pub(crate) SocketAddr);
+/// Whom to ask, in a process with instances
+#[derive(Args)]
+pub(crate) struct Target {
+    /// Ask this instance of a process with --instances, by its control socket
+    #[arg(long, value_name = "NAME", global = true, conflicts_with = "api_addr")]
+    instance: Option<String>,
+    /// Control socket of a process with --instances [default: /run/mycelium/control.sock]
+    #[arg(long, value_name = "PATH", global = true)]
+    pub(crate) control_socket: Option<PathBuf>,
+}
+
+/// Asks a node, or a process with instances.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    place: Place,
+    /// What stands before each path.
+    front: String,
+}
+
+/// Where an API is.
+#[derive(Clone, Debug)]
+enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A connection.
+trait Connection: Read + Write {}
+
+impl Connection for TcpStream {}
+impl Connection for UnixStream {}
 
 /// Where the API is when nobody says.
-pub(crate) fn default_address() -> SocketAddr {
+fn default_address() -> SocketAddr {
     (std::net::Ipv4Addr::LOCALHOST, mycelium_node::api::HTTP_PORT).into()
 }
 
@@ -30,9 +73,11 @@ pub(crate) struct Answer {
 
 /// Nobody answers there.
 #[derive(Debug, thiserror::Error)]
-#[error("no node answers at {address}")]
+#[error("no node answers at {place}")]
 pub(crate) struct NoNode {
-    address: SocketAddr,
+    place: String,
+    /// At a control socket.
+    is_socket: bool,
     #[source]
     source: io::Error,
 }
@@ -46,35 +91,100 @@ pub(crate) struct Refused {
 }
 
 impl Client {
+    /// Of a node by its address, or of an instance by its name.
+    pub(crate) fn of_node(target: &Target, address: Option<SocketAddr>) -> Self {
+        match &target.instance {
+            Some(name) => {
+                let front = format!("/api/v1/instances/{}", encode(name));
+                Self { place: target.socket(), front }
+            }
+            None => {
+                let place = Place::Tcp(address.unwrap_or_else(default_address));
+                Self { place, front: "/api/v1".to_owned() }
+            }
+        }
+    }
+
+    /// Of a process with instances.
+    pub(crate) fn of_process(target: &Target) -> Self {
+        Self { place: target.socket(), front: "/api/v1".to_owned() }
+    }
+
     /// Gets JSON.
-    pub(crate) fn get(self, path: &str) -> anyhow::Result<Value> {
+    pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
         let answer = self.ask("GET", path, None, Duration::ZERO)?.check()?;
         serde_json::from_slice(&answer.body).context("the node's answer is no JSON")
     }
 
-    /// Sends a request to `/api/v1`, which the node itself may take `wait` to answer.
+    /// Sends a request, which the node itself may take `wait` to answer.
     pub(crate) fn ask(
-        self,
+        &self,
         method: &str,
         path: &str,
         body: Option<&Value>,
         wait: Duration,
     ) -> anyhow::Result<Answer> {
         let body = body.map(Value::to_string).unwrap_or_default();
-        let failed = |source| NoNode { address: self.0, source };
-        let mut stream = TcpStream::connect_timeout(&self.0, PATIENCE).map_err(failed)?;
-        stream.set_read_timeout(Some(PATIENCE + wait))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        let host = match &self.place {
+            Place::Tcp(address) => address.to_string(),
+            Place::Unix(_) => "localhost".to_owned(),
+        };
         let request = format!(
-            "{method} /api/v1{path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+            "{method} {}{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            self.0,
+            self.front,
             body.len(),
         );
-        stream.write_all(request.as_bytes()).map_err(failed)?;
-        let mut bytes = Vec::new();
-        stream.take(ANSWER_SIZE_MAX).read_to_end(&mut bytes).map_err(failed)?;
+        let is_socket = matches!(self.place, Place::Unix(_));
+        let failed = |source| NoNode { place: self.place.to_string(), is_socket, source };
+        let bytes = self.place.exchange(request.as_bytes(), wait).map_err(failed)?;
         parse(&bytes)
+    }
+}
+
+impl NoNode {
+    /// What a person can do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        if self.is_socket {
+            "does a process with --instances run here? --control-socket says where its socket is"
+        } else {
+            "does a node run here? --api-addr says where its API is"
+        }
+    }
+}
+
+impl Target {
+    fn socket(&self) -> Place {
+        let socket = self.control_socket.clone();
+        Place::Unix(socket.unwrap_or_else(|| PathBuf::from(CONTROL_SOCKET)))
+    }
+}
+
+impl Place {
+    fn connect(&self, wait: Duration) -> io::Result<Box<dyn Connection>> {
+        let (read, write) = (Some(PATIENCE + wait), Some(PATIENCE));
+        Ok(match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, PATIENCE)?;
+                stream.set_read_timeout(read)?;
+                stream.set_write_timeout(write)?;
+                Box::new(stream)
+            }
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(read)?;
+                stream.set_write_timeout(write)?;
+                Box::new(stream)
+            }
+        })
+    }
+
+    fn exchange(&self, request: &[u8], wait: Duration) -> io::Result<Vec<u8>> {
+        let mut stream = self.connect(wait)?;
+        stream.write_all(request)?;
+        let mut bytes = Vec::new();
+        stream.take(ANSWER_SIZE_MAX).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 }
 

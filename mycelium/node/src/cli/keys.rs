@@ -21,6 +21,9 @@ pub(crate) struct GenerateArguments {
     /// Replace a key that is there: the node gets another address
     #[arg(long)]
     force: bool,
+    /// Print JSON: {"publicKey": …, "address": …}
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn inspect(arguments: &InspectArguments, settings: &Settings) -> anyhow::Result<()> {
@@ -37,7 +40,7 @@ pub(crate) fn inspect(arguments: &InspectArguments, settings: &Settings) -> anyh
 pub(crate) fn generate(arguments: &GenerateArguments, settings: &Settings) -> anyhow::Result<()> {
     let path = settings.key_file.clone().map_or_else(key_file::default_path, Ok)?;
     let key = key_file::create(&path, arguments.force)?;
-    print(key.public(), false)
+    print(key.public(), arguments.json)
 }
 
 fn print(key: PublicKey, json: bool) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 /// How much a node says.
@@ -61,13 +61,19 @@ where
 {
     fn format_event(
         &self,
-        _context: &FmtContext<'_, S, N>,
+        context: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
         let level = metadata.level().as_str().to_ascii_lowercase();
         write!(writer, "level={level} target={}", metadata.target())?;
+        // Which instance it is about, where there are several.
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
+                write!(writer, " {fields}")?;
+            }
+        }
         let mut pairs = Pairs { writer: &mut writer, result: Ok(()) };
         event.record(&mut pairs);
         pairs.result?;

@@ -1,4 +1,4 @@
-//! `mycelium message`: messages to other nodes, and from them.
+//! `mycelium message`: messages to other nodes, and from them. What is printed is JSON as the API has it.
 
 use std::io::{Read, Write};
 use std::net::Ipv6Addr;
@@ -45,6 +45,9 @@ struct SendArguments {
     /// Id of the message that this one answers
     #[arg(long, value_name = "ID", conflicts_with_all = ["wait", "topic"])]
     reply_to: Option<String>,
+    /// Print JSON, as is done anyway
+    #[arg(long)]
+    json: bool,
     /// Address or public key of the receiver
     destination: String,
     /// The message; without it and --msg-path, standard input
@@ -64,18 +67,21 @@ struct ReceiveArguments {
     #[arg(long, value_name = "PATH")]
     msg_path: Option<PathBuf>,
     /// Print the message alone
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     raw: bool,
+    /// Print JSON, as is done anyway
+    #[arg(long)]
+    json: bool,
 }
 
-pub(crate) fn run(arguments: &MessageArguments, client: Client) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &MessageArguments, client: &Client) -> anyhow::Result<()> {
     match &arguments.command {
         MessageCommand::Send(arguments) => send(arguments, client),
         MessageCommand::Receive(arguments) => receive(arguments, client),
     }
 }
 
-fn send(arguments: &SendArguments, client: Client) -> anyhow::Result<()> {
+fn send(arguments: &SendArguments, client: &Client) -> anyhow::Result<()> {
     let destination = if arguments.destination.parse::<Ipv6Addr>().is_ok() {
         json!({ "ip": arguments.destination })
     } else if arguments.destination.parse::<PublicKey>().is_ok() {
@@ -117,7 +123,7 @@ fn payload(arguments: &SendArguments) -> anyhow::Result<Vec<u8>> {
     Ok(payload)
 }
 
-fn receive(arguments: &ReceiveArguments, client: Client) -> anyhow::Result<()> {
+fn receive(arguments: &ReceiveArguments, client: &Client) -> anyhow::Result<()> {
     let mut path = format!("/messages?timeout={}", arguments.timeout);
     if let Some(topic) = &arguments.topic {
         path.push_str(&format!("&topic={}", encode(&STANDARD.encode(topic))));

@@ -1,4 +1,6 @@
-//! `mycelium peers`, `routes`, `stats` and `status`: what a running node says of itself.
+//! `mycelium peers`, `routes` and `stats`: what a running node says of itself, in the API's own terms.
+
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
@@ -23,12 +25,16 @@ enum PeersCommand {
         /// Where they are: tcp://HOST:PORT and so on
         #[arg(required = true)]
         peers: Vec<String>,
+        #[command(flatten)]
+        output: Output,
     },
     /// Remove peers, and end their links
     Remove {
         /// As `list` shows them
         #[arg(required = true)]
         peers: Vec<String>,
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -62,43 +68,42 @@ enum StatsCommand {
     Packets(Output),
 }
 
-/// Show a running node, its peers and its routes
 #[derive(Args)]
-pub(crate) struct StatusArguments {
-    #[command(flatten)]
-    output: Output,
-}
-
-#[derive(Args)]
-struct Output {
-    /// Print the API's JSON
+pub(crate) struct Output {
+    /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
-pub(crate) fn peers(arguments: &PeersArguments, client: Client) -> anyhow::Result<()> {
+pub(crate) fn peers(arguments: &PeersArguments, client: &Client) -> anyhow::Result<()> {
     match &arguments.command {
         PeersCommand::List(output) => show(&client.get("/admin/peers")?, output, peer_table),
-        PeersCommand::Add { peers } => {
+        PeersCommand::Add { peers, output } => {
             for peer in peers {
                 let body = json!({ "endpoint": peer });
-                client
-                    .ask("POST", "/admin/peers", Some(&body), std::time::Duration::ZERO)?
-                    .check()?;
+                client.ask("POST", "/admin/peers", Some(&body), Duration::ZERO)?.check()?;
             }
-            Ok(())
+            changed(&json!({ "added": peers }), output)
         }
-        PeersCommand::Remove { peers } => {
+        PeersCommand::Remove { peers, output } => {
             for peer in peers {
                 let path = format!("/admin/peers/{}", encode(peer));
-                client.ask("DELETE", &path, None, std::time::Duration::ZERO)?.check()?;
+                client.ask("DELETE", &path, None, Duration::ZERO)?.check()?;
             }
-            Ok(())
+            changed(&json!({ "removed": peers }), output)
         }
     }
 }
 
-pub(crate) fn routes(arguments: &RoutesArguments, client: Client) -> anyhow::Result<()> {
+/// People know what they asked for; programs are told.
+fn changed(what: &Value, output: &Output) -> anyhow::Result<()> {
+    if output.json {
+        println!("{}", serde_json::to_string_pretty(what)?);
+    }
+    Ok(())
+}
+
+pub(crate) fn routes(arguments: &RoutesArguments, client: &Client) -> anyhow::Result<()> {
     match &arguments.command {
         RoutesCommand::Selected(output) => {
             show(&client.get("/admin/routes/selected")?, output, route_table)
@@ -114,7 +119,7 @@ pub(crate) fn routes(arguments: &RoutesArguments, client: Client) -> anyhow::Res
     }
 }
 
-pub(crate) fn stats(arguments: &StatsArguments, client: Client) -> anyhow::Result<()> {
+pub(crate) fn stats(arguments: &StatsArguments, client: &Client) -> anyhow::Result<()> {
     let StatsCommand::Packets(output) = &arguments.command;
     show(&client.get("/admin/stats/packets")?, output, |stats| {
         let columns =
@@ -127,24 +132,8 @@ pub(crate) fn stats(arguments: &StatsArguments, client: Client) -> anyhow::Resul
     })
 }
 
-pub(crate) fn status(arguments: &StatusArguments, client: Client) -> anyhow::Result<()> {
-    let all = json!({
-        "node": client.get("/admin")?,
-        "peers": client.get("/admin/peers")?,
-        "routes": client.get("/admin/routes/selected")?,
-    });
-    show(&all, &arguments.output, |all| {
-        format!(
-            "Address:    {}\nPublic key: {}\n\n{}\n\n{}",
-            text(all.pointer("/node/nodeIp")),
-            text(all.pointer("/node/nodePubkey")),
-            peer_table(&all["peers"]),
-            route_table(&all["routes"]),
-        )
-    })
-}
-
-fn show(
+/// Prints JSON, or what people make of it.
+pub(crate) fn show(
     value: &Value,
     output: &Output,
     people: impl FnOnce(&Value) -> String,
@@ -175,7 +164,8 @@ fn peer_table(peers: &Value) -> String {
     shown.to_string()
 }
 
-fn route_table(routes: &Value) -> String {
+/// Routes, one a line.
+pub(crate) fn route_table(routes: &Value) -> String {
     let columns = [
         ("SUBNET", "/subnet"),
         ("NEXT HOP", "/nextHop"),
@@ -195,13 +185,15 @@ fn table(rows: &Value, columns: &[(&str, &str)]) -> String {
     shown.to_string()
 }
 
-fn new_table(titles: &[&str]) -> Table {
+/// An empty table with these titles.
+pub(crate) fn new_table(titles: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(titles.iter().copied());
     table
 }
 
-fn text(value: Option<&Value>) -> String {
+/// A value as people read it; a dash where there is none.
+pub(crate) fn text(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => text.clone(),

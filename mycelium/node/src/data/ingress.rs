@@ -225,7 +225,7 @@ impl<'a> Ingress<'a> {
 
     /// Gives the kernel a packet whose inside says what its outside says.
     fn packet(&mut self, bytes: &mut [u8], at: Range<usize>, header: DataHeader) {
-        let Some(inside) = bytes[at.clone()].first_chunk_mut::<IPV6_HEADER_SIZE>() else { return };
+        let Some(inside) = bytes[at.clone()].first_chunk::<IPV6_HEADER_SIZE>() else { return };
         let (source, destination) = icmp::addresses(inside);
         let is_honest = inside[0] >> 4 == 6
             && Prefix::of(source) == Prefix::of(header.source)
@@ -233,8 +233,13 @@ impl<'a> Ingress<'a> {
         if !is_honest {
             return count(&self.plane.counters.forged, 1);
         }
+        if destination == self.plane.address
+            && self.plane.probes.answered(&bytes[at.clone()], header.hop_limit)
+        {
+            return;
+        }
         let Some(queue) = &mut self.queue else { return };
-        inside[HOP_LIMIT_OFFSET] = header.hop_limit;
+        bytes[at.start + HOP_LIMIT_OFFSET] = header.hop_limit;
         self.coalescer.push(bytes, at, queue);
         count(&self.plane.counters.received, 1);
     }
@@ -375,8 +380,11 @@ impl DataPlane {
         let (source, target) = icmp::addresses(first);
         // Nobody else may claim that we sent a packet.
         let is_ours = source == message.destination && target == message.original_destination;
+        let error = message.error;
+        if is_honest && is_ours && self.probes.refused(packet, error, message.source) {
+            return;
+        }
         if is_honest && is_ours && lock(&self.errors).take(Instant::now()) {
-            let error = message.error;
             self.write_error(error, message.source, source, header.hop_limit, packet);
         }
     }

@@ -46,6 +46,7 @@ use crate::data::statistics::Statistics;
 use crate::data::table::{Destination, Prefix, Table};
 use crate::data::waiting::{Ask, Held, Kind, Waiting};
 use crate::link::Link;
+use crate::probe::Probes;
 use crate::tun::coalesce::Sink;
 use crate::tun::vnet::VnetHeader;
 use crate::tun::{MTU, Tun};
@@ -101,8 +102,8 @@ fn count(counter: &AtomicU64, by: u64) {
 /// What all who carry packets share.
 pub(crate) struct DataPlane {
     secret: SecretKey,
-    address: Ipv6Addr,
-    own: Prefix,
+    pub(crate) address: Ipv6Addr,
+    pub(crate) own: Prefix,
     table: Arc<Table>,
     tun: Option<Tun>,
     waiting: Mutex<Waiting>,
@@ -114,6 +115,7 @@ pub(crate) struct DataPlane {
     errors: Mutex<Budget>,
     counters: Counters,
     statistics: Statistics,
+    pub(crate) probes: Probes,
 }
 
 impl DataPlane {
@@ -140,7 +142,13 @@ impl DataPlane {
             errors: Mutex::new(Budget::new(Instant::now())),
             counters: Counters::default(),
             statistics: Statistics::default(),
+            probes: Probes::new()?,
         })
+    }
+
+    /// All destinations.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
     }
 
     /// The TUN device, if there is one.
@@ -275,6 +283,9 @@ impl DataPlane {
 
     /// Tells a host of this node why its packet was dropped.
     fn answer(&self, packet: &[u8], error: IcmpError) {
+        if self.probes.refused(packet, error, self.address) {
+            return;
+        }
         let Some(header) = packet.first_chunk() else { return };
         if !icmp::may_answer(packet, false) || !lock(&self.errors).take(Instant::now()) {
             return;

@@ -4,11 +4,14 @@
 //! used again, so what others remember of it can't mean another one.
 
 pub(crate) mod codel;
+pub(crate) mod layer;
+pub(crate) mod local;
 pub(crate) mod outbound;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;
 pub(crate) mod udp;
+pub(crate) mod websocket;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -17,6 +20,7 @@ use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
 use mycelium_wire::identity::PublicKey;
 
+use crate::link::local::LocalCarrier;
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 use crate::link::udp::UdpCarrier;
@@ -26,6 +30,8 @@ use crate::tun::MTU;
 pub(crate) enum Carrier {
     /// A TCP or vsock connection.
     Stream(StreamCarrier),
+    /// Memory between two instances of this process.
+    Local(LocalCarrier),
     /// A QUIC connection.
     Quic(QuicCarrier),
     /// Datagrams between nodes of this kind.
@@ -37,6 +43,7 @@ impl Carrier {
     pub(crate) async fn run(&self, inbound: &mut impl Inbound) -> LinkError {
         match self {
             Self::Stream(stream) => stream.run(inbound).await,
+            Self::Local(local) => local.run(inbound).await,
             Self::Quic(quic) => quic.run(inbound).await,
             Self::Udp(udp) => udp.run(inbound).await,
         }
@@ -78,6 +85,7 @@ impl Link {
     pub(crate) fn send_data(&self, packets: &[u8], now: Instant) {
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_data(packets, now),
+            Carrier::Local(local) => local.send_data(packets, now),
             Carrier::Quic(quic) => quic.send_data(packets, now),
             Carrier::Udp(udp) => udp.send_data(packets, now),
         }
@@ -89,6 +97,7 @@ impl Link {
         tlv.encode(&mut packet);
         match &self.carrier {
             Carrier::Stream(stream) => stream.send_control(&packet),
+            Carrier::Local(local) => local.send_control(&packet),
             Carrier::Quic(quic) => quic.send_control(&packet),
             Carrier::Udp(udp) => udp.send_control(&packet),
         }
@@ -98,7 +107,7 @@ impl Link {
     pub(crate) fn peer(&self) -> Option<PublicKey> {
         match &self.carrier {
             Carrier::Udp(udp) => Some(udp.peer()),
-            Carrier::Stream(_) | Carrier::Quic(_) => None,
+            Carrier::Stream(_) | Carrier::Local(_) | Carrier::Quic(_) => None,
         }
     }
 
@@ -115,6 +124,7 @@ impl Link {
     pub(crate) fn close(&self) {
         match &self.carrier {
             Carrier::Stream(stream) => stream.close(),
+            Carrier::Local(local) => local.close(),
             Carrier::Quic(quic) => quic.close(),
             Carrier::Udp(udp) => udp.close(),
         }
@@ -141,6 +151,7 @@ impl Link {
     pub(crate) fn sent_size(&self) -> u64 {
         match &self.carrier {
             Carrier::Stream(stream) => stream.sent_size(),
+            Carrier::Local(local) => local.sent_size(),
             Carrier::Quic(quic) => quic.sent_size(),
             Carrier::Udp(udp) => udp.sent_size(),
         }
@@ -150,6 +161,7 @@ impl Link {
     pub(crate) fn dropped(&self) -> u64 {
         match &self.carrier {
             Carrier::Stream(stream) => stream.dropped(),
+            Carrier::Local(local) => local.dropped(),
             Carrier::Quic(quic) => quic.dropped(),
             Carrier::Udp(udp) => udp.dropped(),
         }

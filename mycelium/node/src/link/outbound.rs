@@ -132,6 +132,12 @@ impl Outbound {
         }
     }
 
+    /// Bytes that wait.
+    #[cfg(test)]
+    pub(crate) fn waiting_size(&self) -> usize {
+        self.staged.len() - self.staged_sent + self.control.len() + self.data.len()
+    }
+
     /// Data packets dropped because they waited too long or were too many.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,11 @@ impl QuicCarrier {
             waiting: Notify::new(),
             sent_size: AtomicU64::new(0),
         }
+    }
+
+    /// This node's address of the connection, where the kernel told it.
+    pub(crate) fn local(&self) -> Option<IpAddr> {
+        self.connection.local_ip().map(|address| address.to_canonical())
     }
 
     /// Sends whole data packets, one behind the other.

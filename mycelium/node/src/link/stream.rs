@@ -1,4 +1,4 @@
-//! A link over a stream: a TCP or vsock connection, bare or with TLS on top.
+//! A link over a stream: a TCP or vsock connection, bare or with TLS or a WebSocket on top.
 //!
 //! Any thread may send; it writes to the socket itself, under the link's lock and without waiting
 //! ([`Outbound`]). The link's task, [`StreamCarrier::run`], does the rest: it sends what had to wait, takes
@@ -16,14 +16,14 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::link::layer::Layer;
 use crate::link::outbound::{Outbound, Sent, Transmit};
-use crate::link::tls::TlsSession;
 use crate::sys;
 
 /// A connection, and what waits to leave on it.
 pub(crate) struct StreamCarrier {
     file: AsyncFd<OwnedFd>,
-    tls: Option<TlsSession>,
+    layer: Option<Layer>,
     outbound: Mutex<Outbound>,
     waiting: Notify,
     sent_size: AtomicU64,
@@ -33,7 +33,7 @@ pub(crate) struct StreamCarrier {
 #[derive(Clone, Copy)]
 struct Socket<'a> {
     file: &'a OwnedFd,
-    tls: Option<&'a TlsSession>,
+    layer: Option<&'a Layer>,
 }
 
 /// Why a link came to its end.
@@ -77,15 +77,15 @@ const USER_TIMEOUT: Duration = Duration::from_secs(8);
 impl StreamCarrier {
     /// Takes over a connection. Must be called inside a runtime.
     pub(crate) fn new(file: OwnedFd) -> io::Result<Self> {
-        Self::with_tls(file, None)
+        Self::with_layer(file, None)
     }
 
     /// Takes over a connection and the session on top of it.
-    pub(crate) fn with_tls(file: OwnedFd, tls: Option<TlsSession>) -> io::Result<Self> {
+    pub(crate) fn with_layer(file: OwnedFd, layer: Option<Layer>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&file, true)?;
         Ok(Self {
             file: sys::watch(file)?,
-            tls,
+            layer,
             outbound: Mutex::default(),
             waiting: Notify::new(),
             sent_size: AtomicU64::new(0),
@@ -199,7 +199,7 @@ impl StreamCarrier {
     }
 
     fn socket(&self) -> Socket<'_> {
-        Socket { file: self.file.get_ref(), tls: self.tls.as_ref() }
+        Socket { file: self.file.get_ref(), layer: self.layer.as_ref() }
     }
 
     async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -209,9 +209,9 @@ impl StreamCarrier {
             let received = ready.try_io(|_| self.socket().receive(buffer));
             match received {
                 Ok(Ok(size)) => {
-                    // Less than there was room for: nothing is left, and what comes next wakes us. TLS
-                    // gives a record at a time, which says nothing of what is left.
-                    if size > 0 && size < room && self.tls.is_none() {
+                    // Less than there was room for: nothing is left, and what comes next wakes us. A
+                    // session gives a record or message at a time, which says nothing of what is left.
+                    if size > 0 && size < room && self.layer.is_none() {
                         ready.clear_ready();
                     }
                     return Ok(size);
@@ -226,8 +226,8 @@ impl StreamCarrier {
 
 impl Socket<'_> {
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.tls {
-            Some(tls) => tls.receive(buffer),
+        match self.layer {
+            Some(layer) => layer.receive(buffer),
             None => Ok(rustix::net::recv(self.file, buffer, RecvFlags::DONTWAIT)?.1),
         }
     }
@@ -236,14 +236,14 @@ impl Socket<'_> {
 impl Transmit for Socket<'_> {
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match self.tls {
-            Some(tls) => tls.transmit(bytes),
+        match self.layer {
+            Some(layer) => layer.transmit(bytes),
             None => Ok(rustix::net::send(self.file, bytes, flags)?),
         }
     }
 
     fn flush(&self) -> io::Result<bool> {
-        self.tls.map_or(Ok(true), TlsSession::flush)
+        self.layer.map_or(Ok(true), Layer::flush)
     }
 }
 

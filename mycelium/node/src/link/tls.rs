@@ -1,4 +1,4 @@
-//! TLS on a socket that does not block, for links of a private network.
+//! TLS on a socket that does not block, for links of a private network, and under WebSockets.
 //!
 //! OpenSSL's session reads and writes one record at a time and may be used by one thread at a time, so it
 //! is behind a lock; senders and the reader of a link take turns.
@@ -55,24 +55,8 @@ impl TlsSession {
     /// Shakes hands over a connection. Must be called inside a runtime; to be bounded in time by the
     /// caller.
     pub(crate) async fn establish(ssl: Ssl, socket: &OwnedFd, side: Side) -> io::Result<Self> {
-        let wait = sys::watch(socket.try_clone()?)?;
-        let mut stream = SslStream::new(ssl, RawSocket(socket.try_clone()?))?;
-        loop {
-            let done = match side {
-                Side::Client => stream.connect(),
-                Side::Server => stream.accept(),
-            };
-            match done {
-                Ok(()) => return Ok(Self(Mutex::new(Session { stream, held: Vec::new() }))),
-                Err(error) if error.code() == ErrorCode::WANT_READ => {
-                    wait.readable().await?.clear_ready();
-                }
-                Err(error) if error.code() == ErrorCode::WANT_WRITE => {
-                    wait.writable().await?.clear_ready();
-                }
-                Err(error) => return Err(into_io(error)),
-            }
-        }
+        let stream = handshake(ssl, socket, side).await?;
+        Ok(Self(Mutex::new(Session { stream, held: Vec::new() })))
     }
 
     /// Reads what is there; nothing at the end.
@@ -107,6 +91,32 @@ impl TlsSession {
 
     fn session(&self) -> MutexGuard<'_, Session> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Shakes hands over a connection. Must be called inside a runtime; to be bounded in time by the caller.
+pub(crate) async fn handshake(
+    ssl: Ssl,
+    socket: &OwnedFd,
+    side: Side,
+) -> io::Result<SslStream<RawSocket>> {
+    let wait = sys::watch(socket.try_clone()?)?;
+    let mut stream = SslStream::new(ssl, RawSocket(socket.try_clone()?))?;
+    loop {
+        let done = match side {
+            Side::Client => stream.connect(),
+            Side::Server => stream.accept(),
+        };
+        match done {
+            Ok(()) => return Ok(stream),
+            Err(error) if error.code() == ErrorCode::WANT_READ => {
+                wait.readable().await?.clear_ready();
+            }
+            Err(error) if error.code() == ErrorCode::WANT_WRITE => {
+                wait.writable().await?.clear_ready();
+            }
+            Err(error) => return Err(into_io(error)),
+        }
     }
 }
 

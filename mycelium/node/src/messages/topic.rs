@@ -99,11 +99,12 @@ impl Topics {
         self.rule(topic).map(|rule| &rule.sources)
     }
 
-    /// Lets a subnet's nodes send messages of a topic.
+    /// Lets a subnet's nodes send messages of a topic, which gets a rule if it has none.
     ///
     /// # Errors
-    /// When the topic has no rule, or too many subnets.
+    /// When the topic is too long, or there are too many rules or subnets.
     pub fn add_source(&mut self, topic: &[u8], subnet: Subnet) -> Result<(), TopicError> {
+        self.add(topic.to_vec())?;
         let sources = &mut self.rule_mut(topic)?.sources;
         if sources.len() >= TOPIC_COUNT_MAX && !sources.contains(&subnet) {
             return Err(TopicError::TooMany);

@@ -14,11 +14,13 @@ use tokio::time::timeout;
 
 use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::Carrier;
+use crate::link::layer::Layer;
 use crate::link::stream::{StreamCarrier, tune_tcp};
 use crate::link::tls::Side;
 use crate::link::udp::socket::Sockets;
 use crate::peers::private::PrivateNetwork;
-use crate::peers::{AddPeerError, quic, shown, udp};
+use crate::peers::race::race;
+use crate::peers::{AddPeerError, quic, shown, udp, websocket};
 use crate::sys::{self, VsockAddress};
 
 /// How long a dial may take.
@@ -45,6 +47,8 @@ pub(crate) struct Connection {
     /// As the API shows it: protocol and both ends.
     pub(crate) description: String,
     pub(crate) info: LinkInfo,
+    /// This node's address, where there is one: without it the connection is dead.
+    pub(crate) local: Option<IpAddr>,
 }
 
 impl Connector {
@@ -54,8 +58,8 @@ impl Connector {
             Protocol::Tls if self.private.is_none() => {
                 Err(AddPeerError::NoPrivateNetwork(endpoint.clone()))
             }
-            Protocol::Quic if self.private.is_some() => {
-                Err(AddPeerError::QuicInPrivateNetwork(endpoint.clone()))
+            Protocol::Quic | Protocol::Ws | Protocol::Wss if self.private.is_some() => {
+                Err(AddPeerError::NotInPrivateNetwork(endpoint.clone()))
             }
             Protocol::Quic if self.quic.is_none() => {
                 Err(AddPeerError::QuicDisabled(endpoint.clone()))
@@ -72,34 +76,37 @@ impl Connector {
     }
 
     async fn connect(&self, endpoint: &Endpoint) -> anyhow::Result<Connection> {
-        let addresses: Vec<SocketAddr> = match &endpoint.address {
-            Address::Socket(address) => vec![*address],
-            Address::Name(name, port) => tokio::net::lookup_host((name.as_str(), *port))
-                .await
-                .with_context(|| format!("{name} can't be resolved"))?
-                .take(ADDRESS_COUNT_MAX)
-                .collect(),
-            Address::Vsock { cid, port } => return self.dial_vsock(*cid, *port).await,
-        };
-        let mut last = None;
-        for address in addresses {
-            let dialed = match (endpoint.protocol, &self.quic, &self.udp) {
-                (Protocol::Quic, Some(quic), _) => quic::dial(quic, address).await,
-                (Protocol::Udp, _, Some(udp)) => udp::dial(udp, address).await,
-                _ => self.dial_tcp(address).await,
-            };
-            match dialed {
-                Ok(connection) => return Ok(connection),
-                Err(error) => last = Some(error.context(format!("{address}"))),
-            }
+        if let Address::Vsock { cid, port } = endpoint.address {
+            return self.dial_vsock(cid, port).await;
         }
-        Err(last.unwrap_or_else(|| anyhow::anyhow!("the name has no address")))
+        let addresses = resolve(&endpoint.address).await?;
+        race(addresses, |address| {
+            let (connector, endpoint) = (self.clone(), endpoint.clone());
+            async move { connector.connect_to(&endpoint, address).await }
+        })
+        .await
     }
 
-    async fn dial_tcp(&self, address: SocketAddr) -> anyhow::Result<Connection> {
+    /// Connects to one address of a peer.
+    pub(crate) async fn connect_to(
+        &self,
+        endpoint: &Endpoint,
+        address: SocketAddr,
+    ) -> anyhow::Result<Connection> {
+        match (endpoint.protocol, &self.quic, &self.udp) {
+            (Protocol::Quic, Some(quic), _) => quic::dial(quic, address).await,
+            (Protocol::Udp, _, Some(udp)) => udp::dial(udp, address).await,
+            (Protocol::Ws | Protocol::Wss, ..) => {
+                websocket::connect(self.stream(address).await?, endpoint).await
+            }
+            _ => Ok(self.tcp(self.stream(address).await?, Side::Client).await?),
+        }
+    }
+
+    async fn stream(&self, address: SocketAddr) -> anyhow::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         self.mark(&socket)?;
-        Ok(self.tcp(socket.connect(address).await?, Side::Client).await?)
+        Ok(socket.connect(address).await?)
     }
 
     /// A link over a TCP connection; with TLS in a private network.
@@ -107,14 +114,17 @@ impl Connector {
         tune_tcp(&stream)?;
         let (local, peer) = (canonical(stream.local_addr()?), canonical(stream.peer_addr()?));
         let file = OwnedFd::from(stream.into_std()?);
-        let (tls, protocol) = match &self.private {
-            Some(network) => (Some(network.establish(&file, side).await?), Protocol::Tls),
+        let (layer, protocol) = match &self.private {
+            Some(network) => {
+                (Some(Layer::Tls(network.establish(&file, side).await?)), Protocol::Tls)
+            }
             None => (None, Protocol::Tcp),
         };
         Ok(Connection {
-            carrier: Carrier::Stream(StreamCarrier::with_tls(file, tls)?),
+            carrier: Carrier::Stream(StreamCarrier::with_layer(file, layer)?),
             description: format!("{} {local} <-> {peer}", shown(protocol)),
             info: if peer.is_ipv4() { LinkInfo::TCP4 } else { LinkInfo::TCP6 },
+            local: Some(local.ip()),
         })
     }
 
@@ -145,12 +155,26 @@ impl Connector {
     }
 }
 
+/// All addresses of a peer, by a look at DNS if it has a name: each time anew, since names move.
+pub(crate) async fn resolve(address: &Address) -> anyhow::Result<Vec<SocketAddr>> {
+    match address {
+        Address::Socket(address) => Ok(vec![*address]),
+        Address::Name(name, port) => {
+            let found = tokio::net::lookup_host((name.as_str(), *port)).await;
+            let found = found.with_context(|| format!("{name} can't be resolved"))?;
+            Ok(found.take(ADDRESS_COUNT_MAX).collect())
+        }
+        Address::Vsock { .. } | Address::Instance(_) => Ok(Vec::new()),
+    }
+}
+
 /// A link over a vsock connection.
 pub(crate) fn vsock(socket: OwnedFd, peer: &str) -> io::Result<Connection> {
     Ok(Connection {
         carrier: Carrier::Stream(StreamCarrier::new(socket)?),
         description: format!("{} <-> {peer}", shown(Protocol::Vsock)),
         info: LinkInfo::VSOCK,
+        local: None,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Connections from peers: listeners for TCP and vsock.
+//! Connections from peers: listeners for TCP (and WebSockets) and vsock.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -35,9 +35,13 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
-/// Listens for TCP connections on all addresses.
-pub(crate) fn tcp_listener(connector: &Connector, port: u16) -> anyhow::Result<TcpListener> {
-    let failed = |source| ListenError { port: port.into(), flag: "--tcp-listen-port", source };
+/// Listens for TCP connections on all addresses, at the port that `flag` chose.
+pub(crate) fn tcp_listener(
+    connector: &Connector,
+    port: u16,
+    flag: &'static str,
+) -> anyhow::Result<TcpListener> {
+    let failed = |source| ListenError { port: port.into(), flag, source };
     let any6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let any4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     // A kernel without IPv6 still has peers.
@@ -113,7 +117,8 @@ pub(crate) async fn serve_vsock(peers: Arc<Peers>, listener: AsyncFd<OwnedFd>) {
     }
 }
 
-async fn rest(error: &io::Error) {
+/// Rests for a moment, after a connection that could not be taken.
+pub(super) async fn rest(error: &io::Error) {
     tracing::warn!(%error, "no connection can be taken for a moment");
     tokio::time::sleep(REST).await;
 }

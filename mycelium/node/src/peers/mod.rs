@@ -1,34 +1,40 @@
 //! Peers: whom this node dials, who dialed it, and how those links are doing.
 //!
 //! Each peer to dial has a task that keeps a link to it: dial, carry, and after a while again
-//! (`Backoff`). Each link is carried by a task of its own, which ends with the connection. Peers found
-//! on the local network are forgotten when they can't be reached; those that dialed, when their
-//! connection ends.
+//! (`Backoff`), or at once when the machine gets a link or an address (`Peers::hurry`). Each link is
+//! carried by a task of its own, which ends with the connection, or when the address that it is bound to
+//! is gone. Peers found on the local network are forgotten when they can't be reached; those that dialed,
+//! when their connection ends.
 
+mod backoff;
 pub(crate) mod connect;
 pub(crate) mod direct;
 pub(crate) mod listen;
 pub(crate) mod private;
 pub(crate) mod quic;
+mod race;
 pub(crate) mod udp;
+pub(crate) mod websocket;
 
 pub use listen::ListenError;
 pub use private::PrivateNetworkError;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mycelium_router::LinkId;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc};
+use mycelium_router::{LinkId, LinkInfo};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, watch};
 
 use crate::data::DataPlane;
 use crate::data::ingress::Ingress;
 use crate::endpoint::{Address, Endpoint, Protocol};
-use crate::link::Link;
+use crate::link::local::LocalCarrier;
 use crate::link::stream::LinkError;
+use crate::link::{Carrier, Link};
+use crate::peers::backoff::Backoff;
 use crate::peers::connect::{Connection, Connector};
 use crate::routing::Input;
 
@@ -41,6 +47,8 @@ pub enum PeerKind {
     LinkLocalDiscovery,
     /// It dialed.
     Inbound,
+    /// It is an instance of the same process.
+    Instance,
     /// It has traffic with this node, which found a way to it without others between.
     Direct,
 }
@@ -75,6 +83,10 @@ pub struct PeerStatus {
     pub known_for: Duration,
     /// How long ago the last link to it began.
     pub connected_before: Option<Duration>,
+    /// Its link, as routes name it.
+    pub link: Option<(LinkId, String)>,
+    /// Why the last dial failed or the last link ended.
+    pub trouble: Option<String>,
 }
 
 /// Why a peer was not added.
@@ -89,9 +101,9 @@ pub enum AddPeerError {
     /// TLS needs a private network's key.
     #[error("peer {0}: tls:// needs a private network (--network-name and --network-key-file)")]
     NoPrivateNetwork(Endpoint),
-    /// QUIC carries no private network.
-    #[error("peer {0}: quic:// carries no private network")]
-    QuicInPrivateNetwork(Endpoint),
+    /// Only TCP and vsock carry private networks.
+    #[error("peer {0}: {proto}:// carries no private network", proto = .0.protocol.name())]
+    NotInPrivateNetwork(Endpoint),
     /// QUIC was switched off.
     #[error("peer {0}: QUIC is disabled (--disable-quic)")]
     QuicDisabled(Endpoint),
@@ -106,11 +118,18 @@ pub(crate) struct Peers {
     plane: Arc<DataPlane>,
     inputs: mpsc::Sender<Input>,
     records: Mutex<BTreeMap<Endpoint, Record>>,
+    /// Links that are carried, and the address of this node that each is bound to.
+    carried: Mutex<Carried>,
+    /// Changes when it is worth dialing at once.
+    hurry: watch::Sender<()>,
     next_link: AtomicU64,
     inbound: Arc<Semaphore>,
     connection_attempts: AtomicU64,
     peers_added: AtomicU64,
 }
+
+/// Links, and the address that each is bound to.
+type Carried = HashMap<LinkId, (Arc<Link>, Option<IpAddr>)>;
 
 /// Peers that are known at once.
 const PEER_COUNT_MAX: usize = 4096;
@@ -119,7 +138,11 @@ const INBOUND_COUNT_MAX: usize = 1024;
 /// Of those, from one IP address.
 const INBOUND_PER_ADDRESS_COUNT_MAX: usize = 64;
 /// A peer found on the local network is forgotten after as many dials that fail in a row.
-const DISCOVERED_FAILURE_COUNT_MAX: u32 = 3;
+const DISCOVERED_FAILURE_COUNT_MAX: u32 = 10;
+/// A dial that has been tried for this long begins anew when it is worth dialing at once.
+const DIAL_AGE: Duration = Duration::from_millis(300);
+/// Another instance of this process is as near as can be.
+const INSTANCE: LinkInfo = LinkInfo { static_cost: 1 };
 /// A link that lived this long was a good one: the next dial comes soon.
 const GOOD_LINK_AGE: Duration = Duration::from_secs(10);
 
@@ -133,6 +156,7 @@ struct Record {
     sent_size: u64,
     received_size: u64,
     link: Option<Arc<Link>>,
+    trouble: Option<String>,
     stop: Arc<Notify>,
 }
 
@@ -146,6 +170,7 @@ impl Record {
             sent_size: 0,
             received_size: 0,
             link: None,
+            trouble: None,
             stop: Arc::default(),
         }
     }
@@ -161,6 +186,8 @@ impl Record {
             dropped_count: link.map_or(0, |link| link.dropped()),
             known_for: self.known_since.elapsed(),
             connected_before: self.connected_at.map(|at| at.elapsed()),
+            link: link.map(|link| (link.id(), link.description().to_owned())),
+            trouble: self.trouble.clone(),
         }
     }
 
@@ -168,10 +195,12 @@ impl Record {
         self.state = PeerState::Alive;
         self.connected_at = Some(Instant::now());
         self.link = Some(Arc::clone(link));
+        self.trouble = None;
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, trouble: String) {
         self.state = PeerState::Dead;
+        self.trouble = Some(trouble);
         if let Some(link) = self.link.take() {
             self.sent_size += link.sent_size();
             self.received_size += link.received_size();
@@ -190,6 +219,8 @@ impl Peers {
             plane,
             inputs,
             records: Mutex::default(),
+            carried: Mutex::default(),
+            hurry: watch::Sender::new(()),
             next_link: AtomicU64::new(1),
             inbound: Arc::new(Semaphore::new(INBOUND_COUNT_MAX)),
             connection_attempts: AtomicU64::new(0),
@@ -280,6 +311,22 @@ impl Peers {
         }
     }
 
+    /// Has all peers without a link dialed at once: the machine got a link or an address.
+    pub(crate) fn hurry(&self) {
+        self.hurry.send_replace(());
+    }
+
+    /// Closes links that are bound to an address that this machine no longer has. They would be noticed
+    /// by their silence only.
+    pub(crate) fn address_gone(&self, address: IpAddr) {
+        for (link, local) in self.carried().values() {
+            if *local == Some(address) {
+                tracing::info!(link = link.description(), %address, "the address is gone");
+                link.close();
+            }
+        }
+    }
+
     /// Dials so far, and peers added so far.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -300,6 +347,10 @@ impl Peers {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn carried(&self) -> MutexGuard<'_, Carried> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Changes what is remembered of a peer, unless it was removed.
     fn update(&self, endpoint: &Endpoint, stop: &Arc<Notify>, change: impl FnOnce(&mut Record)) {
         if let Some(record) = self.records().get_mut(endpoint)
@@ -312,11 +363,14 @@ impl Peers {
     /// Keeps a link to a peer until it is removed.
     async fn keep(self: Arc<Self>, endpoint: Endpoint, kind: PeerKind, stop: Arc<Notify>) {
         let mut backoff = Backoff::default();
+        let mut hurry = self.hurry.subscribe();
         loop {
+            hurry.mark_unchanged();
             self.update(&endpoint, &stop, |record| record.state = PeerState::Connecting);
             self.connection_attempts.fetch_add(1, Ordering::Relaxed);
             let dialed = tokio::select! {
                 dialed = self.connector.dial(&endpoint) => dialed,
+                () = outdated(&mut hurry) => continue,
                 () = stop.notified() => return,
             };
             match dialed {
@@ -330,17 +384,19 @@ impl Peers {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(%endpoint, error = format!("{error:#}"), "not reached");
+                    let error = format!("{error:#}");
+                    tracing::debug!(%endpoint, error, "not reached");
+                    self.update(&endpoint, &stop, |record| record.end(error));
                 }
             }
-            self.update(&endpoint, &stop, |record| record.state = PeerState::Dead);
-            let is_lost = backoff.failures >= DISCOVERED_FAILURE_COUNT_MAX;
+            let is_lost = backoff.failures() >= DISCOVERED_FAILURE_COUNT_MAX;
             if kind == PeerKind::LinkLocalDiscovery && is_lost {
                 self.remove(&endpoint);
                 return;
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.wait()) => {}
+                Ok(()) = hurry.changed() => backoff = Backoff::default(),
                 () = stop.notified() => return,
             }
         }
@@ -353,11 +409,11 @@ impl Peers {
         connection: Connection,
         stop: &Arc<Notify>,
     ) -> Option<()> {
-        let (link, info) = self.link(connection);
+        let (link, info, local) = self.link(connection);
         self.update(endpoint, stop, |record| record.begin(&link));
         tracing::info!(%endpoint, "link up");
         self.inputs.send(Input::Up(Arc::clone(&link), info)).await.ok()?;
-        let carry = self.carry(&link);
+        let carry = self.carry(&link, local);
         tokio::pin!(carry);
         let (error, is_removed) = tokio::select! {
             error = &mut carry => (error, false),
@@ -367,7 +423,7 @@ impl Peers {
             }
         };
         tracing::info!(%endpoint, reason = %Chain(&error), "link down");
-        self.update(endpoint, stop, Record::end);
+        self.update(endpoint, stop, |record| record.end(Chain(&error).to_string()));
         self.inputs.send(Input::Down(link.id())).await.ok()?;
         (!is_removed).then_some(())
     }
@@ -389,17 +445,40 @@ impl Peers {
         connection: Connection,
         kind: PeerKind,
     ) {
-        let (link, info) = self.link(connection);
+        let (link, info, local) = self.link(connection);
         let Some(stop) = self.begin_once(&endpoint, &link, kind) else { return };
         tracing::info!(%endpoint, ?kind, "link up");
         if self.inputs.send(Input::Up(Arc::clone(&link), info)).await.is_err() {
             return;
         }
-        let error = self.carry(&link).await;
+        let error = self.carry(&link, local).await;
         tracing::info!(%endpoint, reason = %Chain(&error), "link down");
         self.end_once(&endpoint, &stop);
         // When the node stops, the router is gone.
         let _ = self.inputs.send(Input::Down(link.id())).await;
+    }
+
+    /// Carries a link to another instance of this process, until either end closes it. A link to one of
+    /// that name which is there already ends.
+    pub(crate) async fn join(self: Arc<Self>, name: String, carrier: LocalCarrier) {
+        let description = format!("{} {name}", shown(Protocol::Instance));
+        let endpoint = Endpoint { protocol: Protocol::Instance, address: Address::Instance(name) };
+        let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
+        let link = Arc::new(Link::new(id, description, Carrier::Local(carrier)));
+        let mut record = Record::new(PeerKind::Instance);
+        record.begin(&link);
+        let stop = Arc::clone(&record.stop);
+        let old = self.records().insert(endpoint.clone(), record);
+        if let Some(link) = old.and_then(|old| old.link) {
+            link.close();
+        }
+        if self.inputs.send(Input::Up(Arc::clone(&link), INSTANCE)).await.is_err() {
+            return link.close();
+        }
+        self.carry(&link, None).await;
+        self.end_once(&endpoint, &stop);
+        // When the node stops, the router is gone.
+        let _ = self.inputs.send(Input::Down(id)).await;
     }
 
     /// Notes a peer that is not dialed again, unless too many came from its address.
@@ -436,45 +515,39 @@ impl Peers {
         }
     }
 
-    fn link(&self, connection: Connection) -> (Arc<Link>, mycelium_router::LinkInfo) {
+    fn link(&self, connection: Connection) -> (Arc<Link>, LinkInfo, Option<IpAddr>) {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
-        let Connection { carrier, description, info } = connection;
-        (Arc::new(Link::new(id, description, carrier)), info)
+        let Connection { carrier, description, info, local } = connection;
+        (Arc::new(Link::new(id, description, carrier)), info, local)
     }
 
-    async fn carry(&self, link: &Arc<Link>) -> LinkError {
+    async fn carry(&self, link: &Arc<Link>, local: Option<IpAddr>) -> LinkError {
+        self.carried().insert(link.id(), (Arc::clone(link), local));
         let mut ingress = Ingress::new(&self.plane, link, &self.inputs);
-        link.carrier().run(&mut ingress).await
+        let error = link.carrier().run(&mut ingress).await;
+        self.carried().remove(&link.id());
+        error
     }
 }
 
-/// Connections that came from the IP address of this one.
+/// Comes back when a dial that has been tried for a while is worth beginning anew.
+async fn outdated(hurry: &mut watch::Receiver<()>) {
+    tokio::time::sleep(DIAL_AGE).await;
+    if hurry.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Connections that came from the IP address of this one. A web server on this machine passes on those of
+/// many, which are not counted.
 fn inbound_count_from(records: &BTreeMap<Endpoint, Record>, endpoint: &Endpoint) -> usize {
     let Address::Socket(from) = endpoint.address else { return 0 };
+    if from.ip().is_loopback() {
+        return 0;
+    }
     let is_from = |known: &Endpoint| matches!(known.address, Address::Socket(address) if address.ip() == from.ip());
     let inbound = records.iter().filter(|(_, record)| record.kind == PeerKind::Inbound);
     inbound.filter(|(known, _)| is_from(known)).count()
-}
-
-/// When to dial again: soon at first, then less and less often.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-/// The first wait, and the longest.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-impl Backoff {
-    /// The next wait: twice as long each time, less up to a quarter by chance, so that nodes that lost
-    /// the same peer do not come back at the same time.
-    fn wait(&mut self) -> Duration {
-        let wait = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
-        self.failures = self.failures.saturating_add(1);
-        let [chance] = mycelium_wire::random_bytes().unwrap_or([0]);
-        wait - wait.mul_f64(f64::from(chance) / 1024.0)
-    }
 }
 
 /// An error and what caused it, on one line.
@@ -500,19 +573,8 @@ pub(crate) fn shown(protocol: Protocol) -> &'static str {
         Protocol::Quic => "QUIC",
         Protocol::Udp => "UDP",
         Protocol::Vsock => "VSOCK",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_grow_from_a_tenth_of_a_second_to_five() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<Duration> = (0..12).map(|_| backoff.wait()).collect();
-        assert!(waits[0] <= BACKOFF_MIN && waits[0] >= BACKOFF_MIN * 3 / 4, "{waits:?}");
-        assert!(waits[11] <= BACKOFF_MAX && waits[11] >= BACKOFF_MAX * 3 / 4, "{waits:?}");
-        assert!(waits[..3].iter().sum::<Duration>() < Duration::from_millis(701), "{waits:?}");
+        Protocol::Ws => "WS",
+        Protocol::Wss => "WSS",
+        Protocol::Instance => "INSTANCE",
     }
 }

@@ -111,10 +111,12 @@ async fn accept(incoming: Incoming) -> Result<QuicCarrier, quinn::ConnectionErro
 
 fn link(carrier: QuicCarrier, peer: SocketAddr) -> Connection {
     let peer = canonical(peer);
+    let local = carrier.local();
     Connection {
         carrier: Carrier::Quic(carrier),
         description: format!("{} -> {peer}", shown(Protocol::Quic)),
         info: if peer.is_ipv4() { LinkInfo::QUIC4 } else { LinkInfo::QUIC6 },
+        local,
     }
 }
 

@@ -40,5 +40,6 @@ pub(crate) fn connection(carrier: UdpCarrier) -> Connection {
         carrier: Carrier::Udp(Box::new(carrier)),
         description: format!("{} -> {peer}", shown(Protocol::Udp)),
         info: if peer.is_ipv4() { LinkInfo::UDP4 } else { LinkInfo::UDP6 },
+        local: None,
     }
 }

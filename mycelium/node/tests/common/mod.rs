@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -77,16 +77,50 @@ impl Lab {
         }
     }
 
-    /// Starts a node in a namespace, with `arguments` besides its key and device.
-    pub(crate) fn start(&self, at: usize, arguments: &[&str]) -> Node {
-        let key_file = self.folder.path().join(format!("{at}.key"));
-        let key_file = key_file.to_str().unwrap();
-        if !std::path::Path::new(key_file).exists() {
+    /// Name of a namespace.
+    pub(crate) fn name(&self, at: usize) -> &str {
+        &self.names[at]
+    }
+
+    /// Runs `ip` on a namespace.
+    pub(crate) fn ip(&self, at: usize, arguments: &str) {
+        ip(&format!("-n {} {arguments}", self.names[at]));
+    }
+
+    /// Path of a key of this name, made if missing, and its address.
+    pub(crate) fn key(&self, name: &str) -> (PathBuf, Ipv6Addr) {
+        let path = self.folder.path().join(format!("{name}.key"));
+        let key_file = path.to_str().unwrap();
+        if !path.exists() {
             let made = mycelium(&["generate-keys", "--key-file", key_file]);
             assert!(made.status.success(), "{made:?}");
         }
         let shown = mycelium(&["inspect", "--json", "--key-file", key_file]);
         let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+        let address = shown["address"].as_str().unwrap().parse().unwrap();
+        (path, address)
+    }
+
+    /// Starts a process with the instances of a file, outside of all namespaces.
+    pub(crate) fn start_instances(&self, file: &Path, socket: &Path) -> Node {
+        let log = self.folder.path().join("instances.log");
+        let process = Command::new(env!("CARGO_BIN_EXE_mycelium"))
+            .args(["--debug", "--instances"])
+            .arg(file)
+            .arg("--control-socket")
+            .arg(socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Node { process, address: Ipv6Addr::UNSPECIFIED, log }
+    }
+
+    /// Starts a node in a namespace, with `arguments` besides its key and device.
+    pub(crate) fn start(&self, at: usize, arguments: &[&str]) -> Node {
+        let (key_file, address) = self.key(&at.to_string());
+        let key_file = key_file.to_str().unwrap();
         let log = self.folder.path().join(format!("{at}.log"));
         let process = Command::new("ip")
             .args(["netns", "exec", &self.names[at], env!("CARGO_BIN_EXE_mycelium")])
@@ -97,7 +131,7 @@ impl Lab {
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Node { process, address: shown["address"].as_str().unwrap().parse().unwrap(), log }
+        Node { process, address, log }
     }
 
     /// Runs the program in a namespace, as a user beside the node there.
@@ -153,7 +187,7 @@ impl Lab {
         });
     }
 
-    /// Sends a datagram of `size` bytes to an [`Self::echo`] each 100 ms until one comes back, and gives
+    /// Sends a datagram of `size` bytes to an [`Self::echo`] each 20 ms until one comes back, and gives
     /// how long that took.
     pub(crate) fn reach(
         &self,
@@ -246,6 +280,14 @@ impl Node {
         false
     }
 
+    /// Memory of its own, in KiB: what would be free without it.
+    pub(crate) fn private_kib(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.process.id());
+        let rollup = std::fs::read_to_string(path).unwrap();
+        let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+        private.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.process.id().to_string();
@@ -302,7 +344,8 @@ fn bind(address: SocketAddr) -> UdpSocket {
 
 fn pings(to: Ipv6Addr, size: usize, time: Duration, until_first: bool) -> Pings {
     let socket = bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)));
-    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let interval = Duration::from_millis(if until_first { 20 } else { 100 });
+    socket.set_read_timeout(Some(interval)).unwrap();
     let (start, mut pings, mut in_a_row) = (Instant::now(), Pings::default(), 0);
     let mut buffer = vec![0; 2000];
     while start.elapsed() < time {
@@ -315,7 +358,8 @@ fn pings(to: Ipv6Addr, size: usize, time: Duration, until_first: bool) -> Pings 
         let is_answered = loop {
             match socket.recv(&mut buffer) {
                 Ok(got) if got == size && buffer[..4] == pings.sent.to_be_bytes() => break true,
-                // One that came late.
+                // One that came late, which is as good when any will do.
+                Ok(got) if got == size && until_first => break true,
                 Ok(_) => {}
                 Err(_) => break false,
             }
@@ -330,7 +374,7 @@ fn pings(to: Ipv6Addr, size: usize, time: Duration, until_first: bool) -> Pings 
             in_a_row += 1;
             pings.lost_in_a_row = pings.lost_in_a_row.max(in_a_row);
         }
-        thread::sleep(Duration::from_millis(100).saturating_sub(begin.elapsed()));
+        thread::sleep(interval.saturating_sub(begin.elapsed()));
     }
     pings
 }
