@@ -3,8 +3,10 @@
 //! A link is made by [`crate::peers`] when a connection is there and ends with it. Its number is never
 //! used again, so what others remember of it can't mean another one.
 
-pub(crate) mod codel;
+mod codel;
+mod fair;
 pub(crate) mod outbound;
+mod pace;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;
