@@ -2,10 +2,12 @@
 
 # One target directory for all runs and clones, so that dependencies compile once per machine.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/zero-os/target}"
+# Programs of others that only measurements need.
+tools="${XDG_CACHE_HOME:-$HOME/.cache}/zero-os/tools"
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 
 # Our programs, optimised: always the same set in one call, so that what they have in common is built once.
-build_programs() { cargo build --quiet --release -p flist -p zdb-server -p lab -p boot-image -p measure; }
+build_programs() { cargo build --quiet --release -p flist -p zdb-server -p mycelium-node -p lab -p boot-image -p measure; }
 
 # A heading on standard error; bold where a person looks at it.
 say() {

@@ -7,6 +7,7 @@
 
 mod disk;
 mod flist;
+mod mycelium;
 mod process;
 mod table;
 mod vmm;
@@ -43,6 +44,15 @@ enum Part {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
         rounds: u32,
     },
+    /// Carrying packets between nodes, against userspace WireGuard
+    Mycelium {
+        /// Only counted limits; exit 1 when one is missed
+        #[arg(long)]
+        check: bool,
+        /// Rounds of every timed row
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+        rounds: u32,
+    },
     /// Booting a VM, against QEMU's microvm, in instructions
     Vmm {
         /// Only counted limits of ours; exit 1 when one is missed
@@ -57,6 +67,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Part::Flist { check: false, rounds } => (false, flist::timed(rounds)?),
         Part::Zdb { check: true, .. } => (true, zdb::counted()?),
         Part::Zdb { check: false, rounds } => (false, zdb::timed(rounds)?),
+        Part::Mycelium { check: true, .. } => (true, mycelium::counted()?),
+        Part::Mycelium { check: false, rounds } => (false, mycelium::timed(rounds)?),
         Part::Vmm { check: true } => (true, vmm::counted()?),
         Part::Vmm { check: false } => (false, vmm::compared()?),
     };

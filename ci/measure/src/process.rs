@@ -60,6 +60,17 @@ fn watch(pid: u32, done: &AtomicBool) -> f64 {
     most
 }
 
+/// What a process holds, in MiB (proc(5), smaps_rollup).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// All that is resident.
+    pub(crate) resident_mib: f64,
+    /// The same, where what is shared is divided among those who share it.
+    pub(crate) share_mib: f64,
+    /// What nobody shares.
+    pub(crate) private_mib: f64,
+}
+
 /// A program that runs beside the measurement and is ended with it.
 pub(crate) struct Daemon {
     child: Child,
@@ -85,6 +96,23 @@ impl Daemon {
             thread::sleep(Duration::from_millis(2));
         }
         Ok(daemon)
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it holds now, with what it shares.
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
+        let path = format!("/proc/{}/smaps_rollup", self.child.id());
+        let text = fs::read_to_string(&path).with_context(|| path)?;
+        let field = |name| field_mib(&text, name).unwrap_or_default();
+        Ok(Memory {
+            resident_mib: field("Rss"),
+            share_mib: field("Pss"),
+            private_mib: field("Private_Clean") + field("Private_Dirty"),
+        })
     }
 
     /// Resident size now, in MiB.
@@ -164,6 +192,39 @@ impl Traced {
     }
 }
 
+/// strace, attached to a process that runs already.
+pub(crate) struct Attached {
+    daemon: Daemon,
+    report: tempfile::NamedTempFile,
+}
+
+impl Attached {
+    /// Counts from now on, in all threads.
+    pub(crate) fn to(pid: u32) -> anyhow::Result<Self> {
+        let report = tempfile::NamedTempFile::new()?;
+        let pid = pid.to_string();
+        let process = ["-p", &pid];
+        let words = under_strace(report.path(), &process);
+        let daemon = Daemon::start(&words, || is_traced(&pid))?;
+        Ok(Self { daemon, report })
+    }
+
+    /// Lets it go; how many system calls it made meanwhile.
+    pub(crate) fn system_calls(mut self) -> anyhow::Result<f64> {
+        self.daemon.stop();
+        strace_total(self.report.path())
+    }
+}
+
+/// Whether somebody traces each thread of a process.
+fn is_traced(pid: &str) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().all(|thread| {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        !status.contains("TracerPid:\t0\n")
+    })
+}
+
 /// System calls of a command and all its threads, counted by strace.
 pub(crate) fn system_calls<S: AsRef<OsStr>>(arguments: &[S]) -> anyhow::Result<f64> {
     let report = tempfile::NamedTempFile::new()?;
@@ -172,7 +233,7 @@ pub(crate) fn system_calls<S: AsRef<OsStr>>(arguments: &[S]) -> anyhow::Result<f
 }
 
 fn under_strace<'a, S: AsRef<OsStr>>(report: &'a Path, arguments: &'a [S]) -> Vec<&'a OsStr> {
-    let strace = ["strace", "-f", "-c", "-U", "calls,name", "-o"].map(OsStr::new);
+    let strace = ["strace", "-q", "-f", "-c", "-U", "calls,name", "-o"].map(OsStr::new);
     let arguments = arguments.iter().map(AsRef::as_ref);
     strace.into_iter().chain([report.as_os_str()]).chain(arguments).collect()
 }
@@ -224,8 +285,12 @@ fn line<S: AsRef<OsStr>>(arguments: &[S]) -> String {
 }
 
 fn status_mib(pid: u32, field: &str) -> Option<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    field_mib(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, field)
+}
+
+/// A line of the kind "Name:  12 kB".
+fn field_mib(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse().ok()?;
     Some(kib / 1024.0)
 }

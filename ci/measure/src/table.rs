@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table as Text};
 #[derive(Default)]
 pub(crate) struct Table {
     rows: Vec<Row>,
+    notes: Vec<String>,
 }
 
 /// One measurement.
@@ -43,6 +44,12 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// Adds a line below the table: what is not in it, and why.
+    pub(crate) fn note(&mut self, note: String) {
+        eprintln!("{note}");
+        self.notes.push(note);
+    }
+
     /// Whether any row misses its goal.
     pub(crate) fn has_missed(&self) -> bool {
         self.rows.iter().any(|row| row.is_met() == Some(false))
@@ -62,6 +69,9 @@ impl Table {
             }
         }
         println!("{text}");
+        for note in &self.notes {
+            println!("{note}");
+        }
     }
 }
 

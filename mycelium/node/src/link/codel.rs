@@ -43,6 +43,12 @@ impl Codel {
         true
     }
 
+    /// Whether it has dropped nothing lately, and forgetting its state makes no difference.
+    pub(crate) fn is_calm(&self, now: Instant) -> bool {
+        let is_recent = |at: Instant| now.saturating_duration_since(at) < 16 * INTERVAL;
+        !self.is_dropping && !self.drop_next.is_some_and(is_recent)
+    }
+
     /// Whether waits have been long for an interval.
     fn is_above(&mut self, since: Instant, is_last: bool, now: Instant) -> bool {
         if is_last || now.saturating_duration_since(since) < TARGET {

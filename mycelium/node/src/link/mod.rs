@@ -4,9 +4,11 @@
 //! used again, so what others remember of it can't mean another one.
 
 pub(crate) mod codel;
+mod fair;
 pub(crate) mod layer;
 pub(crate) mod local;
 pub(crate) mod outbound;
+mod pace;
 pub(crate) mod quic;
 pub(crate) mod stream;
 pub(crate) mod tls;

@@ -1,8 +1,8 @@
 //! What waits to leave on a stream: at most a piece of what was begun, then control packets, then data.
 //!
 //! Data is written straight to the socket by whoever has it, as long as the socket takes it. The rest
-//! waits here, bounded, and is dropped when it waits too long ([`super::codel`]). What is on a stream
-//! must be whole packets, so the rest of a packet whose front was sent is never dropped.
+//! waits here, bounded, takes turns, and is dropped when it waits too long ([`super::fair`]). What is on a
+//! stream must be whole packets, so the rest of a packet whose front was sent is never dropped.
 //!
 //! ```text
 //!  send_data ──> nothing waits? ──yes──> socket ──rest of a packet──> staged ─┐
@@ -10,25 +10,19 @@
 //!  send_control ──────────> control ─┴──────────────────────────────> staged ─┘
 //! ```
 
-use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 
 use mycelium_wire::frame::{DATA_HEADER_SIZE, DATA_LENGTH_OFFSET};
 
-use crate::link::codel::Codel;
+use crate::link::fair::FairQueue;
+use crate::link::pace::Pace;
 
-/// Data that waits on one link, in bytes; what comes on top is dropped.
-const DATA_SIZE_MAX: usize = 2 << 20;
 /// Control packets that wait on one link, in bytes. A neighbour that leaves more than this unread is
 /// no neighbour.
 const CONTROL_SIZE_MAX: usize = 1 << 20;
-/// How much is made ready for one write.
+/// How much is made ready for one write; less on a narrow path.
 const STAGED_SIZE: usize = 64 << 10;
-/// Memory that an empty queue keeps.
-const SIZE_KEPT: usize = 64 << 10;
-/// A backlog so small is not worth a drop: a packet's size (RFC 8289 §4.4).
-const BACKLOG_SIZE_MIN: usize = 1500;
 
 /// Writes bytes without waiting, as many as it can; `WouldBlock` when none.
 pub(crate) trait Transmit {
@@ -36,6 +30,14 @@ pub(crate) trait Transmit {
 
     /// Writes what it took but holds back. Whether nothing is held back any more.
     fn flush(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    /// Asks it to hold no more than so many bytes that it did not send yet.
+    fn limit(&self, _size: usize) {}
+
+    /// Whether it holds less than that; if not, its owner is woken when it does.
+    fn has_room(&self) -> io::Result<bool> {
         Ok(true)
     }
 }
@@ -46,17 +48,8 @@ pub(crate) struct Outbound {
     staged: Vec<u8>,
     staged_sent: usize,
     control: Vec<u8>,
-    data: VecDeque<u8>,
-    waiting: VecDeque<Packet>,
-    codel: Codel,
-    dropped: u64,
-}
-
-/// A data packet that waits.
-#[derive(Clone, Copy, Debug)]
-struct Packet {
-    size: usize,
-    since: Instant,
+    data: FairQueue,
+    pace: Pace,
 }
 
 /// What became of packets.
@@ -76,22 +69,39 @@ impl Outbound {
         packets: &[u8],
         now: Instant,
     ) -> io::Result<Sent> {
-        if !self.is_empty() {
-            self.push(packets, now);
+        if !self.is_empty() || (self.is_narrow() && !socket.has_room()?) {
+            self.data.push(packets, now);
             return Ok(Sent::Waiting);
         }
-        let sent = transmit(socket, packets)?;
+        let (first, later) = packets.split_at(self.front_size(packets));
+        let sent = transmit(socket, first)?;
         if sent == packets.len() {
             return flushed(socket);
         }
         // The rest of the packet that was cut must follow; those after it may wait or go.
         let mut end = 0;
         while end < sent {
-            end += packet_size(&packets[end..]);
+            end += packet_size(&first[end..]);
         }
-        self.stage(&packets[sent..end]);
-        self.push(&packets[end..], now);
+        self.stage(&first[sent..end]);
+        self.data.push(&first[end..], now);
+        self.data.push(later, now);
         Ok(Sent::Waiting)
+    }
+
+    /// Whether the socket must not be given all that it takes: it fills the last of its buffers before it
+    /// says that it has enough, which on a narrow path is too much.
+    fn is_narrow(&self) -> bool {
+        self.pace.ahead_size() < STAGED_SIZE
+    }
+
+    /// Bytes of the packets at the front that the socket may be given at once.
+    fn front_size(&self, packets: &[u8]) -> usize {
+        let mut size = if self.is_narrow() { 0 } else { packets.len() };
+        while size < packets.len().min(self.pace.ahead_size()) {
+            size += packet_size(&packets[size..]);
+        }
+        size
     }
 
     /// Sends a control packet, before all data that waits.
@@ -119,13 +129,20 @@ impl Outbound {
     pub(crate) fn drain(&mut self, socket: &impl Transmit, now: Instant) -> io::Result<Sent> {
         loop {
             if self.staged_sent == self.staged.len() {
+                if self.is_narrow() && !self.is_empty() && !socket.has_room()? {
+                    return Ok(Sent::Waiting);
+                }
                 self.fill(now);
                 if self.staged.is_empty() {
+                    self.pace.pause();
                     return flushed(socket);
                 }
             }
             let sent = transmit(socket, &self.staged[self.staged_sent..])?;
             self.staged_sent += sent;
+            if let Some(size) = self.pace.took(sent, now) {
+                socket.limit(size);
+            }
             if self.staged_sent < self.staged.len() {
                 return Ok(Sent::Waiting);
             }
@@ -135,16 +152,21 @@ impl Outbound {
     /// Bytes that wait.
     #[cfg(test)]
     pub(crate) fn waiting_size(&self) -> usize {
-        self.staged.len() - self.staged_sent + self.control.len() + self.data.len()
+        self.staged.len() - self.staged_sent + self.control.len() + self.data.size()
+    }
+
+    /// Bytes that the socket may hold ahead of what it sends.
+    pub(crate) fn ahead_size(&self) -> usize {
+        self.pace.ahead_size()
     }
 
     /// Data packets dropped because they waited too long or were too many.
     pub(crate) fn dropped(&self) -> u64 {
-        self.dropped
+        self.data.dropped()
     }
 
     fn is_empty(&self) -> bool {
-        self.staged_sent == self.staged.len() && self.control.is_empty() && self.waiting.is_empty()
+        self.staged_sent == self.staged.len() && self.control.is_empty() && self.data.is_empty()
     }
 
     fn stage(&mut self, bytes: &[u8]) {
@@ -153,49 +175,15 @@ impl Outbound {
         self.staged.extend_from_slice(bytes);
     }
 
-    /// Adds packets to the data that waits, as many as there is room for.
-    fn push(&mut self, packets: &[u8], now: Instant) {
-        let mut end = 0;
-        while end < packets.len() {
-            let size = packet_size(&packets[end..]);
-            if self.data.len() + end + size > DATA_SIZE_MAX {
-                break;
-            }
-            self.waiting.push_back(Packet { size, since: now });
-            end += size;
-        }
-        self.data.extend(&packets[..end]);
-        let mut rest = &packets[end..];
-        while !rest.is_empty() {
-            rest = &rest[packet_size(rest)..];
-            self.dropped += 1;
-        }
-    }
-
     /// Makes the next write ready.
     fn fill(&mut self, now: Instant) {
         self.staged.clear();
         self.staged_sent = 0;
         self.staged.append(&mut self.control);
-        while let Some(packet) = self.waiting.front().copied() {
-            if self.staged.len() + packet.size > STAGED_SIZE && !self.staged.is_empty() {
-                break;
-            }
-            self.waiting.pop_front();
-            let is_last = self.data.len() <= BACKLOG_SIZE_MIN;
-            if self.codel.drops(packet.since, is_last, now) {
-                self.dropped += 1;
-            } else {
-                let (front, back) = self.data.as_slices();
-                let cut = front.len().min(packet.size);
-                self.staged.extend_from_slice(&front[..cut]);
-                self.staged.extend_from_slice(&back[..packet.size - cut]);
-            }
-            self.data.drain(..packet.size);
-        }
-        if self.waiting.is_empty() {
-            self.data.shrink_to(SIZE_KEPT);
-            self.staged.shrink_to(SIZE_KEPT);
+        let size_max = self.pace.ahead_size().min(STAGED_SIZE);
+        self.data.take(&mut self.staged, size_max, now);
+        if self.data.is_empty() {
+            self.staged.shrink_to(STAGED_SIZE);
         }
     }
 }
@@ -235,17 +223,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::link::fair::SIZE_MAX;
 
     /// Takes `room` bytes, at most `step` at once.
     struct Pipe {
         room: Cell<usize>,
         step: usize,
+        limit: Cell<usize>,
         taken: RefCell<Vec<u8>>,
     }
 
     impl Pipe {
         fn new(room: usize, step: usize) -> Self {
-            Self { room: Cell::new(room), step, taken: RefCell::default() }
+            let limit = Cell::new(usize::MAX);
+            Self { room: Cell::new(room), step, limit, taken: RefCell::default() }
         }
     }
 
@@ -259,10 +250,19 @@ mod tests {
             self.taken.borrow_mut().extend_from_slice(&bytes[..size]);
             Ok(size)
         }
+
+        fn limit(&self, size: usize) {
+            self.limit.set(size);
+        }
+
+        fn has_room(&self) -> io::Result<bool> {
+            Ok(self.room.get() > 0)
+        }
     }
 
     fn packet(number: u8, size: u16) -> Vec<u8> {
-        let address = Ipv6Addr::from([number; 16]);
+        // All of one pair, which keeps their order.
+        let address = Ipv6Addr::from([7; 16]);
         let header =
             DataHeader { hop_limit: number, source: address, destination: address, length: size };
         let mut packet = header.encode().to_vec();
@@ -308,8 +308,7 @@ mod tests {
         let (pipe, mut outbound) = (Pipe::new(0, 1), Outbound::default());
         let packets = packet(9, 60_000).repeat(50);
         outbound.send_data(&pipe, &packets, Instant::now()).unwrap();
-        let kept = DATA_SIZE_MAX / 60_040;
-        assert_eq!(outbound.dropped(), 50 - kept as u64);
+        assert!(outbound.dropped() >= 50 - (SIZE_MAX / 60_040) as u64);
         for _ in 0..CONTROL_SIZE_MAX / 1000 {
             outbound.send_control(&pipe, &[0; 1000]).unwrap();
         }
@@ -330,6 +329,32 @@ mod tests {
             sent += 1;
         }
         assert!(outbound.dropped() > 50, "{} of {sent}", outbound.dropped());
+    }
+
+    #[test]
+    fn a_narrow_path_is_given_little_at_once() {
+        let (pipe, mut outbound) = (Pipe::new(0, usize::MAX), Outbound::default());
+        let start = Instant::now();
+        let packets = packet(1, 1460).repeat(40);
+        let mut taken = 0;
+        for at in 0..500 {
+            let now = start + Duration::from_millis(at);
+            outbound.send_data(&pipe, &packets[..3000], now).unwrap();
+            // 12 Mbit/s.
+            pipe.room.set(1500);
+            outbound.drain(&pipe, now).unwrap();
+            taken += 1500;
+        }
+        let limit = pipe.limit.get();
+        assert!(limit < 20 << 10, "{limit}");
+        pipe.room.set(usize::MAX);
+        outbound.drain(&pipe, start + Duration::from_millis(500)).unwrap();
+        let before = pipe.taken.borrow().len();
+        assert!(before > taken);
+        // All has left. Of what comes now, the rest waits for its turn.
+        outbound.send_data(&pipe, &packets, start + Duration::from_secs(1)).unwrap();
+        let at_once = pipe.taken.borrow().len() - before;
+        assert!((limit..limit + 1500).contains(&at_once), "{at_once}");
     }
 
     proptest! {

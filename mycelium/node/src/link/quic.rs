@@ -2,8 +2,9 @@
 //!
 //! A data packet that is larger than a datagram may be goes on the stream as well, where existing
 //! releases take it; with their limit of 1472 bytes that is every full-size packet
-//! (`reference: mycelium 3.6`). The stream's queue is that of all links ([`Outbound`]); datagrams wait in
-//! quinn, which drops the oldest when there are too many.
+//! (`reference: mycelium 3.6`). The stream's queue is that of all links ([`Outbound`]), and the stream gets
+//! little more than the path takes, so that what waits can be dropped; datagrams wait in quinn, which drops
+//! the oldest when there are too many.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -13,7 +14,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mycelium_wire::frame::{self, PACKET_SIZE_MAX};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -37,6 +38,8 @@ pub(crate) struct QuicCarrier {
 const STREAM_BUFFER_SIZE: usize = 2 * PACKET_SIZE_MAX;
 /// Memory for datagrams that are looked at together.
 const DATAGRAM_BUFFER_SIZE: usize = 64 << 10;
+/// Between two looks at how much the path takes.
+const FIT_INTERVAL: Duration = Duration::from_millis(10);
 
 impl QuicCarrier {
     pub(crate) fn new(connection: Connection, streams: (SendStream, RecvStream)) -> Self {
@@ -170,11 +173,17 @@ impl QuicCarrier {
 
     /// Sends what waits for the stream, as long as the connection lives.
     async fn drain(&self, mut stream: SendStream) -> LinkError {
+        let mut fitted = None;
         loop {
             self.waiting.notified().await;
             let drained = poll_fn(|context| {
+                let now = Instant::now();
+                if fitted.is_none_or(|at| now.saturating_duration_since(at) >= FIT_INTERVAL) {
+                    self.fit_window();
+                    fitted = Some(now);
+                }
                 let writer = StreamWriter(RefCell::new((&mut stream, context)));
-                match self.outbound().drain(&writer, Instant::now()) {
+                match self.outbound().drain(&writer, now) {
                     Ok(Sent::Done) => Poll::Ready(Ok(())),
                     Ok(Sent::Waiting) => Poll::Pending,
                     Err(error) => Poll::Ready(Err(error)),
@@ -184,6 +193,13 @@ impl QuicCarrier {
                 return LinkError::Io(error);
             }
         }
+    }
+
+    /// Lets the stream hold what may be under way, and what may wait for it: [`super::pace`].
+    fn fit_window(&self) {
+        let ahead = self.outbound().ahead_size() as u64;
+        let under_way = self.connection.stats().path.cwnd;
+        self.connection.set_send_window(under_way.saturating_add(ahead));
     }
 
     fn outbound(&self) -> MutexGuard<'_, Outbound> {

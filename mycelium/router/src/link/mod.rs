@@ -30,6 +30,8 @@ pub(crate) struct Link {
     pub(crate) announce_at: Time,
     /// When it was last given the whole table.
     pub(crate) dumped_at: Option<Time>,
+    /// What its router id says of its software, once it announced its own subnet.
+    pub(crate) zone: Option<[u8; 2]>,
     pub(crate) updates_in: Pace,
     pub(crate) requests_in: Pace,
     pub(crate) hellos_in: Pace,
@@ -52,10 +54,16 @@ impl Link {
             told: BTreeSet::new(),
             announce_at: now + UPDATE_INTERVAL,
             dumped_at: None,
+            zone: None,
             updates_in: UPDATES_IN,
             requests_in: REQUESTS_IN,
             hellos_in: HELLOS_IN,
         }
+    }
+
+    /// Whether the neighbour may be one of the nodes that exist, which leave the zone empty.
+    pub(crate) fn is_existing(&self) -> bool {
+        self.zone.is_none_or(|zone| zone == [0, 0])
     }
 
     /// When something is to be done.

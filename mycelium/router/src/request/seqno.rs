@@ -1,7 +1,9 @@
 //! Requests for sequence numbers that pass through this node (RFC 8966 3.8.1.2).
 //!
 //! A request goes to one neighbour at a time, not to all. It is remembered who asked, so that the
-//! answer finds its way back, and whom it was passed on to, so that the next try goes elsewhere.
+//! answer finds its way back, and whom it was passed on to, so that the next try goes elsewhere. Who asked
+//! is not asked before others, but is not left out either: of a request that is repeated each minute, as
+//! existing nodes do, the memory never ends, and a neighbour that asked once would be left out for ever.
 
 use std::collections::BTreeMap;
 
@@ -67,20 +69,24 @@ impl Seqnos {
         true
     }
 
-    /// The first of `candidates` that has neither asked nor been asked; when all have been asked,
-    /// the round begins again.
+    /// The first of `candidates` that has neither asked nor been asked, for a request of `asker`; then
+    /// those who asked, since whoever had no route then may have one now, and be the way itself; when all
+    /// have been asked, the round begins again. Never `asker` (RFC 8966 3.8.1.2).
     pub(crate) fn next_hop(
         &mut self,
         wish: Wish,
+        asker: LinkId,
         candidates: impl Iterator<Item = LinkId>,
     ) -> Option<LinkId> {
         let pending = self.pending.get_mut(&wish)?;
-        let candidates: Vec<_> = candidates.filter(|l| !pending.askers.contains(l)).collect();
-        let fresh = candidates.iter().find(|link| !pending.visited.contains(link));
+        let candidates: Vec<_> = candidates.filter(|link| *link != asker).collect();
+        let unvisited = candidates.iter().filter(|link| !pending.visited.contains(link));
+        let fresh = unvisited.clone().find(|link| !pending.askers.contains(link));
+        let fresh = fresh.or_else(|| unvisited.clone().next()).copied();
         if fresh.is_none() || pending.visited.len() >= SEQNO_LINKS_MAX {
             pending.visited.clear();
         }
-        let next = *fresh.or_else(|| candidates.first())?;
+        let next = fresh.or_else(|| candidates.first().copied())?;
         pending.visited.push(next);
         Some(next)
     }
@@ -152,13 +158,27 @@ mod tests {
     fn a_request_is_passed_on_to_one_neighbour_after_the_other() {
         let mut seqnos = Seqnos::default();
         let links = || [1, 2, 3].map(LinkId).into_iter();
-        assert!(seqnos.ask(wish(1, 5), LinkId(2), at(0)));
-        assert_eq!(seqnos.next_hop(wish(1, 5), links()), Some(LinkId(1)));
+        let asker = LinkId(2);
+        assert!(seqnos.ask(wish(1, 5), asker, at(0)));
+        assert_eq!(seqnos.next_hop(wish(1, 5), asker, links()), Some(LinkId(1)));
         assert!(!seqnos.ask(wish(1, 5), LinkId(4), at(10)));
-        assert!(seqnos.ask(wish(1, 5), LinkId(2), at(1500)));
-        assert_eq!(seqnos.next_hop(wish(1, 5), links()), Some(LinkId(3)));
-        assert_eq!(seqnos.next_hop(wish(1, 5), links()), Some(LinkId(1)));
-        assert_eq!(seqnos.next_hop(wish(1, 5), [LinkId(2)].into_iter()), None);
+        assert!(seqnos.ask(wish(1, 5), asker, at(1500)));
+        assert_eq!(seqnos.next_hop(wish(1, 5), asker, links()), Some(LinkId(3)));
+        assert_eq!(seqnos.next_hop(wish(1, 5), asker, links()), Some(LinkId(1)));
+        assert_eq!(seqnos.next_hop(wish(1, 5), asker, [asker].into_iter()), None);
+    }
+
+    /// A neighbour that had no route asked us; now it has one, and is the only way there.
+    #[test]
+    fn who_asked_before_may_be_the_way_now() {
+        let mut seqnos = Seqnos::default();
+        seqnos.ask(wish(1, 5), LinkId(1), at(0));
+        assert!(seqnos.ask(wish(1, 5), LinkId(2), at(2000)));
+        let ways = || [1, 3].map(LinkId).into_iter();
+        assert_eq!(seqnos.next_hop(wish(1, 5), LinkId(2), ways()), Some(LinkId(3)));
+        assert_eq!(seqnos.next_hop(wish(1, 5), LinkId(2), ways()), Some(LinkId(1)));
+        let way = [LinkId(1)].into_iter();
+        assert_eq!(seqnos.next_hop(wish(1, 5), LinkId(2), way), Some(LinkId(1)));
     }
 
     #[test]

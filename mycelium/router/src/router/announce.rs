@@ -5,6 +5,9 @@
 //! The own subnet goes to every neighbour when its link comes up, each 300 s, and with each new
 //! sequence number. Any other route goes to neighbours that asked for it, and afterwards to those as
 //! long as they may hold it: when its owner's router id or its metric changes, and when it is lost.
+//! Existing nodes among them also hear of newer sequence numbers. They pass a request for one on to the
+//! first neighbour that has a route, always the same, and answer with the route that they use, which may
+//! be another's: what we have and don't say, they would never get.
 //! Existing nodes also pass on each route that they acquire, to everybody, so that all know all.
 //! None of them needs that from us. A node without a route asks its neighbours before it sends, and
 //! answers come hop by hop over those who asked; one that floods its routes to us has its flood end
@@ -33,6 +36,7 @@ impl Router {
         let Some(destination) = self.table.get(&subnet) else { return };
         let after = destination.selected;
         let id = |route: Option<Route>| route.map(|route| route.router_id);
+        let seqno = |route: Option<Route>| route.map(|route| route.seqno);
         let is_other_life = id(before) != id(after);
         for (link, told) in destination.told() {
             let metric = match after {
@@ -40,8 +44,9 @@ impl Router {
                 _ => Metric::INFINITE,
             };
             let is_end = metric.is_infinite() && !told.is_retraction();
-            let is_change = is_news(told.metric, metric) || (is_other_life && after.is_some());
             let Some(neighbour) = self.links.get_mut(link) else { continue };
+            let is_newer = seqno(before) != seqno(after) && neighbour.is_existing();
+            let is_change = is_news(told.metric, metric) || is_other_life || is_newer;
             if is_end {
                 neighbour.outbox.add_urgent(subnet);
             } else if is_change && !metric.is_infinite() {

@@ -225,7 +225,7 @@ impl Router {
         self.timers.advance(Timer::Seqnos, self.now + SEQNO_HOLD);
         let cost = |link| Some(self.links.get(&link)?.cost.applied());
         let known = self.table.get(&subnet).map(|d| d.candidates(cost).collect::<Vec<_>>());
-        match self.seqnos.next_hop(wish, known.unwrap_or_default().into_iter()) {
+        match self.seqnos.next_hop(wish, link, known.unwrap_or_default().into_iter()) {
             Some(next) => self.send_seqno_request(next, subnet, router_id, seqno, hop_count - 1),
             // Whoever asks lost its route, and we have none to the owner either: any route will do.
             None if self.route(subnet).is_none() => {

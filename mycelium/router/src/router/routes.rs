@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mycelium_wire::control::Update;
+use mycelium_wire::control::{Metric, Update};
 use mycelium_wire::identity::{RouterId, Subnet};
 
 use super::{Router, is_nodes};
@@ -94,6 +94,11 @@ impl Router {
 
     fn learn(&mut self, link: LinkId, update: &Update) {
         let (subnet, router_id) = (update.subnet, update.router_id);
+        if update.metric == Metric::ZERO
+            && let Some(neighbour) = self.links.get_mut(&link)
+        {
+            neighbour.zone = Some(router_id.zone());
+        }
         let distance = Distance { seqno: update.seqno, metric: update.metric };
         let destination = self.table.get_mut(&subnet);
         let is_feasible = destination.as_ref().is_none_or(|d| d.is_feasible(router_id, distance));

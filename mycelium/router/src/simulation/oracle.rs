@@ -3,7 +3,7 @@
 //! The router's own feasibility distances are not asked: the oracle keeps its own ledger of each
 //! update that a node sent, and holds every choice of a route against it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use mycelium_wire::control::Update;
@@ -19,8 +19,14 @@ const HOLD: Duration = Duration::from_secs(25 * 60);
 
 #[derive(Default)]
 pub(super) struct Oracle {
-    ledger: BTreeMap<(usize, Subnet), Vec<Entry>>,
-    followed: BTreeMap<(usize, Subnet), (Route, Distance)>,
+    nodes: Vec<Memory>,
+}
+
+/// What is held against one node.
+#[derive(Default)]
+struct Memory {
+    ledger: HashMap<Subnet, Vec<Entry>>,
+    followed: HashMap<Subnet, (Route, Distance)>,
 }
 
 /// The best that a node announced under a router id, and when it last did.
@@ -34,31 +40,33 @@ struct Entry {
 impl Oracle {
     /// A node begins anew, and knows nothing.
     pub(super) fn forget(&mut self, node: usize) {
-        self.ledger.retain(|(of, _), _| *of != node);
-        self.followed.retain(|(of, _), _| *of != node);
+        *self.of(node) = Memory::default();
     }
 
-    /// A node follows this announcement now: if that is new, it must be feasible.
+    /// A node follows this announcement now: if that is new, it must be feasible. Whether it has turned
+    /// to another next hop.
     pub(super) fn follows(
         &mut self,
         node: usize,
         subnet: Subnet,
         choice: Option<(Route, Distance)>,
         now: Time,
-    ) {
+    ) -> bool {
+        let memory = self.of(node);
         let Some((route, distance)) = choice else {
-            self.followed.remove(&(node, subnet));
-            return;
+            memory.followed.remove(&subnet);
+            return false;
         };
-        let before = self.followed.insert((node, subnet), (route, distance));
+        let before = memory.followed.insert(subnet, (route, distance));
+        let turns = before.is_none_or(|(old, _)| old.link != route.link);
         let same = |(old, old_distance): (Route, Distance)| {
             (old.link, old.router_id) == (route.link, route.router_id) && old_distance == distance
         };
-        let told = self.ledger.get(&(node, subnet)).map_or(&[][..], Vec::as_slice);
+        let told = memory.ledger.get(&subnet).map_or(&[][..], Vec::as_slice);
         let told = told.iter().find(|entry| entry.router_id == route.router_id);
         let Some(Entry { distance: own, at, .. }) = told.filter(|_| !before.is_some_and(same))
         else {
-            return;
+            return turns;
         };
         let is_feasible = distance.seqno.is_newer_than(own.seqno)
             || (distance.seqno == own.seqno && distance.metric < own.metric);
@@ -66,6 +74,7 @@ impl Oracle {
             is_feasible || now.since(*at) >= HOLD,
             "node {node} follows {distance:?} to {subnet}, but announced {own:?} itself"
         );
+        turns
     }
 
     /// A node sent this.
@@ -75,7 +84,7 @@ impl Oracle {
         }
         let router_id = update.router_id;
         let distance = Distance { seqno: update.seqno, metric: update.metric };
-        let entries = self.ledger.entry((node, update.subnet)).or_default();
+        let entries = self.of(node).ledger.entry(update.subnet).or_default();
         let known = entries.iter().position(|entry| entry.router_id == router_id);
         let known = known.map(|place| entries.remove(place).distance);
         let keeps = |own: &Distance| {
@@ -87,5 +96,12 @@ impl Oracle {
         if entries.len() > SOURCES_PER_SUBNET_MAX {
             entries.remove(0);
         }
+    }
+
+    fn of(&mut self, node: usize) -> &mut Memory {
+        if self.nodes.len() <= node {
+            self.nodes.resize_with(node + 1, Memory::default);
+        }
+        &mut self.nodes[node]
     }
 }

@@ -35,7 +35,7 @@ struct Peer {
     static_cost: u16,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Entry {
     router_id: RouterId,
     distance: Distance,
@@ -201,6 +201,15 @@ impl Upstream {
         for link in self.peers.keys().copied().collect::<Vec<_>>() {
             self.request(link, subnet, 0);
         }
+    }
+
+    /// All that is known about a subnet, for people.
+    pub(super) fn explain(&self, subnet: Subnet) -> String {
+        let sources: Vec<_> = self.sources.iter().filter(|((of, _), _)| *of == subnet).collect();
+        let seqnos: Vec<_> = self.seqnos.iter().filter(|((_, of, _), _)| *of == subnet).collect();
+        format!("existing, own {}, selected {:?}", self.seqno.0, self.next_hop(subnet))
+            + &format!(", query {:?}, {:?}", self.queries.get(&subnet), self.entries.get(&subnet))
+            + &format!(", sources {sources:?}, asked {seqnos:?}")
     }
 
     fn cost(&self, link: LinkId) -> Metric {

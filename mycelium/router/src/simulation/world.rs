@@ -3,7 +3,8 @@
 //! Everything is decided by one seed. After each call of a node its choices are held against the
 //! [`Oracle`], and each changed next hop is followed to see whether it leads back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use mycelium_wire::control::Tlv;
@@ -67,6 +68,8 @@ pub(super) struct Wire {
     pub(super) state: State,
     pub(super) delay: Duration,
     last_arrival: [Time; 2],
+    /// What a stream keeps while its wire is silent.
+    held: Vec<(LinkId, usize, Tlv)>,
 }
 
 /// How messages fare.
@@ -75,6 +78,16 @@ pub(super) struct Weather {
     pub(super) loss_per_thousand: u64,
     pub(super) duplicates_per_thousand: u64,
     pub(super) reorders: bool,
+    /// Connections are streams: what a silent wire swallows arrives when it is up again, in order, if the
+    /// connection lives until then. Existing nodes rely on that; they say most things once.
+    pub(super) is_stream: bool,
+}
+
+/// Something to come. Of two at the same moment, the one that was planned first comes first.
+struct Plan {
+    moment: Time,
+    serial: u64,
+    action: Action,
 }
 
 enum Action {
@@ -85,6 +98,26 @@ enum Action {
     Forge(usize),
 }
 
+impl Ord for Plan {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.moment, self.serial).cmp(&(other.moment, other.serial))
+    }
+}
+
+impl PartialOrd for Plan {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Plan {
+    fn eq(&self, other: &Self) -> bool {
+        self.serial == other.serial
+    }
+}
+
+impl Eq for Plan {}
+
 pub(super) struct World {
     pub(super) now: Time,
     pub(super) nodes: Vec<Node>,
@@ -92,10 +125,10 @@ pub(super) struct World {
     pub(super) weather: Weather,
     pub(super) chance: Chance,
     pub(super) delivered_count: u64,
-    by_link: BTreeMap<LinkId, usize>,
-    next_link: u64,
+    /// The wire of each connection: its number is its place.
+    by_link: Vec<usize>,
     lives: u32,
-    queue: BTreeMap<(Time, u64), Action>,
+    queue: BinaryHeap<Reverse<Plan>>,
     serial: u64,
     oracle: Oracle,
 }
@@ -109,10 +142,9 @@ impl World {
             weather: Weather::default(),
             chance: Chance::new(seed),
             delivered_count: 0,
-            by_link: BTreeMap::new(),
-            next_link: 1,
+            by_link: Vec::new(),
             lives: 1_000_000,
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
             serial: 0,
             oracle: Oracle::default(),
         };
@@ -128,7 +160,8 @@ impl World {
         for (a, b) in edges {
             let delay = Duration::from_micros(200 + world.chance.below(20_000));
             let (link, state, last_arrival) = (None, State::Up, [Time::default(); 2]);
-            world.wires.push(Wire { ends: [*a, *b], link, state, delay, last_arrival });
+            let (ends, held) = ([*a, *b], Vec::new());
+            world.wires.push(Wire { ends, link, state, delay, last_arrival, held });
         }
         (0..makes.len()).for_each(|node| world.start(node, true));
         for wire in 0..edges.len() {
@@ -140,7 +173,8 @@ impl World {
 
     fn after(&mut self, delay: Duration, action: Action) {
         self.serial += 1;
-        self.queue.insert((self.now + delay, self.serial), action);
+        let (moment, serial) = (self.now + delay, self.serial);
+        self.queue.push(Reverse(Plan { moment, serial, action }));
     }
 
     fn clock(&self, node: usize) -> Time {
@@ -158,7 +192,8 @@ impl World {
         } else {
             crate::incarnation(life.into(), 0)
         };
-        let router_id = RouterId::new(key, [0; 2], random);
+        let zone = if self.nodes[node].make == Make::Upstream { [0, 0] } else { [0, 1] };
+        let router_id = RouterId::new(key, zone, random);
         let (now, seed) = (self.clock(node), self.chance.next());
         let subnet = self.nodes[node].subnet;
         let kind = match self.nodes[node].make {
@@ -213,6 +248,11 @@ impl World {
             }
             self.after(REDIAL, Action::Dial(wire));
         }
+        if state == State::Up {
+            for (link, to, tlv) in std::mem::take(&mut self.wires[wire].held) {
+                self.after(Duration::ZERO, Action::Deliver { link, to, tlv });
+            }
+        }
     }
 
     pub(super) fn run_for(&mut self, duration: Duration) {
@@ -220,10 +260,10 @@ impl World {
     }
 
     pub(super) fn run_until(&mut self, end: Time) {
-        while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) {
-            let ((moment, _), action) = entry.remove_entry();
-            self.now = moment;
-            self.act(action);
+        while self.queue.peek().is_some_and(|Reverse(plan)| plan.moment <= end) {
+            let Some(Reverse(plan)) = self.queue.pop() else { break };
+            self.now = plan.moment;
+            self.act(plan.action);
         }
         self.now = end;
     }
@@ -239,8 +279,15 @@ impl World {
     }
 
     fn deliver(&mut self, link: LinkId, to: usize, tlv: &Tlv) {
-        let Some(wire) = self.by_link.get(&link).map(|wire| &self.wires[*wire]) else { return };
-        if wire.link != Some(link) || wire.state != State::Up {
+        let place = self.wire_of(link);
+        let wire = &mut self.wires[place];
+        if wire.link != Some(link) {
+            return;
+        }
+        if wire.state != State::Up {
+            if self.weather.is_stream {
+                wire.held.push((link, to, tlv.clone()));
+            }
             return;
         }
         self.delivered_count += 1;
@@ -275,6 +322,10 @@ impl World {
     }
 
     fn tick(&mut self, node: usize) {
+        // One that was planned before an earlier one was, or for a former life.
+        if self.nodes[node].tick_at != Some(self.now) {
+            return;
+        }
         let now = self.clock(node);
         self.nodes[node].tick_at = None;
         match &mut self.nodes[node].kind {
@@ -295,10 +346,9 @@ impl World {
             self.after(REDIAL, Action::Dial(wire));
             return;
         }
-        let link = LinkId(self.next_link);
-        self.next_link += 1;
+        let link = LinkId(self.by_link.len() as u64);
         self.wires[wire].link = Some(link);
-        self.by_link.insert(link, wire);
+        self.by_link.push(wire);
         for node in ends {
             let now = self.clock(node);
             match &mut self.nodes[node].kind {
@@ -355,21 +405,25 @@ impl World {
     fn judge(&mut self, node: usize, touched: &BTreeSet<Subnet>, sends: &[(LinkId, Tlv)]) {
         let now = self.now;
         let Kind::Ours(router) = &self.nodes[node].kind else { return };
+        let mut turned = Vec::new();
         for subnet in touched {
             let choice = router.route(*subnet).zip(router.followed(*subnet));
-            self.oracle.follows(node, *subnet, choice, now);
+            if self.oracle.follows(node, *subnet, choice, now) {
+                turned.push(*subnet);
+            }
         }
         for (_, tlv) in sends {
             if let Tlv::Update(update) = tlv {
                 self.oracle.sent(node, update, now);
             }
         }
-        for subnet in touched {
-            self.check_no_loop(node, *subnet);
+        for subnet in turned {
+            self.check_no_loop(node, subnet);
         }
     }
 
-    /// Follows next hops among honest nodes of ours: they must not lead back.
+    /// Follows next hops among honest nodes of ours: they must not lead back. A loop begins where a node
+    /// turns to another next hop, and nowhere else.
     fn check_no_loop(&self, start: usize, subnet: Subnet) {
         let mut path = vec![start];
         while let Some(next) = self.next_node(path[path.len() - 1], subnet) {
@@ -387,9 +441,36 @@ impl World {
         self.across(node, link)
     }
 
+    /// Whether packets from one node to another run in a circle of existing nodes. Two of them can each
+    /// take the other for the way to a node that restarted: one follows its old life and one its new, and
+    /// neither is told otherwise, since they say nothing to their next hop. It lasts until a route
+    /// expires, after 1050 s, and nobody else can end it.
+    pub(super) fn is_trapped(&self, from: usize, to: usize) -> bool {
+        let subnet = self.nodes[to].subnet;
+        let mut path = vec![from];
+        loop {
+            let node = path[path.len() - 1];
+            let link = match &self.nodes[node].kind {
+                Kind::Ours(router) => router.route(subnet).map(|route| route.link),
+                Kind::Upstream(upstream) => upstream.next_hop(subnet),
+                Kind::Forger(_) | Kind::Off => None,
+            };
+            let Some(next) = link.and_then(|link| self.across(node, link)) else { return false };
+            if let Some(begin) = path.iter().position(|passed| *passed == next) {
+                return path[begin..].iter().all(|node| self.nodes[*node].make == Make::Upstream);
+            }
+            path.push(next);
+        }
+    }
+
+    /// The wire of a connection, present or past.
+    fn wire_of(&self, link: LinkId) -> usize {
+        self.by_link[usize::try_from(link.0).unwrap()]
+    }
+
     /// The node at the other end, if the connection is the present one.
     fn across(&self, node: usize, link: LinkId) -> Option<usize> {
-        let wire = &self.wires[*self.by_link.get(&link)?];
+        let wire = &self.wires[self.wire_of(link)];
         let other = if wire.ends[0] == node { wire.ends[1] } else { wire.ends[0] };
         (wire.link == Some(link)).then_some(other)
     }
@@ -398,7 +479,7 @@ impl World {
         let mut bytes = Vec::new();
         tlv.encode(&mut bytes);
         self.nodes[from].bytes_sent += HEADER_SIZE + bytes.len() as u64;
-        let Some(place) = self.by_link.get(&link).copied() else { return };
+        let place = self.wire_of(link);
         let weather = self.weather;
         let is_lost = self.chance.happens(weather.loss_per_thousand);
         if self.wires[place].link != Some(link) || is_lost {
@@ -424,7 +505,7 @@ impl World {
 
     /// A node gives a connection up.
     fn close(&mut self, node: usize, link: LinkId) {
-        let Some(place) = self.by_link.get(&link).copied() else { return };
+        let place = self.wire_of(link);
         let Wire { ends, state, delay, .. } = self.wires[place];
         if self.wires[place].link != Some(link) {
             return;
@@ -491,7 +572,7 @@ impl World {
     /// Carries a packet over a link: the node there, unless it is lost.
     fn carry(&mut self, node: usize, link: LinkId) -> Option<usize> {
         let next = self.across(node, link)?;
-        let wire = &self.wires[self.by_link[&link]];
+        let wire = &self.wires[self.wire_of(link)];
         let now = self.clock(next);
         if wire.state != State::Up {
             return None;
@@ -519,10 +600,14 @@ impl World {
         let subnet = self.nodes[about].subnet;
         let mut text = format!("about {about}, which is {:?}", self.nodes[about].router_id);
         for (node, of) in self.nodes.iter().enumerate() {
-            if let Kind::Ours(router) = &of.kind {
-                let known = router.explain(subnet);
-                text += &format!("\nnode {node} at {:?}: {known}", self.clock(node));
-            }
+            let known = match &of.kind {
+                Kind::Ours(router) => router.explain(subnet),
+                Kind::Upstream(upstream) => upstream.explain(subnet),
+                Kind::Forger(_) | Kind::Off => continue,
+            };
+            let at = self.wires.iter().filter(|wire| wire.ends.contains(&node));
+            let links: Vec<_> = at.map(|wire| (wire.link, wire.ends)).collect();
+            text += &format!("\nnode {node} at {:?}, {links:?}: {known}", self.clock(node));
         }
         text
     }
