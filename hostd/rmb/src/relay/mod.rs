@@ -1,7 +1,7 @@
 //! Connections to relays, kept alive.
 //!
 //! A twin may name several relays on the chain, and is connected to all of them at once: whoever
-//! writes to it picks one. Each connection is a [`connection::Connection`], a task with a bounded
+//! writes to it picks one. Each connection is a task with a bounded
 //! queue of what is to be sent; all of them hand what they receive to one bounded queue. When that is
 //! full, nothing is read any more, and relays keep what they have.
 //!
