@@ -126,7 +126,8 @@ impl Probes {
         if echo.identifier != self.identifier {
             return false;
         }
-        let is_it = |waiting: &Waiting| waiting.peer.is_none() && echo.data.starts_with(&waiting.token);
+        let is_it =
+            |waiting: &Waiting| waiting.peer.is_none() && echo.data.starts_with(&waiting.token);
         let mut waiting = self.waiting();
         let is_ours = waiting.get(&echo.sequence).is_some_and(is_it);
         if is_ours && let Some(waiting) = waiting.remove(&echo.sequence) {

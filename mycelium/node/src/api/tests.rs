@@ -138,7 +138,15 @@ impl Control for Node {
             trouble: Some("refused".to_owned()),
         };
         let peers = vec![peer];
-        let status = NodeStatus { version, node, uptime_seconds, peers, route_counts, packets, sessions: Vec::new() };
+        let status = NodeStatus {
+            version,
+            node,
+            uptime_seconds,
+            peers,
+            route_counts,
+            packets,
+            sessions: Vec::new(),
+        };
         Box::pin(async move { status })
     }
 

@@ -168,7 +168,12 @@ fn session_table(sessions: &Value) -> String {
             _ => "-",
         };
         let since = session["age"].as_u64().map_or_else(|| "-".to_owned(), time);
-        table.add_row([text(session.get("address")), how.to_owned(), text(session.get("cipher")), since]);
+        table.add_row([
+            text(session.get("address")),
+            how.to_owned(),
+            text(session.get("cipher")),
+            since,
+        ]);
     }
     table.to_string()
 }
@@ -233,7 +238,17 @@ mod tests {
     #[test]
     fn a_table_has_all_peers_and_what_troubles_those_without_a_link() {
         let shown = shown(&status(2048), None);
-        for part in ["400::1", "1 h 1 min", "1.2 ms", "0/16", "2.0 KiB", "2:9651: refused", "forward secret", "1 min 1 s", "static"] {
+        for part in [
+            "400::1",
+            "1 h 1 min",
+            "1.2 ms",
+            "0/16",
+            "2.0 KiB",
+            "2:9651: refused",
+            "forward secret",
+            "1 min 1 s",
+            "static",
+        ] {
             assert!(shown.contains(part), "{part}:\n{shown}");
         }
         assert!(!shown.contains("old") && !shown.contains("SENT/S"));

@@ -81,7 +81,6 @@ pub(crate) type Subscriber = mpsc::Sender<(PublicKey, Vec<u8>)>;
 /// Orders that wait for the keeper; what comes on top is lost, and asked for again.
 pub(crate) const ORDER_COUNT_MAX: usize = 1024;
 /// Payloads that wait for a subscriber.
-#[allow(dead_code, reason = "see `Sessions::subscribe`")]
 const SUBSCRIPTION_COUNT_MAX: usize = 256;
 /// Handshake messages are shorter.
 const HANDSHAKE_SIZE_MAX: usize = 256;
@@ -195,8 +194,8 @@ impl Sessions {
         self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok())
     }
 
-    /// Payloads of `kind` that come from now on, for direct paths and probes. There is one subscriber of a kind: the latest.
-    #[allow(dead_code, reason = "its users are rooms of their own")]
+    /// Payloads of `kind` that come from now on, for direct paths and probes. There is one subscriber of a
+    /// kind: the latest.
     pub(crate) fn subscribe(&self, kind: Kind) -> mpsc::Receiver<(PublicKey, Vec<u8>)> {
         let (sender, receiver) = mpsc::channel(SUBSCRIPTION_COUNT_MAX);
         lock(&self.subscribers).insert(kind, sender);

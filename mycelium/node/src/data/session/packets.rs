@@ -179,7 +179,6 @@ impl DataPlane {
 
     /// Sends something of `kind` to a peer inside a session, which is made if there is none. False when
     /// that is impossible: this node speaks no sessions, or it is too large.
-    #[allow(dead_code, reason = "its users are rooms of their own: direct paths, probes")]
     pub(crate) fn send_session(&self, peer: PublicKey, kind: Kind, payload: &[u8]) -> bool {
         if payload.len() > PAYLOAD_SIZE_MAX {
             return false;
