@@ -56,7 +56,7 @@ pub fn id(number: u32) -> TwinId {
 
 /// Twin `number`: even ones sign with ed25519, as nodes do.
 pub fn identity(number: u32) -> Arc<Identity> {
-    let scheme = if number % 2 == 0 { Scheme::Ed25519 } else { Scheme::Sr25519 };
+    let scheme = if number.is_multiple_of(2) { Scheme::Ed25519 } else { Scheme::Sr25519 };
     let seed = [u8::try_from(number).unwrap(); 32];
     Arc::new(Identity::from_seed(scheme, &seed).unwrap())
 }
