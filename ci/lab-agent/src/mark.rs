@@ -8,15 +8,15 @@
 use std::arch::x86_64::__cpuid;
 use std::time::{Duration, SystemTime};
 
-/// The leaf, of those that are a hypervisor's.
-const LEAF: u32 = 0x4fff_5a05;
+use lab_agent::MARK_LEAF;
+
 /// A jump of the wall clock by more than this is one that a host has made: nothing holds a guest up that
 /// long.
 const JUMP: Duration = Duration::from_secs(4);
 
 /// Makes the mark.
 pub(crate) fn mark() {
-    std::hint::black_box(__cpuid(LEAF));
+    std::hint::black_box(__cpuid(MARK_LEAF));
 }
 
 /// Spins until the wall clock jumps, as it does when a guest goes on from a snapshot, and marks then.

@@ -82,6 +82,7 @@ pub use command::{Command, Output, Running};
 pub use disk::Disk;
 pub use error::LabError;
 pub use host::Accelerator;
+pub use lab_agent::MARK_LEAF;
 pub use lab_agent::wire::Outcome;
 pub use machine::Machine;
 pub use network::Network;

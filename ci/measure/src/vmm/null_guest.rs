@@ -1,10 +1,14 @@
 //! A kernel of six instructions: marks that it runs, and asks for a reset.
 
+use lab::MARK_LEAF;
+
+/// The mark, as an operand.
+const LEAF: [u8; 4] = MARK_LEAF.to_le_bytes();
 /// Where it is loaded, and entered.
 const ADDRESS: u64 = 0x100_0000;
 #[rustfmt::skip]
 const CODE: [u8; 15] = [
-    0xb8, 0x05, 0x5a, 0xff, 0x4f, // mov eax, 0x4fff5a05: the mark
+    0xb8, LEAF[0], LEAF[1], LEAF[2], LEAF[3], // mov eax, MARK_LEAF
     0x0f, 0xa2,       // cpuid
     0xb0, 0xfe,       // mov al, 0xfe
     0xe6, 0x64,       // out 0x64, al: the keyboard controller pulls the reset line

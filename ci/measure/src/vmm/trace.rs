@@ -5,7 +5,7 @@
 //! two are not taken from one run.
 
 use anyhow::{Context, Result};
-use lab::{Machine, Output};
+use lab::{MARK_LEAF, Machine, Output};
 
 /// Where tracing is.
 const FOLDER: &str = "/sys/kernel/debug/tracing";
@@ -17,9 +17,11 @@ impl Tracer {
     pub(super) fn start(machine: &Machine) -> Result<Self> {
         shell(
             machine,
-            "echo x86-tsc > trace_clock && \
-             echo 'function == 0x4fff5a05' > events/kvm/kvm_cpuid/filter && \
-             echo 1 > events/kvm/kvm_cpuid/enable",
+            &format!(
+                "echo x86-tsc > trace_clock && \
+                 echo 'function == {MARK_LEAF:#x}' > events/kvm/kvm_cpuid/filter && \
+                 echo 1 > events/kvm/kvm_cpuid/enable"
+            ),
         )?;
         Ok(Self(()))
     }
@@ -56,7 +58,7 @@ fn shell(machine: &Machine, script: &str) -> Result<Output> {
 
 /// The time of a line like `vcpu-71 [000] d..1. 12345: kvm_cpuid: func 4fff5a05 …`.
 fn time_of_mark(line: &str) -> Option<u64> {
-    let (before, _) = line.split_once(": kvm_cpuid: func 4fff5a05 ")?;
+    let (before, _) = line.split_once(&format!(": kvm_cpuid: func {MARK_LEAF:x} "))?;
     before.rsplit(' ').next()?.parse().ok()
 }
 
