@@ -86,6 +86,24 @@ macro_rules! object {
 }
 pub(crate) use object;
 
+/// Implements [`Decode`] for a type that reads as the one field that it has.
+macro_rules! newtype {
+    ($($type:ty as $go:expr),* $(,)?) => {$(
+        impl<'a> $crate::json::Decode<'a> for $type {
+            const GO_TYPE: &'static str = $go;
+
+            fn decode(
+                &mut self,
+                decoder: &mut $crate::json::Decoder<'a>,
+                go_type: &'static str,
+            ) -> Result<(), $crate::json::Error> {
+                self.0.decode(decoder, go_type)
+            }
+        }
+    )*};
+}
+pub(crate) use newtype;
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

@@ -74,21 +74,7 @@ macro_rules! unsigned {
 }
 unsigned!(u8 as "uint8", u16 as "uint16", u32 as "uint32", u64 as "uint64");
 
-impl Decode<'_> for TwinId {
-    const GO_TYPE: &'static str = u32::GO_TYPE;
-
-    fn decode(&mut self, decoder: &mut Decoder<'_>, go_type: &'static str) -> Result<(), Error> {
-        self.0.decode(decoder, go_type)
-    }
-}
-
-impl Decode<'_> for ContractId {
-    const GO_TYPE: &'static str = u64::GO_TYPE;
-
-    fn decode(&mut self, decoder: &mut Decoder<'_>, go_type: &'static str) -> Result<(), Error> {
-        self.0.decode(decoder, go_type)
-    }
-}
+super::newtype!(TwinId as u32::GO_TYPE, ContractId as u64::GO_TYPE);
 
 impl Decode<'_> for String {
     const GO_TYPE: &'static str = "string";

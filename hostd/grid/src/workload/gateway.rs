@@ -23,7 +23,7 @@ use crate::capacity::Capacity;
 use crate::challenge::Challenge;
 use crate::excerpt::excerpt;
 use crate::id::Name;
-use crate::json::{self, Decode, Decoder};
+use crate::json;
 use crate::limits::{DOMAIN_SIZE_MAX, LABEL_SIZE_MAX};
 
 /// A proxy for a name below the node's domain.
@@ -204,18 +204,7 @@ pub enum SplitError {
     #[error("unexpected ']' in address")]
     Closing,
 }
-
-impl Decode<'_> for Backend {
-    const GO_TYPE: &'static str = "zos.Backend";
-
-    fn decode(
-        &mut self,
-        decoder: &mut Decoder<'_>,
-        go_type: &'static str,
-    ) -> Result<(), json::Error> {
-        self.0.decode(decoder, go_type)
-    }
-}
+json::newtype!(Backend as "zos.Backend");
 
 impl Backend {
     /// Takes any text; [`Backend::address`] says whether it is a back end.

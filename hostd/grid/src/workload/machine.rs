@@ -233,18 +233,7 @@ impl MyceliumAddress {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize)]
 #[serde(transparent)]
 pub struct GpuId(String);
-
-impl Decode<'_> for GpuId {
-    const GO_TYPE: &'static str = "zos.GPU";
-
-    fn decode(
-        &mut self,
-        decoder: &mut Decoder<'_>,
-        go_type: &'static str,
-    ) -> Result<(), json::Error> {
-        self.0.decode(decoder, go_type)
-    }
-}
+json::newtype!(GpuId as "zos.GPU");
 
 impl GpuId {
     /// Takes any text; [`GpuId::parts`] says whether it is an id.
