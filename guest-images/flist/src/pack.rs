@@ -109,7 +109,7 @@ pub fn pack(
 ) -> Result<Image, PackError> {
     let spans = spans(&tree);
     progress.begin("packing", spans.iter().map(|span| span.size).sum());
-    let packer = Packer { contents, stores, progress, stored: Mutex::default() };
+    let packer = Packer { contents, stores, progress, claimed: Mutex::default() };
     let packed = run_workers(&packer, &spans, worker_count(options))?;
     if !options.skip_sync {
         stores.sync().map_err(PackError::Sync)?;
@@ -183,8 +183,8 @@ struct Packer<'a> {
     contents: &'a dyn Contents,
     stores: &'a Stores,
     progress: &'a dyn Progress,
-    /// Blocks stored in this run, so that copies cost no round trip.
-    stored: Mutex<HashSet<BlockId>>,
+    /// Blocks that a worker stores or has stored in this run, so that copies cost no round trip.
+    claimed: Mutex<HashSet<BlockId>>,
 }
 
 /// One thread's part: reads blocks into a batch, and stores the batch when it is full.
@@ -296,15 +296,13 @@ fn read_at_least(reader: &mut dyn Read, wanted: usize, buffer: &mut [u8]) -> io:
 
 impl Packer<'_> {
     fn store(&self, block: &BlockRef, stored: &[u8], span: &Span) -> Result<(), PackError> {
-        let known = || self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&block.id) {
+        // Whoever names a block first stores it. Another worker need not wait: if this one fails, all do.
+        if !self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(block.id) {
             return Ok(());
         }
         self.stores
             .put(store_name(&block.id, BlockCipher::Aes256Gcm), stored)
-            .map_err(|source| PackError::Store { file: self.contents.name(span.file), source })?;
-        known().insert(block.id);
-        Ok(())
+            .map_err(|source| PackError::Store { file: self.contents.name(span.file), source })
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use zdb_resp::reply::{self, Parsed, Reply};
@@ -20,10 +21,23 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
-/// Takes a free port. Somebody else may take it before the server does; then the start fails.
+/// Ports that the system gives to no client by itself: one of those could be in use, as the near end of
+/// some test's connection, when the server comes to bind it.
+const PORTS: std::ops::Range<u16> = 16_384..32_768;
+
+/// A free port, another one each time. Another process may take it before the server does; then the
+/// start fails.
 fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let spread = std::process::id().wrapping_mul(97);
+    loop {
+        let number = spread.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port =
+            PORTS.start + u16::try_from(number % u32::try_from(PORTS.len()).unwrap()).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 impl Server {
@@ -32,7 +46,7 @@ impl Server {
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
         let port = free_port();
         let child = spawn(folder.path(), port, &arguments);
-        let server = Self { child, folder, arguments, port };
+        let mut server = Self { child, folder, arguments, port };
         server.wait_ready();
         server
     }
@@ -89,9 +103,10 @@ impl Server {
         line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
     }
 
-    fn wait_ready(&self) {
+    fn wait_ready(&mut self) {
         let begin = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(self.is_alive(), "the server ended instead of starting");
             assert!(begin.elapsed() < PATIENCE, "the server does not start");
             std::thread::sleep(Duration::from_millis(2));
         }
