@@ -26,7 +26,9 @@ for pid in $pids; do wait $pid; done
 #[test]
 fn fifty_idle_clones_have_less_than_8_mib_each() {
     let node = Node::boot("full-clones", |_, builder| builder);
-    let options = ["--vsock", "cid=3,socket=/run/first.vsock", "--rng", "--balloon"];
+    // Who watches a guest hears its heart.
+    let watched = ["--vsock", "cid=3,socket=/run/first.vsock", "--watchdog", "600"];
+    let options = [&watched[..], &["--rng", "--balloon"]].concat();
     let guest = Guest { memory: "256M", options: &options, ..Guest::default() };
     let vm = said(guest.start(&node, "echo guest: idle; sleep 100000"), "guest: idle");
     // Until what the boot left to be done is done.
