@@ -169,7 +169,12 @@ impl RequestParser {
     /// says that the line has not come whole, the inner that it holds no number.
     fn parse_number(&mut self, unread: &[u8]) -> Result<Option<Option<i64>>, RequestError> {
         let start = self.position.saturating_add(1);
-        match line::take(unread.get(start..).unwrap_or_default(), HEADER_SIZE_MAX) {
+        let bytes = unread.get(start..).unwrap_or_default();
+        if let Some((number, size)) = line::short_number(bytes) {
+            self.position = start.saturating_add(size);
+            return Ok(Some(Some(number.into())));
+        }
+        match line::take(bytes, HEADER_SIZE_MAX) {
             Line::Complete(digits, size) => {
                 self.position = start + size;
                 Ok(Some(line::number(digits)))
