@@ -82,6 +82,14 @@ impl Cache {
         self.slabs.get(place / SLAB_BLOCK_COUNT)?.get(place % SLAB_BLOCK_COUNT)
     }
 
+    /// A byte of the block at a place. It is not asked for.
+    pub(crate) fn touch(&self, place: u32, offset: usize) -> u8 {
+        let place = place as usize;
+        let slab = self.slabs.get(place / SLAB_BLOCK_COUNT);
+        let block = slab.and_then(|slab| slab.get(place % SLAB_BLOCK_COUNT));
+        block.and_then(|block| block.get(offset)).copied().unwrap_or_default()
+    }
+
     /// Keeps a block, and says where, and whose place it took. Without budget it takes the place of
     /// another of this namespace's; without any of those it is not kept.
     pub(crate) fn put(&mut self, owner: Owner, bytes: &Bytes) -> Option<(u32, Option<Owner>)> {

@@ -8,6 +8,7 @@
 //! | `load`, `admit` | from files to an index |
 //! | `locate` | from a key to a verified record |
 //! | `read` | values, metadata, history |
+//! | `warm` | reads of many keys, ahead of their requests |
 //! | `scan` | live keys in order |
 //! | `write`, `undo` | sets, deletions, and taking them back |
 //! | `commit` | batches and syncs |
@@ -35,6 +36,7 @@ mod ticket;
 mod types;
 mod undo;
 mod upkeep;
+mod warm;
 mod write;
 
 use std::collections::{BTreeSet, VecDeque};

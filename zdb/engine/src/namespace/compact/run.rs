@@ -10,6 +10,7 @@
 //! files needs no namespace. What is overwritten after it was judged is garbage in the new file, no
 //! more. How the new file takes the others' place is [`publish`](super::publish)'s.
 
+use std::hint::black_box;
 use std::sync::Arc;
 
 use super::chunk::{CHUNK_SIZE, Source};
@@ -24,7 +25,7 @@ use crate::namespace::Namespace;
 use crate::namespace::locate::{damaged, missing};
 use crate::shared::Shared;
 use crate::storage::{File, Open, is_full, write_full};
-use crate::{Error, History};
+use crate::{Error, History, WARM_COUNT_MAX};
 
 /// Bytes of a record's flags, at offset 4, that say "after sync": the new file has other syncs.
 const FLAGS_AT: usize = 4;
@@ -341,9 +342,14 @@ impl Namespace {
     pub(super) fn judge(&self, run: &mut Run, count: usize) {
         let end = run.judged.saturating_add(count).min(run.batch.len());
         let Run { batch, sources, again, judged, .. } = run;
-        for candidate in &mut batch[*judged..end] {
-            let name = sources[candidate.source].segment.name;
-            candidate.verdict = self.verdict(name, &candidate.entry, *again);
+        for candidates in batch[*judged..end].chunks_mut(WARM_COUNT_MAX) {
+            // As in `warm`: the processor waits for many places of the index at once.
+            let hashes = candidates.iter().map(|candidate| candidate.entry.hash);
+            black_box(hashes.fold(0, |all, hash| all ^ self.index.touch(hash)));
+            for candidate in candidates {
+                let name = sources[candidate.source].segment.name;
+                candidate.verdict = self.verdict(name, &candidate.entry, *again);
+            }
         }
         *judged = end;
     }
