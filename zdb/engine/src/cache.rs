@@ -82,12 +82,10 @@ impl Cache {
         self.slabs.get(place / SLAB_BLOCK_COUNT)?.get(place % SLAB_BLOCK_COUNT)
     }
 
-    /// A byte of the block at a place. It is not asked for.
-    pub(crate) fn touch(&self, place: u32, offset: usize) -> u8 {
+    /// The block at a place, without asking for it.
+    pub(crate) fn peek(&self, place: u32) -> Option<&Bytes> {
         let place = place as usize;
-        let slab = self.slabs.get(place / SLAB_BLOCK_COUNT);
-        let block = slab.and_then(|slab| slab.get(place % SLAB_BLOCK_COUNT));
-        block.and_then(|block| block.get(offset)).copied().unwrap_or_default()
+        self.slabs.get(place / SLAB_BLOCK_COUNT)?.get(place % SLAB_BLOCK_COUNT)
     }
 
     /// Keeps a block, and says where, and whose place it took. Without budget it takes the place of
