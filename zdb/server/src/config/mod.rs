@@ -2,7 +2,7 @@
 //!
 //! Flags are the existing server's, with its names and meanings (`reference: zdb 2.1`), and some of our
 //! own. A flag overrides the file, the file overrides the defaults; `--print-config` shows the result.
-//! Every value is [checked](check), and an error names the flag and its rule.
+//! Every value is checked, and an error names the flag and its rule.
 
 mod check;
 mod secrets;
