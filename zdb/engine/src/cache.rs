@@ -82,6 +82,12 @@ impl Cache {
         self.slabs.get(place / SLAB_BLOCK_COUNT)?.get(place % SLAB_BLOCK_COUNT)
     }
 
+    /// The block at a place, without asking for it.
+    pub(crate) fn peek(&self, place: u32) -> Option<&Bytes> {
+        let place = place as usize;
+        self.slabs.get(place / SLAB_BLOCK_COUNT)?.get(place % SLAB_BLOCK_COUNT)
+    }
+
     /// Keeps a block, and says where, and whose place it took. Without budget it takes the place of
     /// another of this namespace's; without any of those it is not kept.
     pub(crate) fn put(&mut self, owner: Owner, bytes: &Bytes) -> Option<(u32, Option<Owner>)> {

@@ -11,6 +11,7 @@
 //! write; across files the numbers are random. The record's fixed part is authenticated along.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
@@ -109,12 +110,14 @@ pub(crate) fn open_secret(
     Some(body)
 }
 
-/// All that is needed to tell whose record it is. No `Debug`: it is made of secrets.
+/// All that is needed to tell whose record it is. Its `Debug` shows no secrets. Copies share the data
+/// keys.
+#[derive(Clone)]
 pub(crate) struct Keys {
     pub(crate) mode: Mode,
     pub(crate) hasher: Hasher,
     /// Data keys by their number; none in a plain namespace.
-    pub(crate) sealers: BTreeMap<u32, Sealer>,
+    pub(crate) sealers: BTreeMap<u32, Arc<Sealer>>,
     /// The one that seals new records; 0: none.
     pub(crate) current: u32,
 }

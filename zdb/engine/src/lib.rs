@@ -91,6 +91,8 @@ pub use settings::{Durability, History, Mode, Password, Settings};
 pub const KEY_SIZE_MAX: usize = 255;
 /// Largest value, in bytes; one of exactly this size is accepted.
 pub const VALUE_SIZE_MAX: usize = 8 * 1024 * 1024;
+/// Most keys that [`Namespace::warm`] looks at.
+pub const WARM_COUNT_MAX: usize = 32;
 /// Bytes of a scan's cursor, which clients treat as opaque.
 pub const SCAN_CURSOR_SIZE: usize = 17;
 /// Bytes of a history cursor, which clients treat as opaque.

@@ -29,6 +29,27 @@ pub(crate) fn take(bytes: &[u8], size_max: usize) -> Line<'_> {
     if line.len() > size_max { Line::TooLong } else { Line::Complete(line, end + 1) }
 }
 
+/// Digits of the numbers that [`short_number`] knows.
+const SHORT_DIGIT_COUNT_MAX: usize = 7;
+
+/// The line at the start of `bytes` as nearly all are: a few digits and `\r\n`. The number, and how many
+/// bytes the line took; of any other line [`take`] and [`number`] know more.
+pub(crate) fn short_number(bytes: &[u8]) -> Option<(u32, usize)> {
+    let mut number = 0;
+    for (count, byte) in bytes.iter().take(SHORT_DIGIT_COUNT_MAX + 1).enumerate() {
+        match byte {
+            b'0'..=b'9' if count < SHORT_DIGIT_COUNT_MAX => {
+                number = number * 10 + u32::from(byte - b'0');
+            }
+            b'\r' if count > 0 && bytes.get(count + 1) == Some(&b'\n') => {
+                return Some((number, count + LINE_END.len()));
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
 /// A decimal number with an optional minus sign and nothing else.
 pub(crate) fn number(digits: &[u8]) -> Option<i64> {
     let (is_negative, digits) = match digits {
@@ -60,6 +81,22 @@ mod tests {
         for bad in ["", "-", "+1", "1 ", "0x1", "9223372036854775808", "--1"] {
             assert_eq!(number(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn short_numbers_are_what_the_long_way_gives() {
+        let digits =
+            ["0", "7", "10", "1024", "007", "1234567", "12345678", "", "-1", "1x", "99999999"];
+        for digits in digits {
+            for end in ["\r\n", "\r\n$", "\n", "\r", "\rx", ""] {
+                let bytes = format!("{digits}{end}").into_bytes();
+                let Some((short, size)) = short_number(&bytes) else { continue };
+                let Line::Complete(line, taken) = take(&bytes, 32) else { panic!("{bytes:?}") };
+                assert_eq!((number(line), taken), (Some(short.into()), size), "{bytes:?}");
+            }
+        }
+        assert_eq!(short_number(b"1234567\r\n"), Some((1_234_567, 9)));
+        assert_eq!(short_number(b"12345678\r\n"), None);
     }
 
     #[test]

@@ -65,6 +65,48 @@ pub enum RequestError {
     Line,
 }
 
+/// Keys, which are first arguments, of requests that stand one behind the other, as far as they are of
+/// the usual form: for looking ahead. What comes of it is no more than a guess; parsing tells.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysAhead<'a>(&'a [u8]);
+
+/// Arguments of a request of the usual form.
+const USUAL_COUNT_MAX: u32 = 4;
+
+impl<'a> KeysAhead<'a> {
+    /// Looks at bytes that begin with a request.
+    #[must_use]
+    pub fn new(unread: &'a [u8]) -> Self {
+        Self(unread)
+    }
+
+    /// The number after this type byte; the bytes move behind its line.
+    fn number(&mut self, kind: u8) -> Option<u32> {
+        let (first, rest) = self.0.split_first()?;
+        let (number, size) = line::short_number(rest).filter(|_| *first == kind)?;
+        self.0 = rest.get(size..)?;
+        Some(number)
+    }
+}
+
+impl<'a> Iterator for KeysAhead<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let count = self.number(b'*').filter(|count| (2..=USUAL_COUNT_MAX).contains(count))?;
+        let mut key = None;
+        for index in 0..count {
+            let size = self.number(b'$')? as usize;
+            let argument = self.0.get(..size)?;
+            self.0 = self.0.get(size.checked_add(LINE_END.len())?..)?;
+            if index == 1 {
+                key = Some(argument);
+            }
+        }
+        key
+    }
+}
+
 impl RequestParser {
     /// A parser that has seen nothing.
     #[must_use]
@@ -169,7 +211,12 @@ impl RequestParser {
     /// says that the line has not come whole, the inner that it holds no number.
     fn parse_number(&mut self, unread: &[u8]) -> Result<Option<Option<i64>>, RequestError> {
         let start = self.position.saturating_add(1);
-        match line::take(unread.get(start..).unwrap_or_default(), HEADER_SIZE_MAX) {
+        let bytes = unread.get(start..).unwrap_or_default();
+        if let Some((number, size)) = line::short_number(bytes) {
+            self.position = start.saturating_add(size);
+            return Ok(Some(Some(number.into())));
+        }
+        match line::take(bytes, HEADER_SIZE_MAX) {
             Line::Complete(digits, size) => {
                 self.position = start + size;
                 Ok(Some(line::number(digits)))
@@ -289,6 +336,24 @@ mod tests {
         assert!(parser.parse(&bytes).unwrap().is_none());
         bytes.extend_from_slice(b"\r\n");
         assert_eq!(parser.parse(&bytes).unwrap().unwrap().size(), bytes.len());
+    }
+
+    #[test]
+    fn keys_are_seen_ahead_until_something_is_unusual() {
+        let mut bytes = Vec::new();
+        write::request(&mut bytes, &[&b"GET"[..], b"a"]);
+        write::request(&mut bytes, &[&b"SET"[..], b"", b"value\r\n", b"1"]);
+        write::request(&mut bytes, &[&b"SETX"[..], b"c", b"v"]);
+        let whole = bytes.len();
+        write::request(&mut bytes, &[&b"PING"[..]]);
+        write::request(&mut bytes, &[&b"GET"[..], b"d"]);
+        let ahead: Vec<_> = KeysAhead::new(&bytes).collect();
+        assert_eq!(ahead, [&b"a"[..], b"", b"c"]);
+        for cut in 0..whole {
+            let seen: Vec<_> = KeysAhead::new(&bytes[..cut]).collect();
+            assert!(seen.len() < 3 && ahead.starts_with(&seen), "{cut}");
+        }
+        assert_eq!(KeysAhead::new(b"*2\r\n$3\r\nGET\r\n$9999999\r\n").count(), 0);
     }
 
     proptest! {

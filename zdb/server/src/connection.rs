@@ -11,7 +11,8 @@
 
 use std::time::Instant;
 
-use zdb_resp::request::RequestParser;
+use zdb_engine::WARM_COUNT_MAX;
+use zdb_resp::request::{KeysAhead, RequestParser};
 use zdb_resp::{Limits, UNREAD_SIZE_MAX, write};
 
 use crate::commands::{self, Call};
@@ -208,6 +209,8 @@ impl Connection {
         }
         let mut now = begin;
         let mut consumed = 0;
+        // Requests whose keys were looked up ahead.
+        let mut warm_count: usize = 0;
         self.pause = Pause::No;
         while !self.session.is_closing {
             let rest = bytes.get(consumed..).unwrap_or_default();
@@ -218,6 +221,10 @@ impl Connection {
                 self.pause = Pause::Full;
                 break;
             }
+            warm_count = match warm_count.checked_sub(1) {
+                Some(left) => left,
+                None => self.look_ahead(core, rest),
+            };
             let Self { session, parser, output, .. } = self;
             match parser.parse(rest) {
                 Ok(Some(request)) => {
@@ -246,6 +253,22 @@ impl Connection {
             consumed = bytes.len();
         }
         (consumed, now)
+    }
+
+    /// Looks up what the next requests are about, if there are several; how many come behind the first.
+    fn look_ahead(&self, core: &mut Core, bytes: &[u8]) -> usize {
+        let mut keys: [&[u8]; WARM_COUNT_MAX] = [&[]; WARM_COUNT_MAX];
+        let mut count = 0;
+        for (place, key) in keys.iter_mut().zip(KeysAhead::new(bytes)) {
+            *place = key;
+            count += 1;
+        }
+        if count > 1
+            && let Ok(namespace) = core.active(&self.session)
+        {
+            namespace.warm(keys[..count].iter().copied());
+        }
+        count.saturating_sub(1)
     }
 
     fn is_full(&self) -> bool {

@@ -12,6 +12,7 @@ mod bytes;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -116,7 +117,7 @@ impl Descriptor {
             let master = master.ok_or(Error::KeyNeeded)?;
             let key = self.open(master, b"data", sealed)?;
             let key = key.first_chunk::<SECRET_SIZE>().ok_or(Error::WrongKey)?;
-            keys.sealers.insert(*number, Sealer::new(key).ok_or(Error::WrongKey)?);
+            keys.sealers.insert(*number, Arc::new(Sealer::new(key).ok_or(Error::WrongKey)?));
         }
         Ok(keys)
     }

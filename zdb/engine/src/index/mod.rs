@@ -66,6 +66,15 @@ impl Index {
         }
     }
 
+    /// Reads from where the search for a hash begins, if that is known before it. What it gives means
+    /// nothing.
+    pub(crate) fn touch(&self, hash: u64) -> u32 {
+        match self {
+            Self::User(table) => table.touch(hash),
+            Self::Sequential(_) => 0,
+        }
+    }
+
     /// The slot with this hash that stands for the record at this place.
     pub(crate) fn find_record(&self, hash: u64, segment: u32, offset: u32) -> Option<(At, Slot)> {
         let mut found = self.find(hash, None);

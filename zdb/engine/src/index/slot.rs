@@ -3,7 +3,7 @@
 /// 12 bytes for a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
-    /// Segment in the low 24 bits, flags above.
+    /// Segment's name in the low 25 bits, flags above.
     segment_and_flags: u32,
     /// Where the record starts.
     pub(crate) offset: u32,
@@ -14,17 +14,31 @@ pub(crate) struct Slot {
 /// Largest id of a segment; the next would look like a table's free place.
 pub(crate) const SEGMENT_ID_MAX: u32 = (1 << 24) - 2;
 
-const SEGMENT_MASK: u32 = 0x00ff_ffff;
-const TOMBSTONE: u32 = 1 << 24;
-const HAS_PREVIOUS: u32 = 1 << 25;
-const VERIFIED: u32 = 1 << 26;
-const OLDER_SHIFT: u32 = 27;
+/// A segment's name is its id, and this bit, which changes whenever another file takes the place of the
+/// segment's: so the index may point to both while it is told of the new one.
+const ALTERNATE: u32 = 1 << 24;
+const NAME_MASK: u32 = 0x01ff_ffff;
+const VALUE_SIZE_MASK: u32 = 0x00ff_ffff;
+const TOMBSTONE: u32 = 1 << 25;
+const HAS_PREVIOUS: u32 = 1 << 26;
+const VERIFIED: u32 = 1 << 27;
+const OLDER_SHIFT: u32 = 28;
 /// Older records are counted up to here; then "many", for ever.
-const OLDER_MAX: u32 = 31;
+const OLDER_MAX: u32 = 15;
+
+/// The id of the segment with this name.
+pub(crate) fn segment_id(name: u32) -> u32 {
+    name & !ALTERNATE
+}
+
+/// The name of the segment that takes the place of the one with this name.
+pub(crate) fn next_name(name: u32) -> u32 {
+    name ^ ALTERNATE
+}
 
 impl Slot {
     pub(crate) fn new(segment: u32, offset: u32, key_size: u8, value_size: u32) -> Self {
-        debug_assert!(segment <= SEGMENT_ID_MAX && value_size <= SEGMENT_MASK);
+        debug_assert!(segment_id(segment) <= SEGMENT_ID_MAX && value_size <= VALUE_SIZE_MASK);
         let sizes = u32::from(key_size) << 24 | value_size;
         Self { segment_and_flags: segment, offset, sizes }
     }
@@ -58,7 +72,7 @@ impl Slot {
 
     /// The same record at another place.
     pub(crate) fn moved(self, segment: u32, offset: u32) -> Self {
-        let flags = self.segment_and_flags & !SEGMENT_MASK & !VERIFIED;
+        let flags = self.segment_and_flags & !NAME_MASK & !VERIFIED;
         Self { segment_and_flags: flags | segment, offset, ..self }
     }
 
@@ -70,8 +84,9 @@ impl Slot {
         }
     }
 
+    /// The name of the segment.
     pub(crate) fn segment(&self) -> u32 {
-        self.segment_and_flags & SEGMENT_MASK
+        self.segment_and_flags & NAME_MASK
     }
 
     pub(crate) fn is_tombstone(&self) -> bool {
@@ -101,7 +116,7 @@ impl Slot {
     }
 
     pub(crate) fn value_size(&self) -> u32 {
-        self.sizes & SEGMENT_MASK
+        self.sizes & VALUE_SIZE_MASK
     }
 
     fn with(self, flag: u32, set: bool) -> Self {
@@ -132,5 +147,10 @@ mod tests {
         assert_eq!((moved.segment(), moved.offset, moved.value_size()), (1, 2, 8 * 1024 * 1024));
         assert!(!moved.is_verified() && !moved.is_tombstone() && moved.has_previous());
         assert_eq!(Slot::from_words(slot.to_words()), slot);
+        let other = slot.moved(next_name(slot.segment()), 7);
+        assert_ne!(other.to_words()[0], u32::MAX);
+        assert_ne!(other.segment(), slot.segment());
+        assert_eq!(segment_id(other.segment()), SEGMENT_ID_MAX);
+        assert_eq!(next_name(other.segment()), slot.segment());
     }
 }

@@ -89,6 +89,12 @@ impl Table {
         Some((Place { shard: number, index }, Slot::from_words(shard.entry(index).slot)))
     }
 
+    /// Reads from where the search for a hash begins. What it gives means nothing.
+    pub(crate) fn touch(&self, hash: u64) -> u32 {
+        let shard = &self.shards[usize::from(shard_number(hash))];
+        if shard.used == 0 { 0 } else { shard.entry(shard.home(hash)).slot[0] }
+    }
+
     pub(crate) fn insert(&mut self, hash: u64, slot: Slot) {
         let shard = &mut self.shards[usize::from(shard_number(hash))];
         shard.make_room();

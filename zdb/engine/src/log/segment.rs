@@ -88,9 +88,12 @@ pub(crate) struct Block {
 static NEXT_CACHE_NAME: AtomicU32 = AtomicU32::new(0);
 
 /// A segment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Segment {
     pub(crate) header: Header,
+    /// What the index and everything else in memory know it by: see
+    /// [`next_name`](crate::index::slot::next_name).
+    pub(crate) name: u32,
     pub(crate) seed: Seed,
     file: Option<Arc<dyn File>>,
     /// Offset after the last record.
@@ -159,6 +162,7 @@ impl Segment {
     fn without_file(header: Header) -> Self {
         Self {
             header,
+            name: header.id,
             seed: header.seed(),
             file: None,
             end: HEADER_SIZE as u64,
@@ -179,6 +183,11 @@ impl Segment {
             cached: Vec::new(),
             cache_name: NEXT_CACHE_NAME.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// As it is now, for a thread that reads it. It has no part in the cache.
+    pub(crate) fn frozen(&self, file: Arc<dyn File>) -> Self {
+        Self { file: Some(file), cached: Vec::new(), ..self.clone() }
     }
 
     /// Makes a segment without records, which survives a crash when this returns.

@@ -5,6 +5,7 @@
 //! Records of one key are in one shard, so they stay in order.
 
 use super::Namespace;
+use super::locate::Wanted;
 use crate::index::slot::Slot;
 use crate::index::table::{SHARD_COUNT, shard_number};
 use crate::index::{At, Known};
@@ -95,6 +96,7 @@ impl Namespace {
         let opened = self.read_opened(slot.segment(), slot.offset, size, &mut record);
         let Ok((_, key_at)) = opened else { return Ok(None) };
         let key = record.get(key_at..key_at + usize::from(slot.key_size())).unwrap_or_default();
-        Ok(self.locate(key, *hash, false)?.map(|located| (located.at, located.slot)))
+        let wanted = Wanted { key, hash: *hash, value: None };
+        Ok(self.locate(&wanted, false)?.map(|located| (located.at, located.slot)))
     }
 }

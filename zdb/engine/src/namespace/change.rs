@@ -27,7 +27,7 @@ use crate::{CommitFailed, Error, SeqNo};
 pub(super) struct Change {
     /// The newest write of the segment that ends.
     seq: u64,
-    /// Which that is; `None` for a namespace's first segment.
+    /// That segment's name; `None` for a namespace's first segment.
     ended: Option<u32>,
     /// What is to be done; `None` once somebody does it.
     work: Option<Box<ChangeWork>>,
@@ -85,10 +85,10 @@ impl Namespace {
         if let (Some(tail), Some(segment)) = (&self.tail, self.segments.last_mut()) {
             file = Some(Arc::clone(segment.file(&self.folders)?));
             cut = tail.spoilt.then_some(tail.written);
-            ended = Some(segment.id());
+            ended = Some(segment.name);
         }
-        if let Some(id) = ended.filter(|id| !self.open_files.contains(id)) {
-            self.open_files.push_back(id);
+        if let Some(name) = ended.filter(|name| !self.open_files.contains(name)) {
+            self.open_files.push_back(name);
         }
         let shared = Arc::clone(&self.claim.shared);
         let work = ChangeWork { shared, folders: self.folders.clone(), file, cut, header };
@@ -177,14 +177,14 @@ impl Namespace {
 
     /// A segment has ended, and is durable.
     fn note_ended(&mut self, change: &Change) {
-        let Some(id) = change.ended else { return };
+        let Some(name) = change.ended else { return };
         self.counters.sync_count += 1;
         if self.sync.suspects.is_empty() {
             self.numbers.durable = self.numbers.durable.max(change.seq);
         }
-        let Some(position) = self.position(id) else { return };
+        let Some(position) = self.position(name) else { return };
         match self.segments[position].seal_unsynced(&self.folders) {
-            Ok(file) => self.sync.index_files.extend(file.map(|file| (id, file))),
+            Ok(file) => self.sync.index_files.extend(file.map(|file| (name, file))),
             // The next tick tries again.
             Err(_) => self.counters.index_error_count += 1,
         }

@@ -26,7 +26,7 @@ pub(super) struct SyncState {
     /// Whether a sync of the tail or a change of segments is under way.
     pub(super) in_flight: bool,
     last: Option<Duration>,
-    /// Segments whose sync failed: what they hold may not be on the disk.
+    /// Names of segments whose sync failed: what they hold may not be on the disk.
     pub(super) suspects: std::collections::BTreeSet<u32>,
     /// Writes failed amid the batch, and the server doesn't know yet.
     pub(super) failed: Option<CommitFailed>,
@@ -117,14 +117,14 @@ impl Namespace {
 
     /// Keeps the whole blocks of some bytes of the last segment in the cache.
     fn keep_blocks(&mut self, start: u64, bytes: &[u8]) {
-        let Some(position) = self.segments.len().checked_sub(1) else { return };
+        let Some(name) = self.segments.last().map(|segment| segment.name) else { return };
         let block_size = BLOCK_SIZE as u64;
         let skipped = start.next_multiple_of(block_size) - start;
         let first = start.div_ceil(block_size);
         let bytes = usize::try_from(skipped).ok().and_then(|skipped| bytes.get(skipped..));
         for (number, block) in (first..).zip(bytes.unwrap_or_default().as_chunks().0) {
             if let Ok(number) = u32::try_from(number) {
-                self.keep_block(position, number, block);
+                self.keep_block(name, number, block);
             }
         }
     }
@@ -176,7 +176,7 @@ impl Namespace {
         let (tail, segment) = (self.tail.as_ref()?, self.segments.last()?);
         let sync = TailSync {
             file: Arc::clone(segment.open_file()?),
-            segment: segment.id(),
+            segment: segment.name,
             offset: tail.written,
             seq: self.numbers.written,
             now,
@@ -192,7 +192,7 @@ impl Namespace {
     ) -> Result<(), CommitFailed> {
         self.sync.in_flight = false;
         if let Err(error) = result {
-            if self.position(sync.segment).is_some() {
+            if self.segment(sync.segment).is_some() {
                 self.counters.data_error_count += 1;
                 self.sync.suspects.insert(sync.segment);
             }
@@ -208,7 +208,7 @@ impl Namespace {
             return Ok(());
         }
         self.numbers.durable = self.numbers.durable.max(sync.seq);
-        let is_tail = self.segments.last().is_some_and(|last| last.id() == sync.segment);
+        let is_tail = self.is_last(sync.segment);
         if let Some(tail) = self.tail.as_mut().filter(|_| is_tail) {
             tail.synced = tail.synced.max(sync.offset);
             self.write_blocks(Rest::Repeat);

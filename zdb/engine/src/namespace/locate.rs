@@ -9,7 +9,7 @@ use super::Namespace;
 use crate::Error;
 use crate::cache::{BLOCK_SIZE, Owner};
 use crate::index::At;
-use crate::index::slot::Slot;
+use crate::index::slot::{Slot, segment_id};
 use crate::log::record::{self, Head, TAG_SIZE, head_size};
 use crate::storage::{File, read_full};
 
@@ -25,13 +25,37 @@ pub(super) struct Located {
     pub(super) slot: Slot,
     /// The number of its record, if that could be read.
     pub(super) seq: Option<u64>,
-    /// If its record was read whole and verified: it is in the scratch buffer, the value here.
-    pub(super) value_at: Option<usize>,
+    /// If its record was read whole and verified: its fixed part.
+    pub(super) head: Option<Head>,
+    /// If its record was read whole and verified, and was compared: whether it has this value.
+    pub(super) is_same: Option<bool>,
+}
+
+/// What to look for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub(super) key: &'a [u8],
+    pub(super) hash: u64,
+    /// What to compare its value with.
+    pub(super) value: Option<&'a [u8]>,
 }
 
 enum Match {
-    Own { seq: Option<u64>, value_at: Option<usize> },
+    Own { seq: Option<u64>, head: Option<Head>, is_same: Option<bool> },
     Foreign,
+}
+
+impl Match {
+    /// What a verified record is, of which the fixed part was parsed.
+    fn of(record: &[u8], head: &Head, key_at: usize, wanted: &Wanted<'_>) -> Self {
+        let value_at = key_at + wanted.key.len();
+        if record.get(key_at..value_at) != Some(wanted.key) {
+            return Self::Foreign;
+        }
+        let value = record.get(value_at..value_at + head.value_size as usize);
+        let is_same = wanted.value.map(|wanted| value == Some(wanted));
+        Self::Own { seq: Some(head.seq), head: Some(*head), is_same }
+    }
 }
 
 impl Namespace {
@@ -47,8 +71,7 @@ impl Namespace {
     /// Bytes of a record that are in memory.
     pub(super) fn in_memory(&self, segment: u32, offset: u32, size: usize) -> Option<&[u8]> {
         let tail = self.tail.as_ref()?;
-        let is_tail = self.segments.last().is_some_and(|last| last.id() == segment);
-        is_tail.then(|| tail.bytes(offset.into(), size)).flatten()
+        self.is_last(segment).then(|| tail.bytes(offset.into(), size)).flatten()
     }
 
     /// A small record where it stands in memory, verified: at the tail, or whole in one block of the
@@ -59,17 +82,16 @@ impl Namespace {
             return None;
         }
         let (offset, size) = (slot.offset as usize, self.record_size(slot));
-        let position = self.position(slot.segment())?;
-        if let Some(tail) = self.tail.as_ref().filter(|_| position + 1 == self.segments.len())
+        let segment = self.segment(slot.segment())?;
+        if let Some(tail) = self.tail.as_ref().filter(|_| self.is_last(slot.segment()))
             && let Some(bytes) = tail.bytes(slot.offset.into(), size)
         {
             return Some(bytes);
         }
         let (number, within) = (offset / BLOCK_SIZE, offset % BLOCK_SIZE);
-        let segment = &self.segments[position];
-        let place = segment.cached(u32::try_from(number).ok()?)?;
+        let (place, seed) = (segment.cached(u32::try_from(number).ok()?)?, segment.seed);
         let record = self.cache.get(place)?.get(within..within + size)?;
-        record::verify(record, segment.seed, slot.offset.into()).then_some(record)
+        record::verify(record, seed, slot.offset.into()).then_some(record)
     }
 
     /// The slot of a key, live or a tombstone; `None` if the index doesn't know it.
@@ -78,49 +100,63 @@ impl Namespace {
     /// overwritten and deleted.
     pub(super) fn locate(
         &mut self,
-        key: &[u8],
-        hash: u64,
+        wanted: &Wanted<'_>,
         lenient: bool,
     ) -> Result<Option<Located>, Error> {
-        let mut found = self.index.find(hash, None);
+        let mut found = self.index.find(wanted.hash, None);
         while let Some((at, slot)) = found {
-            if usize::from(slot.key_size()) == key.len() {
-                let mut record = std::mem::take(&mut self.scratch);
-                let matched = self.match_record(&slot, key, &mut record);
-                self.scratch = record;
-                match matched {
-                    Ok(Match::Own { seq, value_at }) => {
-                        return Ok(Some(Located { at, slot, seq, value_at }));
+            if usize::from(slot.key_size()) == wanted.key.len() {
+                match self.match_slot(&slot, wanted) {
+                    Ok(Match::Own { seq, head, is_same }) => {
+                        return Ok(Some(Located { at, slot, seq, head, is_same }));
                     }
                     Ok(Match::Foreign) => {}
                     Err(error) if !lenient && !matches!(error, Error::Damaged { .. }) => {
                         return Err(error);
                     }
-                    Err(_) => return Ok(Some(Located { at, slot, seq: None, value_at: None })),
+                    Err(_) => {
+                        return Ok(Some(Located {
+                            at,
+                            slot,
+                            seq: None,
+                            head: None,
+                            is_same: None,
+                        }));
+                    }
                 }
             }
-            found = self.index.find(hash, Some(at));
+            found = self.index.find(wanted.hash, Some(at));
         }
         Ok(None)
     }
 
-    /// Whether a slot's record has this key. Small ones are read and verified whole.
+    /// Whether a slot's record has this key.
+    fn match_slot(&mut self, slot: &Slot, wanted: &Wanted<'_>) -> Result<Match, Error> {
+        if let Some(record) = self.record_in_place(slot)
+            && let Some(head) = Head::parse(record)
+            && head.record_size() == record.len()
+        {
+            return Ok(Match::of(record, &head, head.head_size(), wanted));
+        }
+        let mut record = std::mem::take(&mut self.scratch);
+        let matched = self.match_record(slot, wanted, &mut record);
+        self.scratch = record;
+        matched
+    }
+
+    /// The same by way of the scratch buffer. Small records are read and verified whole.
     fn match_record(
         &mut self,
         slot: &Slot,
-        key: &[u8],
+        wanted: &Wanted<'_>,
         record: &mut Vec<u8>,
     ) -> Result<Match, Error> {
         let size = self.record_size(slot);
         if size > WHOLE_SIZE_MAX && !self.is_encrypted() {
-            return self.match_head(slot, key, record);
+            return self.match_head(slot, wanted.key, record);
         }
         let (head, key_at) = self.read_opened(slot.segment(), slot.offset, size, record)?;
-        let value_at = key_at + key.len();
-        if record.get(key_at..value_at) == Some(key) {
-            return Ok(Match::Own { seq: Some(head.seq), value_at: Some(value_at) });
-        }
-        Ok(Match::Foreign)
+        Ok(Match::of(record, &head, key_at, wanted))
     }
 
     fn match_head(
@@ -141,7 +177,7 @@ impl Namespace {
         }
         if record.get(key_at..) == Some(key) {
             let seq = Head::parse(record).map(|head| head.seq);
-            return Ok(Match::Own { seq, value_at: None });
+            return Ok(Match::Own { seq, head: None, is_same: None });
         }
         // Another key with the same hash, or damage.
         self.verify(slot)?;
@@ -161,9 +197,10 @@ impl Namespace {
             record.extend_from_slice(bytes);
             return Ok(());
         }
-        let Some(position) = self.position(segment) else { return Err(missing(segment)) };
-        let seed = self.segments[position].seed;
-        let cached = size <= WHOLE_SIZE_MAX && self.read_cached(position, offset, size, record)?;
+        let Some(seed) = self.segment(segment).map(|it| it.seed) else {
+            return Err(missing(segment));
+        };
+        let cached = size <= WHOLE_SIZE_MAX && self.read_cached(segment, offset, size, record)?;
         let mut read = size;
         if !cached {
             let file = self.file(segment)?;
@@ -181,14 +218,13 @@ impl Namespace {
     /// written have no place there.
     fn read_cached(
         &mut self,
-        position: usize,
+        segment: u32,
         offset: u32,
         size: usize,
         bytes: &mut Vec<u8>,
     ) -> Result<bool, Error> {
-        let is_last = position + 1 == self.segments.len();
         let written = match &self.tail {
-            Some(tail) if is_last => tail.written,
+            Some(tail) if self.is_last(segment) => tail.written,
             _ => u64::MAX,
         };
         let (mut at, end) = (offset as usize, offset as usize + size);
@@ -200,25 +236,25 @@ impl Namespace {
             let within = at % BLOCK_SIZE..(end - number * BLOCK_SIZE).min(BLOCK_SIZE);
             at = (number + 1) * BLOCK_SIZE;
             let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let place = self.segments[position].cached(number);
+            let place = self.segment(segment).and_then(|segment| segment.cached(number));
             if let Some(block) = place.and_then(|place| self.cache.get(place)) {
                 bytes.extend_from_slice(block.get(within).unwrap_or_default());
                 continue;
             }
-            let file = self.file(self.segments[position].id())?;
+            let file = self.file(segment)?;
             let mut block = [0; BLOCK_SIZE];
             let start = u64::from(number) * BLOCK_SIZE as u64;
             read_full(&*file, &mut block, start).map_err(|error| self.read_error(error))?;
             bytes.extend_from_slice(block.get(within).unwrap_or_default());
-            self.keep_block(position, number, &block);
+            self.keep_block(segment, number, &block);
         }
         Ok(true)
     }
 
     /// Keeps a block of a segment in the cache.
-    pub(super) fn keep_block(&mut self, position: usize, number: u32, block: &[u8; BLOCK_SIZE]) {
-        let segment = &self.segments[position];
-        let owner = Owner { segment: segment.id(), file: segment.cache_name, number };
+    pub(super) fn keep_block(&mut self, name: u32, number: u32, block: &[u8; BLOCK_SIZE]) {
+        let Some(file) = self.segment(name).map(|segment| segment.cache_name) else { return };
+        let owner = Owner { segment: name, file, number };
         let Some((place, evicted)) = self.cache.put(owner, block) else { return };
         if let Some(evicted) = evicted {
             let segment = self.segment_mut(evicted.segment);
@@ -227,7 +263,9 @@ impl Namespace {
                 segment.set_cached(evicted.number, None);
             }
         }
-        self.segments[position].set_cached(number, Some(place));
+        if let Some(segment) = self.segment_mut(name) {
+            segment.set_cached(number, Some(place));
+        }
     }
 
     /// Reads a record, verifies and opens it. Gives its fixed part and where its key starts in
@@ -242,7 +280,7 @@ impl Namespace {
         self.read_record(segment, offset, size, record)?;
         let opened = (|| {
             let head = Head::parse(record)?;
-            let header = self.segments.get(self.position(segment)?)?.header;
+            let header = self.segment(segment)?.header;
             if head.record_size() != size {
                 return None;
             }
@@ -263,8 +301,9 @@ impl Namespace {
             return Ok(());
         }
         let file = self.file(segment)?;
-        let Some(position) = self.position(segment) else { return Err(missing(segment)) };
-        let seed = self.segments[position].seed;
+        let Some(seed) = self.segment(segment).map(|it| it.seed) else {
+            return Err(missing(segment));
+        };
         let mut chunk = std::mem::take(&mut self.scratch);
         chunk.resize(size.min(VERIFY_CHUNK_SIZE), 0);
         let whole = verify_chunks(&*file, seed, offset.into(), size, &mut chunk);
@@ -310,10 +349,13 @@ fn verify_chunks(
     Ok(stored == Some(crc))
 }
 
+/// A record of the segment with this name is damaged.
 pub(super) fn damaged(segment: u32, offset: u32) -> Error {
+    let segment = segment_id(segment);
     Error::Damaged { segment, offset: offset.into(), reason: "the checksum is wrong" }
 }
 
 pub(super) fn missing(segment: u32) -> Error {
+    let segment = segment_id(segment);
     Error::Damaged { segment, offset: 0, reason: "the segment is missing" }
 }

@@ -12,15 +12,18 @@ impl Namespace {
     /// Writes suspect segments again. Says whether there were any.
     pub(super) fn mend(&mut self) -> Result<bool, Error> {
         let mut mended = false;
-        if !self.sync.suspects.is_empty() && self.is_busy() {
-            // It would use the same files.
-            return Err(Error::Busy);
-        }
-        while let Some(id) = self.sync.suspects.first().copied() {
-            if self.position(id).is_some() {
-                self.rewrite(id)?;
+        if !self.sync.suspects.is_empty() {
+            if self.is_busy() {
+                // It would use the same files.
+                return Err(Error::Busy);
             }
-            self.sync.suspects.remove(&id);
+            self.finish_switch();
+        }
+        while let Some(name) = self.sync.suspects.first().copied() {
+            if self.position(name).is_some() {
+                self.rewrite(name)?;
+            }
+            self.sync.suspects.remove(&name);
             mended = true;
         }
         if mended {
@@ -29,18 +32,17 @@ impl Namespace {
         Ok(mended)
     }
 
-    fn rewrite(&mut self, id: u32) -> Result<(), Error> {
+    fn rewrite(&mut self, name: u32) -> Result<(), Error> {
         self.flush_amid_batch()?;
         // A compaction that is under way may be of the same segment.
         self.compaction = None;
-        let mut run = compact::Run::again(self, id)?;
-        while !run.step(self, u64::MAX)? {}
-        let finished = run.finish(self)?;
-        if self.segments.last().is_some_and(|last| last.id() == id) {
+        let is_last = self.is_last(name);
+        let finished = compact::write_again(self, name)?;
+        if is_last {
             self.tail = None;
             self.set_mark();
         }
-        if finished.durable {
+        if finished {
             return Ok(());
         }
         // A crash would bring the old file back, so the new one is as suspect as that.

@@ -8,6 +8,7 @@
 //! | `load`, `admit` | from files to an index |
 //! | `locate` | from a key to a verified record |
 //! | `read` | values, metadata, history |
+//! | `warm` | reads of many keys, ahead of their requests |
 //! | `scan` | live keys in order |
 //! | `write`, `undo` | sets, deletions, and taking them back |
 //! | `commit` | batches and syncs |
@@ -35,6 +36,7 @@ mod ticket;
 mod types;
 mod undo;
 mod upkeep;
+mod warm;
 mod write;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -50,6 +52,7 @@ use crate::cache::Cache;
 use crate::cipher::Keys;
 use crate::descriptor::Descriptor;
 use crate::index::Index;
+use crate::index::slot::segment_id;
 use crate::log::segment::{Folders, Segment};
 use crate::shared::Claim;
 use crate::storage::{File, Storage};
@@ -81,8 +84,9 @@ pub struct Namespace {
     sync: commit::SyncState,
     /// Deletions after this number are kept for followers.
     hold: Option<u64>,
-    /// Segments whose files are open, oldest first.
+    /// Names of segments whose files are open, oldest first.
     open_files: VecDeque<u32>,
+    /// Damaged records: names of their segments, and where they are.
     damage: BTreeSet<(u32, u32)>,
     scratch: Vec<u8>,
     cache: Cache,
@@ -168,29 +172,41 @@ impl Namespace {
         self.keys.as_ref().ok_or(Error::KeyNeeded)
     }
 
-    /// Where a segment is in the list.
-    fn position(&self, id: u32) -> Option<usize> {
-        if self.segments.last().is_some_and(|last| last.id() == id) {
+    /// Where a segment is in the list, by its name.
+    fn position(&self, name: u32) -> Option<usize> {
+        if self.is_last(name) {
             return Some(self.segments.len() - 1);
         }
-        self.segments.binary_search_by_key(&id, Segment::id).ok()
+        let position = self.segments.binary_search_by_key(&segment_id(name), Segment::id).ok()?;
+        self.segments.get(position).filter(|segment| segment.name == name).map(|_| position)
     }
 
-    fn segment_mut(&mut self, id: u32) -> Option<&mut Segment> {
-        let position = self.position(id)?;
-        self.segments.get_mut(position)
+    /// Whether this is the name of the newest segment.
+    fn is_last(&self, name: u32) -> bool {
+        self.segments.last().is_some_and(|last| last.name == name)
+    }
+
+    /// A segment by its name: one of the list, or the one that is taking the place of some.
+    fn segment(&self, name: u32) -> Option<&Segment> {
+        match self.position(name) {
+            Some(position) => self.segments.get(position),
+            None => self.compaction.as_ref()?.incoming().filter(|segment| segment.name == name),
+        }
+    }
+
+    fn segment_mut(&mut self, name: u32) -> Option<&mut Segment> {
+        match self.position(name) {
+            Some(position) => self.segments.get_mut(position),
+            None => self.compaction.as_mut()?.incoming_mut().filter(|it| it.name == name),
+        }
     }
 
     /// A segment's file. At most so many are open at once; the one opened first is closed first.
-    fn file(&mut self, id: u32) -> Result<Arc<dyn File>, Error> {
-        let position = self.position(id).ok_or(Error::Damaged {
-            segment: id,
-            offset: 0,
-            reason: "missing",
-        })?;
-        if let Some(file) = self.segments[position].open_file() {
+    fn file(&mut self, name: u32) -> Result<Arc<dyn File>, Error> {
+        if let Some(file) = self.segment(name).and_then(Segment::open_file) {
             return Ok(Arc::clone(file));
         }
+        let position = self.position(name).ok_or_else(|| locate::missing(name))?;
         while self.open_files.len() >= self.claim.shared.options.open_files_max {
             self.close_one_file();
         }
@@ -206,16 +222,15 @@ impl Namespace {
             self.counters.data_error_count += 1;
         }
         let file = opened?;
-        self.open_files.push_back(id);
+        self.open_files.push_back(name);
         Ok(file)
     }
 
     fn close_one_file(&mut self) {
-        let Some(id) = self.open_files.pop_front() else { return };
+        let Some(name) = self.open_files.pop_front() else { return };
         // The tail's file stays open: it is written all the time.
-        let is_tail =
-            self.tail.is_some() && self.segments.last().is_some_and(|last| last.id() == id);
-        if let Some(segment) = self.segment_mut(id).filter(|segment| !is_tail && !segment.pinned) {
+        let is_tail = self.tail.is_some() && self.is_last(name);
+        if let Some(segment) = self.segment_mut(name).filter(|it| !is_tail && !it.pinned) {
             segment.close_file();
         }
     }

@@ -1,12 +1,13 @@
 //! Values, what is known about them, and what they were before.
 
-use super::locate::{Located, WHOLE_SIZE_MAX, damaged};
+use super::locate::{Located, WHOLE_SIZE_MAX, Wanted, damaged};
 use super::{Extent, Found, Health, HistoryEntry, Metadata, Namespace, RawRecord};
 use crate::index::At;
 use crate::index::slot::Slot;
 use crate::log::block::Entry;
 use crate::log::header::HEADER_SIZE;
 use crate::log::record::{self, HEAD_SIZE_MAX, Head, Kind, head_size};
+use crate::log::segment::Segment;
 use crate::storage::{read_full, read_two_full};
 use crate::{Error, HISTORY_CURSOR_SIZE, KEY_SIZE_MAX, SeqNo};
 
@@ -94,8 +95,7 @@ impl Namespace {
         out.resize(from + size, 0);
         let read = read_two_full(&*file, head, &mut out[from..], slot.offset.into());
         let read = read.map_err(|error| self.read_error(error))?;
-        let Some(position) = self.position(slot.segment()) else { return Ok(None) };
-        let seed = self.segments[position].seed;
+        let Some(seed) = self.segment(slot.segment()).map(|it| it.seed) else { return Ok(None) };
         let whole = read == value_at + size
             && record::verify_two(head, &out[from..], seed, slot.offset.into());
         if !whole {
@@ -160,15 +160,15 @@ impl Namespace {
     /// As [`get`](Self::get).
     pub fn metadata(&mut self, key: &[u8]) -> Result<Option<Metadata>, Error> {
         self.may_read()?;
-        let Some(Located { at, slot, value_at, .. }) = self.locate_live(key)? else {
+        let Some(Located { at, slot, head, .. }) = self.locate_live(key)? else {
             return Ok(None);
         };
-        if !slot.is_verified() && value_at.is_none() {
+        if !slot.is_verified() && head.is_none() {
             self.verify(&slot)?;
             self.index.replace(at, slot.with_verified());
         }
-        let head = match value_at {
-            Some(_) => Head::parse(&self.scratch),
+        let head = match head {
+            Some(head) => Some(head),
             None => self.head_of(&slot)?,
         };
         let head = head.ok_or_else(|| damaged(slot.segment(), slot.offset))?;
@@ -201,9 +201,9 @@ impl Namespace {
     pub fn check(&mut self, key: &[u8]) -> Result<Option<Health>, Error> {
         self.may_read()?;
         let Some(hash) = self.keys()?.hash(key) else { return Ok(None) };
-        let Some(located) = self.locate(key, hash, true)?.filter(|l| !l.slot.is_tombstone()) else {
-            return Ok(None);
-        };
+        let wanted = Wanted { key, hash, value: None };
+        let located = self.locate(&wanted, true)?.filter(|located| !located.slot.is_tombstone());
+        let Some(located) = located else { return Ok(None) };
         match self.verify(&located.slot) {
             Ok(()) => Ok(Some(Health::Good)),
             Err(Error::Damaged { .. }) => Ok(Some(Health::Bad)),
@@ -288,7 +288,7 @@ impl Namespace {
         Ok(HistoryEntry { timestamp: head.timestamp, size, next })
     }
 
-    /// The value that was written with this number, if it was kept: its segment and entry.
+    /// The value that was written with this number, if it was kept: its segment's name, and its entry.
     pub(super) fn find_value(&mut self, seq: u64) -> Result<Option<(u32, Entry)>, Error> {
         let after = self.segments.partition_point(|segment| segment.header.base < seq);
         let Some(position) = after.checked_sub(1) else { return Ok(None) };
@@ -298,7 +298,7 @@ impl Namespace {
         let mut entries = Vec::new();
         segment.group(&self.folders, keys, group, &mut entries)?;
         let found = entries.into_iter().find(|entry| entry.seq == seq && entry.kind == Kind::Value);
-        Ok(found.map(|entry| (segment.id(), entry)))
+        Ok(found.map(|entry| (segment.name, entry)))
     }
 
     /// The record at this place, key and payload appended to `out`; `None` at or past the end of
@@ -315,9 +315,10 @@ impl Namespace {
         out: &mut Vec<u8>,
     ) -> Result<Option<RawRecord>, Error> {
         self.keys()?;
-        let Some(position) = self.position(segment) else {
+        let Ok(position) = self.segments.binary_search_by_key(&segment, Segment::id) else {
             return Err(Error::UnknownHistory { seq: SeqNo(0) });
         };
+        let name = self.segments[position].name;
         let offset = if offset == 0 { HEADER_SIZE as u64 } else { offset };
         let end = self.segments[position].end;
         if offset >= end {
@@ -328,10 +329,10 @@ impl Namespace {
         let head_size = usize::try_from(end - offset).unwrap_or(usize::MAX).min(HEAD_SIZE_MAX);
         let mut head = [0; HEAD_SIZE_MAX];
         let head = &mut head[..head_size];
-        if let Some(bytes) = self.in_memory(segment, place, head_size) {
+        if let Some(bytes) = self.in_memory(name, place, head_size) {
             head.copy_from_slice(bytes);
         } else {
-            let file = self.file(segment)?;
+            let file = self.file(name)?;
             read_full(&*file, head, offset).map_err(|error| self.read_error(error))?;
         }
         let Some(head) = Head::parse(head) else { return Err(none_here) };
@@ -339,7 +340,7 @@ impl Namespace {
             return Err(none_here);
         }
         let mut record = std::mem::take(&mut self.scratch);
-        let opened = self.read_whole_raw(segment, place, &head, &mut record);
+        let opened = self.read_whole_raw(name, place, &head, &mut record);
         let raw = opened.map(|key_at| {
             let value_at = key_at + usize::from(head.key_size);
             let body = record.get(key_at..value_at + head.value_size as usize).unwrap_or_default();
@@ -385,7 +386,8 @@ impl Namespace {
     /// The slot of a live key.
     pub(super) fn locate_live(&mut self, key: &[u8]) -> Result<Option<Located>, Error> {
         let Some(hash) = self.keys()?.hash(key) else { return Ok(None) };
-        Ok(self.locate(key, hash, false)?.filter(|located| !located.slot.is_tombstone()))
+        let wanted = Wanted { key, hash, value: None };
+        Ok(self.locate(&wanted, false)?.filter(|located| !located.slot.is_tombstone()))
     }
 
     pub(super) fn may_read(&self) -> Result<(), Error> {

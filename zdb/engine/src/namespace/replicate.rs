@@ -67,14 +67,14 @@ impl Namespace {
             entries.clear();
             let keys = self.keys.as_ref().ok_or(Error::KeyNeeded)?;
             self.segments[position].group(&self.folders, keys, group, &mut entries)?;
-            let id = self.segments[position].id();
+            let name = self.segments[position].name;
             let known = stream.known;
             for entry in entries.iter().filter(|entry| entry.seq > known) {
                 if entry.seq > stream.through || stream.rest == 0 {
                     return Ok(ControlFlow::Break(()));
                 }
                 let mut record = std::mem::take(&mut self.scratch);
-                let flow = self.stream_entry(id, entry, &mut record, stream);
+                let flow = self.stream_entry(name, entry, &mut record, stream);
                 self.scratch = record;
                 stream.known = entry.seq;
                 if flow?.is_break() {
@@ -87,19 +87,17 @@ impl Namespace {
 
     fn stream_entry(
         &mut self,
-        id: u32,
+        segment: u32,
         entry: &Entry,
         record: &mut Vec<u8>,
         stream: &mut Stream<'_>,
     ) -> Result<ControlFlow<()>, Error> {
         let size = entry.record_size(self.is_encrypted());
-        let opened = self.read_opened(id, entry.offset, size as usize, record);
+        let opened = self.read_opened(segment, entry.offset, size as usize, record);
         let (head, key_at) = match opened {
             Ok(opened) => opened,
             // Superseded records need not be whole: what matters comes later in the stream.
-            Err(Error::Damaged { .. })
-                if self.index.find_record(entry.hash, id, entry.offset).is_none() =>
-            {
+            Err(Error::Damaged { .. }) if self.find_entry(segment, entry).is_none() => {
                 return Ok(ControlFlow::Continue(()));
             }
             Err(error) => return Err(error),
@@ -152,6 +150,8 @@ impl Namespace {
         if self.is_publishing() {
             return Err(Error::Busy);
         }
+        // Files that have lost their names can't be linked.
+        self.finish_switch();
         self.flush_amid_batch()?;
         self.mend()?;
         self.end_segment()?;

@@ -144,14 +144,14 @@ impl Namespace {
             if direction == Direction::Backward {
                 entries.reverse();
             }
-            let id = self.segments[position].id();
+            let name = self.segments[position].name;
             for entry in &entries {
                 let passed = match (direction, from) {
                     (Direction::Forward, From::After(seq)) => entry.seq <= seq,
                     (Direction::Backward, From::After(seq)) => entry.seq >= seq,
                     (_, From::Start) => false,
                 };
-                if !passed && self.show_entry(id, entry, shown)?.is_break() {
+                if !passed && self.show_entry(name, entry, shown)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }
@@ -161,14 +161,14 @@ impl Namespace {
 
     fn show_entry(
         &mut self,
-        id: u32,
+        segment: u32,
         entry: &Entry,
         shown: &mut Shown<'_>,
     ) -> Result<ControlFlow<()>, Error> {
         if entry.kind != Kind::Value {
             return Ok(ControlFlow::Continue(()));
         }
-        match self.index.find_record(entry.hash, id, entry.offset) {
+        match self.find_entry(segment, entry) {
             Some((_, slot)) => self.show_slot(&slot, entry.seq, shown),
             None => Ok(ControlFlow::Continue(())),
         }

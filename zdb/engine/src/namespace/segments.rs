@@ -58,7 +58,7 @@ impl Namespace {
     /// written is void as well, so it need not be written.
     pub(super) fn clear_at(&mut self, seq: u64) -> Result<SeqNo, Error> {
         self.check_batch()?;
-        if self.is_publishing() {
+        if self.is_publishing() || self.is_copying_beside() {
             return Err(Error::Busy);
         }
         if self.change.is_some() {
@@ -115,7 +115,7 @@ impl Namespace {
         }
         if let Err(error) = file.sync() {
             self.counters.data_error_count += 1;
-            self.sync.suspects.insert(segment.id());
+            self.sync.suspects.insert(segment.name);
             return Err(Error::Sync(error));
         }
         self.counters.sync_count += 1;
@@ -125,8 +125,8 @@ impl Namespace {
         let sealed = segment.seal(&self.folders);
         self.counters.index_error_count += u64::from(sealed.is_err());
         self.tail = None;
-        if !self.open_files.contains(&segment.id()) {
-            self.open_files.push_back(segment.id());
+        if !self.open_files.contains(&segment.name) {
+            self.open_files.push_back(segment.name);
         }
         self.set_mark();
         Ok(())

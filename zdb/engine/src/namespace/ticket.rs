@@ -5,6 +5,7 @@
 //!  begin_sync ──> SyncTicket::run (any thread) ──> finish_sync
 //!                  Tail         fdatasync of the segment that is written
 //!                  Change       the full segment synced, the next one made
+//!                  Copying      a part of segments that are rewritten, copied
 //!                  Publication  a rewritten segment synced, and in the old ones' place
 //!                  Indexes      index files of segments that have ended, synced
 //! ```
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use super::Namespace;
 use super::change::{ChangeDone, ChangeWork};
-use super::compact::{Publication, PublicationDone};
+use super::compact::{Copying, CopyingDone, Publication, PublicationDone};
 use crate::CommitFailed;
 use crate::log::segment::Folders;
 use crate::storage::File;
@@ -35,7 +36,8 @@ pub struct SyncDone(pub(super) Done);
 pub(super) enum Work {
     Tail(TailSync),
     Change(Box<ChangeWork>),
-    Publication(Box<Publication>),
+    Copying(Copying),
+    Publication(Publication),
     Indexes(IndexFiles),
 }
 
@@ -43,7 +45,8 @@ pub(super) enum Work {
 pub(super) enum Done {
     Tail(TailSync, io::Result<()>),
     Change(ChangeDone),
-    Publication(Box<PublicationDone>),
+    Copying(CopyingDone),
+    Publication(PublicationDone),
     Indexes(IndexFiles, io::Result<()>),
 }
 
@@ -72,6 +75,12 @@ impl SyncTicket {
         matches!(self.0, Work::Tail(_) | Work::Change(_))
     }
 
+    /// Whether it is a sync, or ends with one.
+    #[must_use]
+    pub fn syncs(&self) -> bool {
+        !matches!(self.0, Work::Copying(_))
+    }
+
     /// Does it. Blocks; may run on any thread.
     #[must_use]
     pub fn run(self) -> SyncDone {
@@ -81,7 +90,8 @@ impl SyncTicket {
                 Done::Tail(sync, result)
             }
             Work::Change(work) => Done::Change(work.run()),
-            Work::Publication(publication) => Done::Publication(Box::new(publication.run())),
+            Work::Copying(copying) => Done::Copying(copying.run()),
+            Work::Publication(publication) => Done::Publication(publication.run()),
             Work::Indexes(index) => {
                 let result = index.sync();
                 Done::Indexes(index, result)
@@ -112,6 +122,9 @@ impl Namespace {
         {
             return Some(SyncTicket(Work::Tail(sync)));
         }
+        if let Some(copying) = self.take_copying() {
+            return Some(SyncTicket(Work::Copying(copying)));
+        }
         if let Some(publication) = self.take_publication() {
             return Some(SyncTicket(Work::Publication(publication)));
         }
@@ -128,16 +141,16 @@ impl Namespace {
     pub fn wants_sync(&self, now: Duration) -> bool {
         self.has_change_to_take()
             || self.wants_tail_sync(now)
-            || self.has_publication_to_take()
+            || self.has_rewrite_to_take()
             || !self.sync.index_files.is_empty()
     }
 
-    /// Whether something is under way that others must not disturb: while a segment is changed or
-    /// replaced, only reads, sets and deletions are for this namespace. Everything else waits until a
+    /// Whether something is under way that others must not disturb: while a segment is changed, copied
+    /// or replaced, only reads, sets and deletions are for this namespace. Everything else waits until a
     /// ticket that is out comes back to [`finish_sync`](Self::finish_sync).
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.change.is_some() || self.is_publishing()
+        self.change.is_some() || self.is_copying_beside() || self.is_publishing()
     }
 
     /// Takes what was done, after which [`acknowledged`](Self::acknowledged) may have risen.
@@ -152,15 +165,19 @@ impl Namespace {
         match done.0 {
             Done::Tail(sync, result) => self.finish_tail_sync(&sync, result),
             Done::Change(done) => self.finish_change(done),
+            Done::Copying(done) => {
+                self.finish_copying(done);
+                Ok(())
+            }
             Done::Publication(done) => {
-                self.finish_publication(*done);
+                self.finish_publication(done);
                 Ok(())
             }
             Done::Indexes(index, result) => {
                 if result.is_err() {
                     self.counters.index_error_count += 1;
-                    for (id, _) in &index.files {
-                        if let Some(segment) = self.segment_mut(*id) {
+                    for (name, _) in &index.files {
+                        if let Some(segment) = self.segment_mut(*name) {
                             segment.unseal();
                         }
                     }

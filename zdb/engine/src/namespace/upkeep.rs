@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::compact::Rewrite;
 use super::ticket::IndexFiles;
 use super::{Namespace, Scrub};
 use crate::log::index_file::Rest;
@@ -39,6 +40,8 @@ impl Namespace {
         if idle {
             if self.cache.relax() {
                 self.segments.iter_mut().for_each(Segment::forget_cached);
+                let incoming = self.compaction.as_mut().and_then(Rewrite::incoming_mut);
+                incoming.into_iter().for_each(Segment::forget_cached);
             }
             self.scratch = Vec::new();
             if let Some(tail) = self.tail.as_mut().filter(|tail| tail.written == tail.end()) {
@@ -60,10 +63,12 @@ impl Namespace {
         }
         let ended = self.segments.len() - usize::from(self.tail.is_some()).min(self.segments.len());
         for segment in self.segments.iter_mut().take(ended) {
-            let incomplete = !segment.index_sealed && segment.header.number != 0;
+            // Where the index file of a pinned one was there may be another's.
+            let incomplete =
+                !segment.index_sealed && segment.header.number != 0 && !segment.pinned;
             // What was not synced is not to be proven. What a missing segment held beyond its index
             // file may come back with it.
-            let is_suspect = self.sync.suspects.contains(&segment.id());
+            let is_suspect = self.sync.suspects.contains(&segment.name);
             if incomplete && !is_suspect && !segment.missing && segment.seal(&self.folders).is_err()
             {
                 self.counters.index_error_count += 1;
@@ -111,8 +116,8 @@ impl Namespace {
         let segment = &mut self.segments[position];
         let mut entries = Vec::new();
         segment.group(&self.folders, keys, self.scrub.group, &mut entries)?;
-        let (id, seed, end) = (segment.id(), segment.seed, segment.end);
-        let file = match self.file(id) {
+        let (name, seed, end) = (segment.name, segment.seed, segment.end);
+        let file = match self.file(name) {
             // A missing file is reported as such; the others are to be read all the same.
             Err(Error::Damaged { .. }) => return Ok(1),
             file => file?,
@@ -123,7 +128,7 @@ impl Namespace {
             let record_size = entry.record_size(encrypted) as usize;
             size += record_size as u64;
             // What is in memory may not be in the file yet.
-            if self.in_memory(id, entry.offset, record_size).is_some() {
+            if self.in_memory(name, entry.offset, record_size).is_some() {
                 continue;
             }
             let bytes = window.get(entry.offset.into(), record_size);
@@ -136,7 +141,7 @@ impl Namespace {
             }
         }
         for offset in damaged {
-            self.note_damage(id, offset);
+            self.note_damage(name, offset);
         }
         Ok(size.max(1))
     }

@@ -1,6 +1,6 @@
 //! Sets and deletions: appended to memory, in the index at once, undone if the file refuses them.
 
-use super::locate::{Located, WHOLE_SIZE_MAX};
+use super::locate::{Located, WHOLE_SIZE_MAX, Wanted};
 use super::undo::Undo;
 use super::{Namespace, Written};
 use crate::index::At;
@@ -55,7 +55,8 @@ impl Namespace {
         let is_new_id = sequential && key.is_empty();
         let key = if is_new_id { &id[..] } else { key };
         let hash = self.keys()?.hash(key).ok_or(Error::UnknownId)?;
-        let old = if is_new_id { None } else { self.locate(key, hash, true)? };
+        let wanted = Wanted { key, hash, value: Some(value) };
+        let old = if is_new_id { None } else { self.locate(&wanted, true)? };
         let live = old.filter(|located| !located.slot.is_tombstone());
         if sequential && !is_new_id && live.is_none() {
             return Err(Error::UnknownId);
@@ -94,7 +95,7 @@ impl Namespace {
     pub fn delete(&mut self, key: &[u8], timestamp: u32) -> Result<Option<SeqNo>, Error> {
         self.may_write()?;
         let Some(hash) = self.keys()?.hash(key) else { return Ok(None) };
-        let old = self.locate(key, hash, true)?;
+        let old = self.locate(&Wanted { key, hash, value: None }, true)?;
         if old.is_none_or(|located| located.slot.is_tombstone()) {
             return Ok(None);
         }
@@ -131,7 +132,7 @@ impl Namespace {
             return Err(Error::ValueSize { size: value.len() });
         }
         let hash = self.keys()?.hash(key).ok_or(Error::UnknownId)?;
-        let old = self.locate(key, hash, true)?;
+        let old = self.locate(&Wanted { key, hash, value: None }, true)?;
         if kind == Kind::Value && self.claim.shared.disk_full() {
             return Err(Error::DiskFull);
         }
@@ -161,8 +162,8 @@ impl Namespace {
     /// Whether a key's record, which was just located, has this value. A damaged or unreadable one has
     /// not.
     fn is_value(&mut self, located: &Located, key: &[u8], value: &[u8]) -> bool {
-        if let Some(at) = located.value_at {
-            return self.scratch.get(at..at + value.len()) == Some(value);
+        if let Some(is_same) = located.is_same {
+            return is_same;
         }
         let slot = &located.slot;
         if !self.may_be_value(slot, key, value) {
@@ -183,7 +184,7 @@ impl Namespace {
     /// that spares reading the old value. Locating it has left its head and key in the scratch buffer.
     fn may_be_value(&self, slot: &Slot, key: &[u8], value: &[u8]) -> bool {
         let head = self.scratch.get(..head_size(slot.has_previous()) + key.len());
-        let seed = self.position(slot.segment()).map(|position| self.segments[position].seed);
+        let seed = self.segment(slot.segment()).map(|segment| segment.seed);
         match (head, seed) {
             (Some(head), Some(seed)) => record::verify_two(head, value, seed, slot.offset.into()),
             _ => false,
@@ -196,7 +197,10 @@ impl Namespace {
         let moved = self.make_room(size_max as u64)?;
         let old = match append.old {
             // Earlier writes of the batch may have been undone, or written again elsewhere.
-            Some(_) if moved => self.locate(append.key, append.hash, true)?,
+            Some(_) if moved => {
+                let wanted = Wanted { key: append.key, hash: append.hash, value: None };
+                self.locate(&wanted, true)?
+            }
             old => old,
         };
         let seq = append.seq.unwrap_or(self.numbers.last + 1);
@@ -269,7 +273,7 @@ impl Namespace {
             tail.large_size += tail.buffer.len() - from;
         }
         let place = u32::try_from(offset).map_err(|_| segment.damage(offset, "too large"))?;
-        Ok((segment.id(), place))
+        Ok((segment.name, place))
     }
 
     /// Numbers that follow from an appended record.

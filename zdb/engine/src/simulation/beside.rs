@@ -56,7 +56,11 @@ impl Story {
                 let ticked = self.namespace.tick(now);
                 self.note(ticked);
             }
-            1 | 2 => drop(self.namespace.compact_step(20_000, 0)),
+            // From one record to all.
+            1 | 2 => {
+                let budget = 64 << self.chance.below(9);
+                drop(self.namespace.compact_step(budget, 0));
+            }
             3 => drop(self.namespace.scrub_step(20_000)),
             4 | 5 => self.tickets.extend(self.namespace.begin_sync(now)),
             6 | 7 => self.run_one(),

@@ -1,6 +1,6 @@
 //! Values by key.
 
-use zdb_engine::{Error, Found, Health, KEY_SIZE_MAX, Metadata};
+use zdb_engine::{Error, Found, Health, KEY_SIZE_MAX, Metadata, WARM_COUNT_MAX};
 use zdb_resp::write;
 
 use super::{Call, leading_number, write_nil};
@@ -83,7 +83,12 @@ pub(super) fn mget(call: &mut Call<'_, '_>) -> Outcome {
     }
     write::array(call.output.buffer(), request.count() - 1);
     let mut copied = 0;
-    for key in request.arguments().skip(1) {
+    for (index, key) in request.arguments().skip(1).enumerate() {
+        if index % WARM_COUNT_MAX == 0
+            && let Ok(namespace) = call.core.active(call.session)
+        {
+            namespace.warm(request.arguments().skip(1 + index));
+        }
         let before = call.output.buffer().len();
         let written = if key.is_empty() {
             call.nil();

@@ -22,7 +22,8 @@ pub struct Synced {
     namespace: NamespaceId,
     epoch: u32,
     done: SyncDone,
-    took: Duration,
+    /// How long it took, if it was a sync.
+    took: Option<Duration>,
 }
 
 /// Writes that failed after their replies were written.
@@ -45,8 +46,10 @@ impl Sync {
     #[must_use]
     pub fn run(self) -> Synced {
         let begin = Instant::now();
+        let syncs = self.ticket.syncs();
         let done = self.ticket.run();
-        Synced { namespace: self.namespace, epoch: self.epoch, done, took: begin.elapsed() }
+        let took = syncs.then(|| begin.elapsed());
+        Synced { namespace: self.namespace, epoch: self.epoch, done, took }
     }
 }
 
@@ -104,11 +107,15 @@ impl Core {
             entry.late_syncs.push(synced);
             return;
         }
-        self.metrics.syncs.record(synced.took);
+        if let Some(took) = synced.took {
+            self.metrics.syncs.record(took);
+        }
         let Ok(namespace) = &mut entry.namespace else { return };
         let finished = namespace.finish_sync(synced.done);
-        if !namespace.is_busy() {
+        if !namespace.is_busy() && !entry.waiting.is_empty() {
             self.woken.append(&mut entry.waiting);
+            // They come before the next step of compaction, which might have them wait again.
+            entry.upkeep.rest(self.clock.now);
         }
         if finished.is_err() {
             // There may be more to hear of.

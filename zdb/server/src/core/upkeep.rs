@@ -12,7 +12,8 @@ use zdb_engine::{Compaction, Scrub};
 use super::{Core, Entry, NamespaceId};
 use crate::refusal::display_chain;
 
-/// Bytes that one step of compaction moves, about.
+/// The budget of a step of compaction: the index is asked or told about one record for each 64 bytes of
+/// it, 4096 of them, which takes about half a millisecond. Other threads copy.
 const COMPACTION_STEP_SIZE: u64 = 256 * 1024;
 /// Bytes that one step of scrubbing reads, about.
 const SCRUB_STEP_SIZE: u64 = 256 * 1024;
@@ -74,6 +75,11 @@ impl Upkeep {
 }
 
 impl Schedule {
+    /// Others need the namespace: compaction comes later.
+    pub(crate) fn rest(&mut self, now: Duration) {
+        self.compaction_at = self.compaction_at.max(now + COMPACTION_WAIT);
+    }
+
     /// There may be garbage soon.
     pub(crate) fn written(&mut self, now: Duration) {
         self.is_written = true;
@@ -138,14 +144,17 @@ impl Core {
         }
     }
 
-    /// A step of compaction where it is due; when the next may be, if anything was done.
+    /// A step of compaction where it is due; when the next may be, if that is known.
     fn compact(&mut self) -> Option<Duration> {
         let (now, unix) = (self.clock.now, self.clock.unix);
+        let mut next: Option<Duration> = None;
         for _ in 0..LOOK_COUNT_MAX.min(self.namespaces.ids().len()) {
             let id = self.namespaces.after(self.upkeep.compacted)?;
             self.upkeep.compacted = Some(id);
             let entry = self.namespaces.get_mut(id)?;
-            if entry.upkeep.compaction_at > now {
+            let due = entry.upkeep.compaction_at;
+            if due > now {
+                next = Some(next.map_or(due, |next| next.min(due)));
                 continue;
             }
             let Ok(namespace) = &mut entry.namespace else { continue };
@@ -164,7 +173,7 @@ impl Core {
                 }
             }
         }
-        None
+        next.map(|next| next.min(now + COMPACTION_DELAY))
     }
 
     /// A step of scrubbing where it is due; whether anything was done.

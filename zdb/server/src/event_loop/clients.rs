@@ -6,8 +6,10 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, Shutdown};
 
+use super::memory::SWEEP_INTERVAL;
 use super::poll::Poll;
-use super::{RECEIVE_SIZE, SWEEP_INTERVAL, Socket, is_transient};
+use super::{RECEIVE_SIZE, Socket, is_transient};
+
 use crate::connection::Connection;
 use crate::core::{ClientId, Core};
 

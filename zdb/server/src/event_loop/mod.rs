@@ -10,11 +10,13 @@
 //! Clients are registered once, edge-triggered; what is readable and writable is remembered here, so
 //! that a client who is not served for a while (it reads too slowly) costs nothing. No step walks over
 //! all clients: there are lists of those with something to do. A client gets one turn of at most
-//! 256 KiB a round. Replies that wait for nothing leave at the end of the turn, others after the batch
-//! is written.
+//! 256 KiB a round. Replies leave together at the end of the round, after the batch is written: a client
+//! program with many connections wakes up once for all of them. Large ones that wait for nothing, and
+//! those of a client that is alone in its round, leave at the end of its turn.
 
 mod clients;
 mod listen;
+mod memory;
 mod metrics_http;
 mod poll;
 mod send;
@@ -40,12 +42,11 @@ use crate::output::Spares;
 
 /// Bytes received from a client in one turn.
 pub(crate) const RECEIVE_SIZE: usize = 256 * 1024;
-/// Most bytes of all clients' buffers. Beyond it, the client that wants more is turned away.
-pub(crate) const BUFFERS_SIZE_MAX: usize = 512 * 1024 * 1024;
-/// A client with less is never turned away for want of memory, in bytes.
-const BUFFER_SIZE_FREE: usize = 512 * 1024;
 /// Descriptors that are not for clients: segments, folders, hooks. A quarter, if there are few.
 const DESCRIPTOR_RESERVE: u64 = 1024;
+/// Bytes of replies that leave before other clients have their turn: the buffer is still in the
+/// processor's caches, and is free for the next client.
+const SENT_AT_ONCE_SIZE_MIN: u64 = 16 * 1024;
 /// Syncs that run at the same time.
 const SYNC_THREAD_COUNT: usize = 4;
 /// Syncs that nobody waits for, of those that run at the same time.
@@ -54,8 +55,6 @@ const UPKEEP_THREAD_COUNT: usize = 2;
 const TASK_THREAD_COUNT: usize = 2;
 /// Rounds of syncs and tasks at the end: one may bring another, as a new segment brings writes to it.
 const END_ROUND_COUNT_MAX: usize = 16;
-/// How often idle buffers are looked for, and how long a client is idle before.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The running server.
 #[derive(Debug)]
@@ -208,6 +207,7 @@ impl Server {
         // Those who have another turn get it in the next round.
         let mut turns = std::mem::take(&mut self.turns);
         std::mem::swap(&mut turns, &mut self.ready);
+        let is_alone = turns.len() == 1;
         for id in turns.drain(..) {
             let Some(client) = self.clients.get_mut(id) else { continue };
             client.is_ready = false;
@@ -227,17 +227,18 @@ impl Server {
                     }
                 }
             }
-            self.after_turn(id);
+            self.after_turn(id, is_alone);
         }
         self.turns = turns;
     }
 
     /// Sends what need not wait for the batch, and queues a client for what its turn left to do.
-    fn after_turn(&mut self, id: ClientId) {
+    fn after_turn(&mut self, id: ClientId, is_alone: bool) {
         let Some(client) = self.clients.get_mut(id) else { return };
         client.active_at = self.core.now();
-        if client.connection.output().held_count() == 0 && !client.connection.is_closing() {
-            // The buffer is still warm, and is free for the next client.
+        let output = client.connection.output();
+        let is_urgent = is_alone || output.unsent_size() >= SENT_AT_ONCE_SIZE_MIN;
+        if is_urgent && output.held_count() == 0 && !client.connection.is_closing() {
             self.send(id);
         }
         self.bound_memory(id);
@@ -252,18 +253,6 @@ impl Server {
         let may_go_on = client.is_readable && client.connection.may_receive();
         if may_go_on || client.connection.may_resume() {
             Self::queue_ready(&mut self.ready, id, client);
-        }
-    }
-
-    /// Counts a client's buffers, and ends the conversation if there is no room for them.
-    fn bound_memory(&mut self, id: ClientId) {
-        self.clients.count_memory(id);
-        if self.clients.memory_size <= BUFFERS_SIZE_MAX {
-            return;
-        }
-        let Some(client) = self.clients.get_mut(id) else { return };
-        if client.memory_size > BUFFER_SIZE_FREE && !client.connection.is_closing() {
-            client.connection.refuse(&mut self.core, "Too many bytes in flight, try again later");
         }
     }
 
@@ -325,25 +314,6 @@ impl Server {
             self.core.forget(client.connection.session());
         }
         self.core.metrics.connected_count = self.clients.count() as u64;
-    }
-
-    /// Gives idle buffers back, once a second.
-    fn sweep(&mut self) {
-        let now = self.core.now();
-        if now < self.swept_at + SWEEP_INTERVAL {
-            return;
-        }
-        self.swept_at = now;
-        self.clients.shrink_idle(now);
-        self.spares = Spares::default();
-        for id in self.clients.take_overdue(now) {
-            self.close(id);
-        }
-        self.core.metrics.buffer_size = self.clients.memory_size as u64;
-        self.core.metrics.connected_count = self.clients.count() as u64;
-        if self.shared.capacity() == 0 {
-            self.shared.reserve_exact(RECEIVE_SIZE);
-        }
     }
 
     /// Ends well: what was promised becomes durable, and clients hear of it.

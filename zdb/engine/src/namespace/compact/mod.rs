@@ -1,4 +1,5 @@
-//! Replacing segments by smaller ones, in small steps, while reads and writes go on.
+//! Replacing segments by smaller ones, in small steps, while reads and writes go on: what asks or tells
+//! the index is done in slices of some records, everything else by other threads.
 //!
 //! ```text
 //!  d3 |A..B.....C| d4 |.D...|      dots: superseded, or deletions that hide nothing any more
@@ -16,9 +17,13 @@
 mod chunk;
 mod publish;
 mod run;
+mod switch;
+#[cfg(test)]
+mod tests;
 
-pub(super) use publish::{Publication, PublicationDone};
-pub(super) use run::Run;
+pub(super) use publish::{Copying, CopyingDone, Publication, PublicationDone};
+use run::Run;
+use switch::Switch;
 
 use super::{Compaction, Namespace};
 use crate::log::header::HEADER_SIZE;
@@ -40,23 +45,64 @@ const SMALL_PART: u64 = 4;
 const SMALL_COUNT_MAX: usize = 16;
 /// Segments rewritten at once.
 const SOURCE_COUNT_MAX: usize = 16;
+/// What a record costs of a step's budget, in bytes, where the index is asked for it or told of it.
+const RECORD_COST: u64 = 64;
 
 /// A rewrite, and how far it is.
+///
+/// ```text
+///  Copying <──> Beside ──> Copied ──> Publishing ──> Switching
+/// ```
 #[derive(Debug)]
 pub(super) enum Rewrite {
-    /// Records are copied.
+    /// Records are to be judged, or wait to be copied.
     Copying(Box<Run>),
+    /// Another thread copies. If it is given up, what that thread brings is thrown away.
+    Beside { given_up: bool },
     /// All are copied. The last steps wait until writes up to this number are durable.
     Copied { run: Box<Run>, needed: u64 },
     /// Another thread does the last steps.
     Publishing,
+    /// The files are in place, and the index is told.
+    Switching(Box<Switch>),
+}
+
+impl Rewrite {
+    /// The new segment, once the index may point to it.
+    pub(super) fn incoming(&self) -> Option<&Segment> {
+        match self {
+            Self::Switching(switch) => Some(&switch.out),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn incoming_mut(&mut self) -> Option<&mut Segment> {
+        match self {
+            Self::Switching(switch) => Some(&mut switch.out),
+            _ => None,
+        }
+    }
+}
+
+/// Writes a segment once more, with all that can be read of it. Blocks. Says whether the old file can't
+/// come back.
+pub(super) fn write_again(namespace: &mut Namespace, name: u32) -> Result<bool, Error> {
+    let mut run = Box::new(Run::again(namespace, name)?);
+    while !run.turn()? {
+        namespace.judge(&mut run, usize::MAX);
+    }
+    Ok(run.finish(namespace)?.durable)
 }
 
 /// Upkeep, in small steps that the server's scheduler calls.
 impl Namespace {
-    /// Compacts about `budget` bytes of the log. `now` is the time of day, in seconds, against
-    /// which the age of history is measured. Writes that go on meanwhile are not disturbed. Some
-    /// steps block on syncs; with [`Options::defers`](crate::Options::defers) they become tickets.
+    /// A step of compaction. `now` is the time of day, in seconds, against which the age of history is
+    /// measured. Writes that go on meanwhile are not disturbed.
+    ///
+    /// With [`Options::defers`](crate::Options::defers) all that reads and writes files becomes tickets,
+    /// and a step asks or tells the index about one record for each 64 bytes of `budget`. Without it,
+    /// steps block, some on syncs.
     ///
     /// # Errors
     ///
@@ -67,42 +113,61 @@ impl Namespace {
         if let Some(error) = self.compaction_error.take() {
             return Err(error);
         }
+        let count = usize::try_from(budget / RECORD_COST).unwrap_or(usize::MAX).max(1);
         let run = match self.compaction.take() {
             Some(Rewrite::Copying(run)) => run,
             Some(others_turn) => {
+                let is_ours = matches!(others_turn, Rewrite::Switching(_));
                 self.compaction = Some(others_turn);
-                return Ok(Compaction::Waiting);
+                return Ok(if is_ours { self.switch_some(count) } else { Compaction::Waiting });
             }
             None => {
                 let Some(sources) = self.choose(now)? else {
                     let waits = self.change.is_some();
                     return Ok(if waits { Compaction::Waiting } else { Compaction::Idle });
                 };
-                Box::new(Run::new(self, sources, now)?)
+                Box::new(Run::new(self, &sources, now)?)
             }
         };
-        let stepped = self.step_run(run, budget);
-        if stepped.is_err() {
-            // On a full disk every byte counts.
-            self.folders.remove_half_compacted();
+        if self.claim.shared.options.defers {
+            return Ok(self.step_beside(run, count));
         }
-        stepped
+        self.step_here(run, count)
     }
 
-    fn step_run(&mut self, mut run: Box<Run>, budget: u64) -> Result<Compaction, Error> {
-        if !run.step(self, budget)? {
+    /// Judges, and leaves the rest to others.
+    fn step_beside(&mut self, mut run: Box<Run>, count: usize) -> Compaction {
+        self.judge(&mut run, count);
+        run.is_due = !run.is_to_be_judged();
+        let step = if run.is_due { Compaction::Waiting } else { Compaction::Working };
+        self.compaction = Some(Rewrite::Copying(run));
+        step
+    }
+
+    /// Does all of it, for those who may block.
+    fn step_here(&mut self, mut run: Box<Run>, count: usize) -> Result<Compaction, Error> {
+        if run.is_to_be_judged() {
+            self.judge(&mut run, count);
             self.compaction = Some(Rewrite::Copying(run));
             return Ok(Compaction::Working);
         }
-        if !self.claim.shared.options.defers {
-            return Ok(Compaction::Reclaimed { size: run.finish(self)?.size });
+        match run.turn() {
+            Ok(false) => {
+                self.compaction = Some(Rewrite::Copying(run));
+                Ok(Compaction::Working)
+            }
+            Ok(true) => match run.finish(self) {
+                Ok(finished) => Ok(Compaction::Reclaimed { size: finished.size }),
+                Err(error) => {
+                    self.folders.remove_half_compacted();
+                    Err(error)
+                }
+            },
+            Err(error) => Err(self.give_run_up(&run, error)),
         }
-        run.write_out(self, 1)?;
-        self.compaction = Some(Rewrite::Copied { run, needed: self.numbers.last });
-        Ok(Compaction::Waiting)
     }
 
-    /// Which segments to rewrite now, if any.
+    /// Names of the segments to rewrite now, if any.
     fn choose(&mut self, now: u32) -> Result<Option<Vec<u32>>, Error> {
         if self.change.is_some() {
             // What is ending is not durable yet.
@@ -161,7 +226,7 @@ impl Namespace {
         Ok(())
     }
 
-    /// A segment and those around it that are worth it, as far as they fit one segment.
+    /// Names of a segment and those around it that are worth it, as far as they fit one segment.
     fn with_neighbours(&self, chosen: usize, count: usize, now: u32, full: bool) -> Vec<u32> {
         let limit = self.segment_size_limit();
         let needed = |segment: &Segment| segment.live_size + kept_size(segment, now);
@@ -183,7 +248,7 @@ impl Namespace {
             let Some((range, wider_size)) = fits else { break };
             ((first, end), size) = (range, wider_size);
         }
-        self.segments[first..end].iter().map(Segment::id).collect()
+        self.segments[first..end].iter().map(|segment| segment.name).collect()
     }
 
     fn slack(&self) -> u64 {

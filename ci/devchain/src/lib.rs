@@ -1,0 +1,1 @@
+//! A chain that behaves as TFChain does, on one machine.

@@ -1,0 +1,3 @@
+//! A whole grid on one machine.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! TFChain, as a node and a deployer see it.

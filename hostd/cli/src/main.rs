@@ -1,0 +1,3 @@
+//! The `grid` command.
+
+fn main() {}
