@@ -44,9 +44,7 @@ fn swallow(victim: Subnet, swallowed: &AtomicU32) {
                     Some(Tlv::Ihu(Ihu { rxcost: 10, interval: 6000, address: None }))
                 }
                 Frame::Control(Ok(Tlv::Update(update)))
-                    if update.subnet == victim
-                        && !update.metric.is_infinite()
-                        && !is_announced =>
+                    if update.subnet == victim && !update.metric.is_infinite() && !is_announced =>
                 {
                     is_announced = true;
                     Some(Tlv::Update(Update { metric: NEAREST, ..update }))

@@ -163,7 +163,7 @@ mod tests {
     fn packet(flags: u8, options: &[u8], extensions: &[(u8, &[u8])]) -> Vec<u8> {
         let mut segment = tcp(1, flags, &[])[IPV6_HEADER_SIZE..].to_vec();
         let header_size = TCP_HEADER_SIZE_MIN + options.len();
-        segment[TCP_DATA_OFFSET] = u8::try_from(header_size / 4 << 4).unwrap();
+        segment[TCP_DATA_OFFSET] = u8::try_from(header_size * 4).unwrap();
         segment.extend_from_slice(options);
         let mut packet = tcp(1, flags, &[])[..IPV6_HEADER_SIZE].to_vec();
         let kinds = extensions.iter().map(|(kind, _)| *kind).chain([PROTOCOL_TCP]);
