@@ -24,7 +24,7 @@ use crate::data::session::packets::{SESSION_OVERHEAD, SESSION_PAYLOAD_OFFSET, se
 use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
-use crate::data::{DataPlane, PAYLOAD_OFFSET, count, write_headers};
+use crate::data::{DataPlane, PAYLOAD_OFFSET, count, mss, write_headers};
 use crate::link::Link;
 use crate::tun::segment::{IPV6_HEADER_SIZE, Segments};
 use crate::tun::vnet::{self, VnetHeader};
@@ -104,12 +104,23 @@ impl<'a> Egress<'a> {
         let header = VnetHeader::decode(header);
         match self.judge(packet) {
             Verdict::Send { source, destination, hop_limit } => {
+                if mss::is_candidate(packet) {
+                    self.clamp(packet, destination, header.checksum.is_none());
+                }
                 if let Some(segments) = Segments::new(header, packet) {
                     self.send(segments, hop_limit, source, destination);
                 }
             }
             Verdict::Answer(error) => self.plane.answer(packet, error),
             Verdict::Drop => {}
+        }
+    }
+
+    /// Has the other side of a connection that begins send no more than the link can bring.
+    fn clamp(&self, packet: &mut [u8], destination: Ipv6Addr, is_summed: bool) {
+        let link = self.plane.table.get(Prefix::of(destination)).and_then(|to| to.link());
+        if let Some(size_max) = link.and_then(|link| link.brings_at_most()) {
+            mss::clamp(packet, size_max, is_summed);
         }
     }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mycelium_wire::control::Tlv;
+use mycelium_wire::control::{Metric, Tlv};
 use mycelium_wire::frame::FrameError;
 use mycelium_wire::frame::{
     self, DATA_HEADER_SIZE, DATA_HOP_LIMIT_OFFSET, DATA_SOURCE_OFFSET, DataHeader, Frame,
@@ -282,6 +282,17 @@ impl<'a> Ingress<'a> {
         }
     }
 
+    /// Keeps a control packet for the router.
+    fn control(&mut self, tlv: Tlv) {
+        // Only the owner of a subnet is no way at all from it.
+        if let (Tlv::Update(update), Some((link, _))) = (&tlv, self.link)
+            && update.metric == Metric::ZERO
+        {
+            link.introduced(&update.router_id);
+        }
+        self.tlvs.push(tlv);
+    }
+
     /// Goes through whole packets and gives where they end.
     fn walk(&mut self, bytes: &mut [u8], now: Instant) -> (usize, Result<(), FrameError>) {
         let mut at = 0;
@@ -291,7 +302,7 @@ impl<'a> Ingress<'a> {
                 Err(error) => return (at, Err(error)),
                 Ok(Some((Frame::Control(tlv), size))) => {
                     match tlv {
-                        Ok(tlv) => self.tlvs.push(tlv),
+                        Ok(tlv) => self.control(tlv),
                         Err(error) => tracing::debug!(%error, "a control packet is skipped"),
                     }
                     at += size;

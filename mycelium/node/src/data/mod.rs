@@ -19,6 +19,7 @@
 
 pub(crate) mod egress;
 pub(crate) mod ingress;
+mod mss;
 pub(crate) mod session;
 pub(crate) mod statistics;
 pub(crate) mod table;

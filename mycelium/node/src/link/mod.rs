@@ -20,10 +20,12 @@ use std::time::Instant;
 
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
-use mycelium_wire::identity::PublicKey;
+use mycelium_wire::frame::DATA_OVERHEAD;
+use mycelium_wire::identity::{PublicKey, RouterId};
+use mycelium_wire::session;
 
 use crate::link::local::LocalCarrier;
-use crate::link::quic::QuicCarrier;
+use crate::link::quic::{QuicCarrier, UDP_SIZE_MAX};
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 use crate::link::udp::UdpCarrier;
 use crate::tun::MTU;
@@ -61,12 +63,15 @@ pub(crate) struct Link {
     received_size: AtomicU64,
     /// Bytes came since the router was last told so.
     is_heard: AtomicBool,
+    /// The neighbour says that it is of this kind.
+    is_of_ours: AtomicBool,
 }
 
 impl Link {
     pub(crate) fn new(id: LinkId, description: String, carrier: Carrier) -> Self {
         let (received_size, is_heard) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { id, description, carrier, received_size, is_heard }
+        let is_of_ours = AtomicBool::new(false);
+        Self { id, description, carrier, received_size, is_heard, is_of_ours }
     }
 
     pub(crate) fn id(&self) -> LinkId {
@@ -120,6 +125,17 @@ impl Link {
             Carrier::Udp(udp) if udp.peer() == key => udp.takes(),
             _ => MTU,
         }
+    }
+
+    /// The largest IPv6 packet that the neighbour can send this way, if some that nodes send are larger.
+    pub(crate) fn brings_at_most(&self) -> Option<u16> {
+        let is_narrow = matches!(self.carrier, Carrier::Quic(_));
+        (is_narrow && !self.is_of_ours.load(Ordering::Relaxed)).then_some(EXISTING_QUIC_SIZE_MAX)
+    }
+
+    /// Notes what the neighbour announces of itself.
+    pub(crate) fn introduced(&self, router_id: &RouterId) {
+        self.is_of_ours.store(session::is_announced(router_id), Ordering::Relaxed);
     }
 
     /// Ends it; its task finds out at once.
@@ -178,3 +194,13 @@ impl std::fmt::Debug for Link {
 
 /// Room for an Update of a /64, the largest packet that is usual.
 const CONTROL_SIZE_USUAL: usize = 72;
+
+/// The largest IPv6 packet that an existing node sends in a datagram of QUIC: what is left of the largest
+/// that we take when both have added their headers. What is larger ends the link.
+const EXISTING_QUIC_SIZE_MAX: u16 = UDP_SIZE_MAX - QUIC_OVERHEAD_MAX - EXISTING_OVERHEAD;
+/// What a datagram of QUIC has besides its payload, as quinn reckons: flags 1, connection id 8, packet
+/// number 4, tag 16, frame 9; and two more.
+const QUIC_OVERHEAD_MAX: u16 = 40;
+/// What existing nodes add to an IPv6 packet.
+const EXISTING_OVERHEAD: u16 = 72;
+const _: () = assert!(EXISTING_OVERHEAD as usize == DATA_OVERHEAD);

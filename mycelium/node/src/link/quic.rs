@@ -34,6 +34,10 @@ pub(crate) struct QuicCarrier {
     sent_size: AtomicU64,
 }
 
+/// The largest datagram that is tried and taken: what every Ethernet carries, PPPoE's too, over IPv6. An
+/// existing node begins with 1500 bytes, which few paths carry, or with what its peer says it takes, if that
+/// is less; so this is what keeps its packets from getting lost, whatever it finds out later.
+pub(crate) const UDP_SIZE_MAX: u16 = 1444;
 /// Memory for what the stream brings at once.
 const STREAM_BUFFER_SIZE: usize = 2 * PACKET_SIZE_MAX;
 /// Memory for datagrams that are looked at together.

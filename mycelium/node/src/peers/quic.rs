@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::endpoint::{Endpoint as PeerEndpoint, Protocol};
 use crate::link::Carrier;
-use crate::link::quic::QuicCarrier;
+use crate::link::quic::{QuicCarrier, UDP_SIZE_MAX};
 use crate::peers::connect::{Connection, Connector, canonical};
 use crate::peers::{ListenError, Peers, shown};
 
@@ -44,8 +44,6 @@ const DATAGRAM_RECEIVE_SIZE_MAX: usize = 4 << 20;
 /// What the stream may have under way.
 const SEND_WINDOW: u64 = 8 << 20;
 const RECEIVE_WINDOW: u32 = 10 << 20;
-/// Largest datagram that is tried and taken: where frames are large, whole packets fit in one.
-const UDP_SIZE_MAX: u16 = 8952;
 
 /// Opens the UDP socket that listens and dials. Must be called inside a runtime.
 pub(crate) fn endpoint(connector: &Connector, port: u16, name: &str) -> anyhow::Result<Endpoint> {

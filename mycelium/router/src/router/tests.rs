@@ -24,14 +24,23 @@ fn subnet(node: u8) -> Subnet {
     id(node, 0).public_key().subnet()
 }
 
+/// The same, of a node of this kind.
+fn id_of_ours(node: u8, life: u8) -> RouterId {
+    RouterId::new(PublicKey::from_bytes([node; 32]), [0, 1], [0, 0, 0, 0, 0, life])
+}
+
 fn update(node: u8, life: u8, seqno: u16, metric: u16) -> Tlv {
+    update_of(id(node, life), seqno, metric)
+}
+
+fn update_of(router_id: RouterId, seqno: u16, metric: u16) -> Tlv {
     Tlv::Update(Update {
         flags: 0,
         interval: 30_000,
         seqno: Seqno(seqno),
         metric: Metric(metric),
-        subnet: subnet(node),
-        router_id: id(node, life),
+        subnet: router_id.public_key().subnet(),
+        router_id,
     })
 }
 
@@ -427,11 +436,28 @@ fn an_owner_is_not_told_the_way_to_itself() {
     let mut bench = Bench::new(&[A, B, C]);
     bench.hear(A, &update(5, 9, 0, 40));
     bench.hear(B, &request(5));
-    // An older life than the one that B depends on.
-    bench.hear(C, &update(5, 1, 0, 0));
+    // An older life than the one that B depends on, of a node whose lives have an order.
+    bench.hear(C, &update_of(id_of_ours(5, 1), 0, 0));
     assert_eq!(bench.next_hop(5), Some((A, 51)));
     let all = Tlv::RouteRequest(RouteRequest { generation: 0, subnet: None });
     assert_eq!(bench.hear(C, &all), [(C, update(0, 1, 0, 0))]);
+}
+
+#[test]
+fn an_existing_owner_that_restarted_beside_us_ends_routes_to_its_former_life() {
+    let mut bench = Bench::new(&[A, B, C]);
+    bench.hear(A, &update(5, 9, 0, 40));
+    bench.hear(B, &request(5));
+    bench.pass(10);
+    // Dice gave its new life a smaller id, and A never hears of it: others tell it of the old one.
+    bench.hear(C, &update(5, 1, 0, 0));
+    assert_eq!(bench.next_hop(5), None);
+    bench.hear(A, &update(5, 9, 0, 60));
+    assert_eq!(bench.next_hop(5), None);
+    bench.live(6100);
+    assert_eq!(bench.next_hop(5), Some((C, 11)));
+    assert_eq!(bench.hear(B, &request(5)), [(B, update(5, 1, 0, 11))]);
+    bench.router.check();
 }
 
 #[test]

@@ -56,6 +56,9 @@ pub(crate) struct Entry {
     pub(crate) router_id: RouterId,
     pub(crate) distance: Distance,
     pub(crate) expires: Time,
+    /// When the neighbour named this router id first, and last.
+    pub(super) named: Time,
+    pub(super) heard: Time,
     /// Its place in the order of eviction, if it has one.
     pub(super) spare_since: Option<Time>,
 }
@@ -117,9 +120,11 @@ impl Destination {
     /// unless another is shorter by more than 10, or leads to the owner itself.
     pub(crate) fn select(&self, cost: impl Fn(LinkId) -> Option<u16>) -> Option<Route> {
         let present = self.selected.map(|route| route.link);
+        let owner = self.owner();
         let routes = || {
-            let all = self.entries.iter();
-            let followed = all.filter(|entry| self.is_feasible(entry.router_id, entry.distance));
+            let current = self.entries.iter().filter(|entry| !entry.is_of_life_before(owner));
+            let followed =
+                current.filter(|entry| self.is_feasible(entry.router_id, entry.distance));
             followed.filter_map(|entry| {
                 let route = entry.route(cost(entry.link)?);
                 // A sum that saturates has lost its order.
@@ -142,6 +147,22 @@ impl Destination {
         let is_direct = announced == Metric::ZERO && staying != Metric::ZERO;
         let gain = present.metric.0 - route.metric.0;
         Some(if is_direct || gain > SIGNIFICANT_CHANGE { route } else { present })
+    }
+
+    /// The owner itself, if it is a neighbour that says which of its lives this is, and can be followed,
+    /// if not now then when others have been told that what they had from us is gone.
+    ///
+    /// Lives of our nodes have an order, so nobody needs to be asked. Those of existing nodes have none:
+    /// when one restarts, some of them pass routes to its former life round in a circle, each to the next,
+    /// until they expire, and whoever follows them has dependents for as long. The owner knows better.
+    fn owner(&self) -> Option<&Entry> {
+        let owners = self.entries.iter().filter(|entry| {
+            entry.distance.metric == Metric::ZERO
+                && entry.router_id.zone() == ZONE_EXISTING
+                && !self.is_avoided(entry.link)
+                && self.sources.is_feasible(entry.router_id, entry.distance, false)
+        });
+        owners.max_by_key(|entry| entry.heard)
     }
 
     fn is_avoided(&self, link: LinkId) -> bool {
@@ -208,6 +229,12 @@ impl Destination {
 }
 
 impl Entry {
+    /// Whether the owner has named another life since the neighbour named this one first. (A connection to
+    /// a former life that is not known to be dead says nothing any more.)
+    fn is_of_life_before(&self, owner: Option<&Self>) -> bool {
+        owner.is_some_and(|owner| owner.router_id != self.router_id && owner.heard > self.named)
+    }
+
     /// The route over a link of this cost.
     pub(crate) fn route(&self, cost: u16) -> Route {
         let (link, router_id, seqno) = (self.link, self.router_id, self.distance.seqno);
@@ -249,6 +276,9 @@ impl Told {
     }
 }
 
+/// What router ids of existing nodes say of their software.
+const ZONE_EXISTING: [u8; 2] = [0, 0];
+
 /// Whether a neighbour that was told the one metric should hear of the other.
 pub(crate) fn is_news(told: Metric, now: Metric) -> bool {
     told.is_infinite() != now.is_infinite() || told.0.abs_diff(now.0) > SIGNIFICANT_CHANGE
@@ -269,6 +299,8 @@ mod tests {
             router_id: RouterId::from_bytes([1; ROUTER_ID_SIZE]),
             distance: Distance { seqno: Seqno(seqno), metric: Metric(metric) },
             expires: Time(Duration::from_secs(1000)),
+            named: Time::default(),
+            heard: Time::default(),
             spare_since: None,
         }
     }
@@ -337,6 +369,52 @@ mod tests {
             destination.avoid(LinkId(link), at(200));
         }
         assert!(destination.avoided.len() <= AVOIDED_MAX);
+    }
+
+    /// One that begins with these bytes, of an existing node or one of ours.
+    fn life(number: u8, zone: u8) -> RouterId {
+        let mut bytes = [1; ROUTER_ID_SIZE];
+        (bytes[32], bytes[33], bytes[34]) = (0, zone, number);
+        RouterId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn an_existing_owner_beside_us_says_which_of_its_lives_are_over() {
+        let at = |seconds| Time(Duration::from_secs(seconds));
+        let named = |link, life, metric, named, heard| Entry {
+            router_id: life,
+            named: at(named),
+            heard: at(heard),
+            ..entry(link, 0, metric)
+        };
+        for zone in [0, 1] {
+            let (old, new) = (life(9, zone), life(4, zone));
+            let all = [named(1, old, 40, 5, 30), named(2, new, 0, 20, 20)];
+            let mut known = destination(&all);
+            known.sources.announce(old, Distance { seqno: Seqno(0), metric: Metric(60) }, at(6));
+            known.told_mut().insert(LinkId(7), Told::new(Metric(60), at(6)));
+            // Its new life is a smaller one, so all who depend on the old one must have heard first.
+            let expected = if zone == 0 { None } else { Some((1, 60)) };
+            assert_eq!(selected(&mut known), expected, "zone {zone}");
+            known.told_mut().clear();
+            assert_eq!(selected(&mut known), Some((2, 20)));
+        }
+        let (old, new) = (life(9, 0), life(4, 0));
+        // A connection to a former life, which says nothing any more.
+        let mut known = destination(&[named(1, new, 40, 21, 30), named(2, old, 0, 5, 20)]);
+        known.sources.announce(new, Distance { seqno: Seqno(0), metric: Metric(60) }, at(22));
+        known.told_mut().insert(LinkId(7), Told::new(Metric(60), at(22)));
+        known.selected = known.entry(LinkId(1)).map(|entry| entry.route(20));
+        assert_eq!(selected(&mut known), Some((2, 20)), "a greater life that is beside us");
+        // One that lost what was sent there, or can't be followed, ends nobody's route.
+        known.avoid(LinkId(2), at(30));
+        assert_eq!(selected(&mut known), Some((1, 60)));
+        let all = [named(1, old, 40, 5, 30), named(2, new, 0, 20, 20)];
+        let mut known = destination(&all);
+        known.sources.announce(new, Distance { seqno: Seqno(1), metric: Metric(60) }, at(6));
+        known.sources.announce(old, Distance { seqno: Seqno(0), metric: Metric(61) }, at(7));
+        known.told_mut().insert(LinkId(7), Told::new(Metric(61), at(7)));
+        assert_eq!(selected(&mut known), Some((1, 60)));
     }
 
     #[test]

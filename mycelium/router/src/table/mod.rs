@@ -115,7 +115,10 @@ impl Table {
     pub(crate) fn offer(&mut self, offer: Offer, is_wanted: bool, now: Time) -> Admission {
         let Offer { link, subnet, router_id, distance, expires } = offer;
         if let Some(entry) = self.get_mut(&subnet).and_then(|d| d.entry_mut(link)) {
-            (entry.router_id, entry.distance, entry.expires) = (router_id, distance, expires);
+            if entry.router_id != router_id {
+                (entry.router_id, entry.named) = (router_id, now);
+            }
+            (entry.distance, entry.expires, entry.heard) = (distance, expires, now);
             return Admission::Taken;
         }
         let is_kept = is_wanted || self.get(&subnet).is_some_and(|d| d.is_kept);
@@ -125,7 +128,8 @@ impl Table {
             self.idle.remove(&(since, subnet));
         }
         let spare_since = (!is_kept).then_some(now);
-        destination.insert(Entry { link, router_id, distance, expires, spare_since });
+        let (named, heard) = (now, now);
+        destination.insert(Entry { link, router_id, distance, expires, named, heard, spare_since });
         self.route_count += 1;
         self.with_share(link, |share| {
             share.all.insert(subnet);

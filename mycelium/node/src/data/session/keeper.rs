@@ -133,7 +133,8 @@ impl Keeper {
             Event::Unanswered(peer) => {
                 let is_proved = self.machine.is_proved(&peer);
                 tracing::debug!(%peer, is_proved, "nobody answers the handshake");
-                if is_proved {
+                // Who says that it can and does not answer may never have been asked.
+                if is_proved || self.plane.is_announced(peer) {
                     self.plane.note_astray(peer);
                 }
                 if let Some(channel) = self.sessions.channel_of(peer) {

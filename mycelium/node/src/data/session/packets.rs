@@ -218,7 +218,13 @@ impl DataPlane {
         true
     }
 
-    /// Says that what is sent to a peer does not arrive: it had sessions before, and does not answer.
+    /// Whether the route to a peer says that it speaks sessions.
+    pub(in crate::data) fn is_announced(&self, peer: PublicKey) -> bool {
+        let destination = self.table.get(Prefix::of(peer.address()));
+        destination.is_some_and(|to| to.public_key() == peer && to.is_announced())
+    }
+
+    /// Says that what is sent to a peer does not arrive: it speaks sessions, and does not answer.
     pub(in crate::data) fn note_astray(&self, peer: PublicKey) {
         let prefix = Prefix::of(peer.address());
         let link = self.table.get(prefix).and_then(|destination| destination.link());

@@ -93,8 +93,18 @@ struct Receiver {
     /// Where the peer was last.
     address: SocketAddr,
     is_confirmed: bool,
-    /// Packets of some batches, one behind the other.
-    frames: Vec<u8>,
+    /// Data packets of some batches, one behind the other, and the front of one more.
+    stream: Vec<u8>,
+    /// Control packets that came with them.
+    control: Vec<u8>,
+}
+
+impl Receiver {
+    /// Gives back memory that an idle link does not need.
+    fn shrink(&mut self) {
+        self.stream.shrink_to(SIZE_KEPT);
+        self.control.shrink_to(SIZE_KEPT);
+    }
 }
 
 /// Batches that are taken together, so that packets of a flow can be joined.
@@ -123,7 +133,8 @@ impl UdpCarrier {
             inbox,
             address: start.address,
             is_confirmed: false,
-            frames: Vec::new(),
+            stream: Vec::new(),
+            control: Vec::new(),
         };
         Self {
             sockets,
@@ -222,7 +233,7 @@ impl UdpCarrier {
                 }
                 () = self.wake.notified() => {}
                 () = self.sockets.writable(address), if has_waiting => self.drain(),
-                () = sleep_until(deadline.into()) => receiver.frames.shrink_to(SIZE_KEPT),
+                () = sleep_until(deadline.into()) => receiver.shrink(),
             }
             if self.is_closed.load(Ordering::Acquire) {
                 return LinkError::Closed;
@@ -241,7 +252,6 @@ impl UdpCarrier {
         first: Batch,
         inbound: &mut impl Inbound,
     ) -> Result<(), LinkError> {
-        receiver.frames.clear();
         let mut size = self.open(receiver, first);
         for _ in 1..BATCH_COUNT_MAX {
             let Ok(batch) = receiver.inbox.try_recv() else { break };
@@ -249,9 +259,13 @@ impl UdpCarrier {
         }
         if size > 0 {
             inbound.arrived(size);
-            if inbound.packets(&mut receiver.frames)? != receiver.frames.len() {
+            let whole = receiver.joiner.whole_size(&receiver.stream);
+            inbound.packets(&mut receiver.stream[..whole])?;
+            receiver.joiner.taken(&mut receiver.stream);
+            if inbound.packets(&mut receiver.control)? != receiver.control.len() {
                 tracing::debug!("a control packet is cut off");
             }
+            receiver.control.clear();
             inbound.settle().await?;
         }
         Ok(())
@@ -274,7 +288,7 @@ impl UdpCarrier {
             }
             match Payload::parse(payload) {
                 Some(Payload::Data { first, piece }) => {
-                    receiver.joiner.add(counter, first, piece, &mut receiver.frames);
+                    receiver.joiner.add(counter, first, piece, &mut receiver.stream);
                 }
                 Some(payload) => self.take(payload, receiver, from, now),
                 None => {}
@@ -284,7 +298,7 @@ impl UdpCarrier {
     }
 
     fn take(&self, payload: Payload<'_>, receiver: &mut Receiver, from: SocketAddr, now: Instant) {
-        let outcome = self.engine().received(payload, from, now, &mut receiver.frames);
+        let outcome = self.engine().received(payload, from, now, &mut receiver.control);
         match outcome {
             Outcome::Nothing => {}
             Outcome::Observed { address, takes } => {

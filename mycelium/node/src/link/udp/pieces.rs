@@ -5,8 +5,8 @@
 //! narrower than a packet costs nothing but its headers. Each piece says where the first packet begins
 //! in it. What lies across two datagrams is lost when one of them is; all others are delivered.
 //!
-//! The pieces of a batch have counters that follow each other. A [`Joiner`] keeps the open end of the
-//! last one, and, when datagrams change places on the way, a bounded number of open ends of others.
+//! The pieces of a batch have counters that follow each other. A [`Joiner`] appends them to each other as
+//! they come, and keeps, when datagrams change places on the way, a bounded number of open ends.
 
 use mycelium_wire::frame::{DATA_LENGTH_OFFSET, PACKET_SIZE_MAX};
 
@@ -67,13 +67,25 @@ impl<'a> Iterator for Cuts<'a> {
 }
 
 /// Joins pieces.
+///
+/// What it appends to is a stream: whole packets, and at its end the front of one whose rest is still to
+/// come. As long as counters follow each other, a piece is appended as it is, in one copy.
 #[derive(Debug, Default)]
 pub(crate) struct Joiner {
-    /// The end of the last piece, which waits for the next.
-    open: Option<Run>,
-    /// Other ends whose neighbours are missing.
+    /// The packet at the end of the stream that is not whole yet.
+    open: Option<Open>,
+    /// Pieces of packets whose neighbours are missing.
     runs: Vec<Run>,
     newest: u64,
+}
+
+/// The end of a stream.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    /// Where its packet begins in the stream.
+    at: usize,
+    /// The counter of the piece that continues it.
+    next: u64,
 }
 
 /// Bytes of pieces that follow each other and belong to one packet.
@@ -92,67 +104,105 @@ const RUN_COUNT_MAX: usize = 64;
 const LATE_MAX: u64 = 256;
 
 impl Joiner {
-    /// Takes a piece, which came once only, and appends the packets that are whole now.
+    /// Takes a piece, which came once only, and appends the packets that are whole now to `stream`.
     pub(crate) fn add(
         &mut self,
         counter: u64,
         first: Option<usize>,
         piece: &[u8],
-        out: &mut Vec<u8>,
+        stream: &mut Vec<u8>,
     ) {
         self.newest = self.newest.max(counter);
-        let (head, rest) = piece.split_at(first.unwrap_or(piece.len()).min(piece.len()));
+        let first = first.map(|first| first.min(piece.len()));
+        if let Some(open) = self.open.take() {
+            if open.next == counter {
+                return self.follow(open, first, piece, stream);
+            }
+            // Something is missing, or comes late. What was begun may still be completed.
+            let bytes = stream.split_off(open.at);
+            let (first, next) = (open.next - 1, open.next);
+            self.place(Run { first, next, has_start: true, has_end: false, bytes }, stream);
+        }
+        let (head, rest) = piece.split_at(first.unwrap_or(piece.len()));
         if !head.is_empty() {
-            let open = self.open.take_if(|open| open.next == counter);
-            let run = match open {
-                Some(mut open) => {
-                    open.bytes.extend_from_slice(head);
-                    (open.next, open.has_end) = (counter + 1, first.is_some());
-                    open
-                }
-                None => Run {
-                    first: counter,
-                    next: counter + 1,
-                    has_start: false,
-                    has_end: first.is_some(),
-                    bytes: head.to_vec(),
-                },
-            };
-            self.place(run, out);
+            let (has_end, bytes) = (first.is_some(), head.to_vec());
+            let run = Run { first: counter, next: counter + 1, has_start: false, has_end, bytes };
+            self.place(run, stream);
+        }
+        if counter == self.newest {
+            return self.begin(counter, rest, stream);
         }
         let whole = whole_size(rest);
-        out.extend_from_slice(&rest[..whole]);
+        stream.extend_from_slice(&rest[..whole]);
         if whole < rest.len() {
             let bytes = rest[whole..].to_vec();
             let run =
                 Run { first: counter, next: counter + 1, has_start: true, has_end: false, bytes };
-            self.place(run, out);
+            self.place(run, stream);
         }
     }
 
-    /// Completes a packet with a run, or keeps it.
-    fn place(&mut self, mut run: Run, out: &mut Vec<u8>) {
-        if run.is_whole() {
-            return run.deliver(out);
+    /// How much of a stream is whole packets.
+    pub(crate) fn whole_size(&self, stream: &[u8]) -> usize {
+        self.open.map_or(stream.len(), |open| open.at)
+    }
+
+    /// Removes the whole packets from a stream.
+    pub(crate) fn taken(&mut self, stream: &mut Vec<u8>) {
+        stream.drain(..self.whole_size(stream));
+        if let Some(open) = &mut self.open {
+            open.at = 0;
         }
-        if run.bytes.len() > PACKET_SIZE_MAX {
+    }
+
+    /// Takes the piece that continues the open packet.
+    fn follow(&mut self, open: Open, first: Option<usize>, piece: &[u8], stream: &mut Vec<u8>) {
+        let begun = stream.len();
+        stream.extend_from_slice(piece);
+        let whole = whole_size(&stream[open.at..]);
+        let end = match first {
+            Some(first) => begun + first,
+            None => stream.len(),
+        };
+        // What the piece says of where packets begin must be what the packet says of its size.
+        let is_right = match first {
+            Some(_) => whole > 0 && open.at + packet_size(&stream[open.at..]) == end,
+            None => whole == 0,
+        };
+        if !is_right {
+            stream.truncate(open.at);
+            if let Some(first) = first {
+                self.begin(open.next, &piece[first..], stream);
+            }
             return;
         }
-        self.runs.extend(self.open.take());
+        let at = open.at + whole;
+        self.open = (at < stream.len()).then_some(Open { at, next: open.next + 1 });
+    }
+
+    /// Takes the newest piece from where its first packet begins.
+    fn begin(&mut self, counter: u64, rest: &[u8], stream: &mut Vec<u8>) {
+        let at = stream.len() + whole_size(rest);
+        stream.extend_from_slice(rest);
+        self.open = (at < stream.len()).then_some(Open { at, next: counter + 1 });
+    }
+
+    /// Completes a packet with a run, or keeps it. Nothing is open.
+    fn place(&mut self, mut run: Run, stream: &mut Vec<u8>) {
         let oldest = self.newest.saturating_sub(LATE_MAX);
         self.runs.retain(|kept| kept.next >= oldest);
         while let Some(at) = self.runs.iter().position(|kept| run.touches(kept)) {
             run = run.join(self.runs.swap_remove(at));
         }
         if run.is_whole() {
-            run.deliver(out);
-        } else if run.next == self.newest + 1 && !run.has_end {
-            self.open = Some(run);
-        } else {
-            self.runs.push(run);
+            return run.deliver(stream);
         }
-        let excess = self.runs.len().saturating_sub(RUN_COUNT_MAX);
+        if run.bytes.len() > PACKET_SIZE_MAX {
+            return;
+        }
+        let excess = (self.runs.len() + 1).saturating_sub(RUN_COUNT_MAX);
         self.runs.drain(..excess);
+        self.runs.push(run);
     }
 }
 
@@ -232,12 +282,43 @@ mod tests {
         let pieces: Vec<_> = Cuts::new(&batch, 150).collect();
         let (mut joiner, mut out) = (Joiner::default(), Vec::new());
         for (counter, (first, piece)) in (0..).zip(pieces) {
-            // Bytes 300 to 449: packets 3 and 4, no other.
+            // Without bytes 300 to 449: packets 3 and 4, no other.
             if counter != 2 {
                 joiner.add(counter, first, piece, &mut out);
             }
         }
+        assert_eq!(joiner.whole_size(&out), out.len());
         assert_eq!(numbers(&out), [0, 1, 2, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_stream_keeps_the_front_of_a_packet_until_its_rest_comes() {
+        let batch: Vec<u8> = (0..4).flat_map(|number| packet(number, 60)).collect();
+        let pieces: Vec<_> = Cuts::new(&batch, 150).collect();
+        let (mut joiner, mut stream, mut taken) = (Joiner::default(), Vec::new(), Vec::new());
+        for (counter, (first, piece)) in (0..).zip(pieces) {
+            joiner.add(counter, first, piece, &mut stream);
+            taken.extend(numbers(&stream[..joiner.whole_size(&stream)]));
+            joiner.taken(&mut stream);
+            assert!(stream.len() < 100 && joiner.whole_size(&stream) == 0, "{}", stream.len());
+        }
+        assert_eq!((taken, stream.len()), (vec![0, 1, 2, 3], 0));
+    }
+
+    #[test]
+    fn a_piece_that_contradicts_the_packet_before_it_costs_that_packet_only() {
+        let (front, whole) = (packet(1, 100), packet(2, 10));
+        for wrong in [Some(5), Some(0), None] {
+            let (mut joiner, mut out) = (Joiner::default(), Vec::new());
+            joiner.add(0, Some(0), &front[..90], &mut out);
+            let piece = match wrong {
+                Some(head) => [&front[..head], &whole].concat(),
+                None => front[90..].to_vec(),
+            };
+            joiner.add(1, wrong, &piece, &mut out);
+            let expected: &[u8] = if wrong.is_some() { &[2] } else { &[] };
+            assert_eq!(numbers(&out), expected, "{wrong:?}");
+        }
     }
 
     #[test]
@@ -248,13 +329,21 @@ mod tests {
         }
         assert!(joiner.runs.len() <= RUN_COUNT_MAX && out.is_empty());
         joiner.add(100_000, None, &[1; 9], &mut out);
-        assert!(joiner.runs.is_empty());
+        assert_eq!(joiner.runs.len(), 1);
         let large = vec![1; 9000];
         for counter in 100_001..100_100 {
             joiner.add(counter, None, &large, &mut out);
+            let size: usize = joiner.runs.iter().map(|run| run.bytes.len()).sum();
+            assert!(size <= PACKET_SIZE_MAX + large.len() && out.is_empty(), "{size}");
         }
-        let size = joiner.open.as_ref().map_or(0, |open| open.bytes.len());
-        assert!(size < 2 * PACKET_SIZE_MAX, "{size}");
+        // One that says that it is as large as packets get, and never ends.
+        let mut endless = packet(7, u16::MAX)[..9000].to_vec();
+        joiner.add(200_000, Some(0), &endless, &mut out);
+        for counter in 200_001..200_100 {
+            endless.fill(0);
+            joiner.add(counter, None, &endless, &mut out);
+            assert!(out.len() <= PACKET_SIZE_MAX, "{}", out.len());
+        }
     }
 
     proptest! {
@@ -276,12 +365,15 @@ mod tests {
                     order.swap(at, at + by);
                 }
             }
-            let (mut joiner, mut out) = (Joiner::default(), Vec::new());
+            let (mut joiner, mut out, mut received) = (Joiner::default(), Vec::new(), Vec::new());
             for at in order {
                 let (first, piece) = &pieces[at];
                 joiner.add(at as u64, *first, piece, &mut out);
+                let whole = joiner.whole_size(&out);
+                received.extend(numbers(&out[..whole]));
+                joiner.taken(&mut out);
             }
-            let mut received = numbers(&out);
+            prop_assert!(out.is_empty());
             received.sort_unstable();
             prop_assert_eq!(received, expected);
         }
@@ -294,6 +386,7 @@ mod tests {
             let (mut joiner, mut out) = (Joiner::default(), Vec::new());
             for (counter, first, piece) in pieces {
                 joiner.add(counter, first, &piece, &mut out);
+                prop_assert!(joiner.whole_size(&out) <= out.len());
             }
         }
     }

@@ -149,6 +149,8 @@ impl Sockets {
                     for (buffer, meta) in buffers.iter_mut().zip(&metas).take(count) {
                         self.take(buffer, meta);
                     }
+                    // Their links take these while they are in the processor's cache.
+                    tokio::task::yield_now().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
