@@ -58,5 +58,5 @@ pub use config::ChainConfig;
 pub use error::ChainError;
 pub use event::Event;
 pub use follow::{BlockEvents, Follow};
-pub use signing::{Signer, SigningChain};
+pub use signing::SigningChain;
 pub use types::BlockNumber;
