@@ -162,12 +162,12 @@ impl Connection {
         call_timeout: Duration,
     ) -> Result<Self, Fault> {
         let opening = Self::open_unbounded(endpoint, roots, grid, call_timeout);
-        tokio::time::timeout(CONNECT_TIMEOUT.min(call_timeout), opening)
-            .await
-            .unwrap_or_else(|_| {
+        tokio::time::timeout(CONNECT_TIMEOUT.min(call_timeout), opening).await.unwrap_or_else(
+            |_| {
                 let limit = CONNECT_TIMEOUT.min(call_timeout);
                 Err(EndpointFault::Timeout(limit.as_secs_f32()).into())
-            })
+            },
+        )
     }
 
     async fn open_unbounded(

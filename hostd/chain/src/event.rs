@@ -8,9 +8,7 @@ use subxt::error::EventsError;
 
 use crate::connection::{Fault, Grid};
 use crate::error::shortened;
-use crate::types::{
-    Contract, ContractBill, Farm, Node, Power, PowerState, PublicConfig, Twin,
-};
+use crate::types::{Contract, ContractBill, Farm, Node, Power, PowerState, PublicConfig, Twin};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

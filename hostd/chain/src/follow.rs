@@ -61,7 +61,9 @@ struct Heads {
 enum Found {
     Events(H256, Vec<Event>),
     /// There is no state before this block.
-    Pruned { oldest: BlockNumber },
+    Pruned {
+        oldest: BlockNumber,
+    },
 }
 
 impl Follow {

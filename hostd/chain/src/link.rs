@@ -56,7 +56,8 @@ impl Link {
     pub(crate) fn new(config: ChainConfig) -> Result<Self, ChainError> {
         let count = config.endpoints.len();
         if count == 0 || count > ENDPOINT_COUNT_MAX {
-            let text = format!("1 to {ENDPOINT_COUNT_MAX} endpoints can be used, {count} are given");
+            let text =
+                format!("1 to {ENDPOINT_COUNT_MAX} endpoints can be used, {count} are given");
             return Err(ChainError::Config(text));
         }
         for endpoint in &config.endpoints {

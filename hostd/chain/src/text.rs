@@ -68,6 +68,7 @@ impl PartialEq<&str> for Text {
 
 /// Reads bytes, however wrapped, as a [`Text`].
 #[doc(hidden)]
+#[expect(unnameable_types, reason = "only scale-decode asks for it, by a trait")]
 pub struct TextVisitor<R>(PhantomData<R>);
 
 impl<R: TypeResolver> Visitor for TextVisitor<R> {

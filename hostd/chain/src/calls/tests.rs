@@ -162,11 +162,8 @@ fn the_reference_keys_come_out() {
         "26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7"
     );
     // A newtype around a text is keyed as the text: length, then bytes.
-    let name = key(
-        "SmartContractModule",
-        "ContractIDByNameRegistration",
-        vec![reads::bytes("name")],
-    );
+    let name =
+        key("SmartContractModule", "ContractIDByNameRegistration", vec![reads::bytes("name")]);
     assert!(name.ends_with("106e616d65"), "{name}");
 }
 
