@@ -191,7 +191,8 @@ impl Connection {
             .map_err(|error| broken(&error))?;
         let ping = PingConfig::new().ping_interval(PING_INTERVAL).inactive_limit(PING_TIMEOUT);
         let client: Client = ClientBuilder::new()
-            .request_timeout(call_timeout)
+            // Ours come first, and tell what happened; this one frees what was waited for.
+            .request_timeout(call_timeout * 2)
             .max_buffer_capacity_per_subscription(HEAD_COUNT_MAX)
             .enable_ws_ping(ping)
             .build_with_tokio(sender, receiver);

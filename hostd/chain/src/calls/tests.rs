@@ -104,7 +104,7 @@ fn every_call_fits_the_recorded_metadata() {
     let calls = [
         accept_terms("http://zos.tf/terms/v0.1", "9021d4dee05a661e2cb6838152c67f25"),
         update_twin(None, Some(&[2; 33])),
-        create_farm("farm", &[address.clone()]),
+        create_farm("farm", std::slice::from_ref(&address)),
         create_farm("farm", &[]),
         add_farm_ip(1, &address),
         create_node(&node_spec()),

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// What the endpoint does with a transaction.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Submit {
+pub(crate) enum Submit {
     /// Refuses it: its sender can't pay.
     CantPay,
     /// Takes it, and says nothing more.
@@ -25,30 +25,30 @@ pub enum Submit {
 }
 
 /// What the endpoint says.
-pub struct State {
-    pub genesis: [u8; 32],
-    pub height: u32,
-    pub hang: bool,
-    pub spec_version: u32,
-    pub metadata: Vec<u8>,
+pub(crate) struct State {
+    pub(crate) genesis: [u8; 32],
+    pub(crate) height: u32,
+    pub(crate) hang: bool,
+    pub(crate) spec_version: u32,
+    pub(crate) metadata: Vec<u8>,
     /// By hexadecimal key, at any block.
-    pub storage: HashMap<String, Vec<u8>>,
+    pub(crate) storage: HashMap<String, Vec<u8>>,
     /// Events by block.
-    pub events: HashMap<u32, Vec<u8>>,
+    pub(crate) events: HashMap<u32, Vec<u8>>,
     /// Blocks before this one have no state.
-    pub pruned_before: u32,
-    pub submit: Submit,
-    pub submitted: Vec<String>,
+    pub(crate) pruned_before: u32,
+    pub(crate) submit: Submit,
+    pub(crate) submitted: Vec<String>,
     /// Extrinsics by block.
-    pub included: HashMap<u32, Vec<String>>,
-    pub nonce: u32,
+    pub(crate) included: HashMap<u32, Vec<String>>,
+    pub(crate) nonce: u32,
     /// Every method that was called; runtime calls by their own name.
-    pub called: Vec<String>,
+    pub(crate) called: Vec<String>,
 }
 
 /// A running endpoint.
-pub struct Endpoint {
-    pub url: String,
+pub(crate) struct Endpoint {
+    pub(crate) url: String,
     state: Arc<Mutex<State>>,
     task: JoinHandle<()>,
 }
@@ -57,7 +57,7 @@ pub struct Endpoint {
 const EVENTS_KEY: &str = "0x26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7";
 
 impl Endpoint {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let state = State {
             genesis: [1; 32],
             height: 100,
@@ -86,12 +86,12 @@ impl Endpoint {
         Self { url, state, task }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
     /// How often a method was called.
-    pub fn count(&self, method: &str) -> usize {
+    pub(crate) fn count(&self, method: &str) -> usize {
         self.state().called.iter().filter(|called| *called == method).count()
     }
 }
@@ -103,7 +103,7 @@ impl Drop for Endpoint {
 }
 
 /// TFChain's recorded metadata; nothing where it is absent, which is said.
-pub fn recorded_metadata() -> Option<Vec<u8>> {
+pub(crate) fn recorded_metadata() -> Option<Vec<u8>> {
     let shared = std::env::var_os("ZERO_OS_SHARED").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
         PathBuf::from,
@@ -116,7 +116,7 @@ pub fn recorded_metadata() -> Option<Vec<u8>> {
     bytes
 }
 
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("0x{digits}")
 }
