@@ -14,9 +14,16 @@
 #![forbid(unsafe_code)]
 
 mod chain;
-pub use chain::ChainOptions;
 pub mod genesis;
 pub mod pallets;
+mod rpc;
+mod signing;
 pub mod runtime;
 pub mod types;
 
+pub use chain::{
+    AccountInfo, Block, BlockRef, ChainError, ChainOptions, DevChain, FAST_FORWARD_MAX, PoolError,
+    SubmitError, TxStatus, View,
+};
+pub use rpc::RpcServer;
+pub use signing::sign_call;

@@ -26,7 +26,7 @@ use scale_info::TypeInfo;
 use sp_core::crypto::AccountId32;
 use sp_runtime::{
     ApplyExtrinsicResult, MultiAddress, MultiSignature, Perbill, generic, impl_tx_ext_default,
-    traits::{BlakeTwo256, Block as _, TransactionExtension},
+    traits::{BlakeTwo256, TransactionExtension},
     transaction_validity::{TransactionSource, TransactionValidity},
 };
 use sp_version::RuntimeVersion;
@@ -82,6 +82,8 @@ pub const VERSION: RuntimeVersion = RuntimeVersion {
 
 /// Milliseconds of chain time from one block to the next, as TFChain's.
 pub const BLOCK_TIME_MS: u64 = 6000;
+/// Blocks a contract lives on without money on TFChain: 14 days.
+pub const GRACE_PERIOD_BLOCKS: u64 = 201_600;
 /// The least an account holds.
 pub const EXISTENTIAL_DEPOSIT: Balance = 500;
 /// How many blocks a mortal extrinsic can look back.
@@ -99,7 +101,7 @@ parameter_types! {
     pub RuntimeBlockWeights: limits::BlockWeights =
         limits::BlockWeights::with_sensible_defaults(BLOCK_WEIGHT, Perbill::from_percent(75));
     // Settings of this chain alone, in its state so that every block is repeatable.
-    pub storage GracePeriodBlocks: u64 = 201_600;
+    pub storage GracePeriodBlocks: u64 = GRACE_PERIOD_BLOCKS;
     pub storage RelaxedMinimums: bool = false;
 }
 

@@ -32,7 +32,7 @@ pub use pallet::*;
 pub mod pallet {
     use frame_support::{
         pallet_prelude::*,
-        traits::{Currency, ReservableCurrency},
+        traits::{ConstU64, Currency, ReservableCurrency},
     };
     use frame_system::pallet_prelude::*;
     use sp_runtime::traits::UniqueSaturatedInto;

@@ -302,7 +302,7 @@ pub mod pallet {
     impl<T: Config> BuildGenesisConfig for GenesisConfig<T> {
         fn build(&self) {
             if let Some((foundation, sales)) = &self.policy_accounts {
-                Self::put_policies(foundation, sales);
+                Pallet::<T>::put_policies(foundation, sales);
             }
         }
     }
