@@ -27,7 +27,7 @@ pub const TFT: Balance = 10_000_000;
 /// The longest name of a farm.
 pub const FARM_NAME_MAX: u32 = 40;
 /// The most public addresses of one farm.
-pub const FARM_IPS_MAX: u32 = 256;
+pub const FARM_IPS_MAX: u32 = 512;
 /// The longest IPv4 address with its prefix length.
 pub const IP4_MAX: u32 = 18;
 /// The longest IPv4 gateway.

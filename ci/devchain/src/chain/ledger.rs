@@ -13,7 +13,7 @@ use sp_trie::PrefixedMemoryDB;
 
 use super::{
     ChainError,
-    execute::{Backend, Made, STATE_VERSION},
+    execute::{Backend, STATE_VERSION},
     history::History,
     log::Record,
 };
@@ -79,22 +79,24 @@ impl Ledger {
         }
     }
 
-    /// Takes a block that was just made, and answers what the log must keep.
-    pub(super) fn commit(&mut self, made: Made) -> Record {
-        let number = made.header.number;
+    /// Takes a block that was just made and is in the log.
+    pub(super) fn commit(
+        &mut self,
+        record: Record,
+        transaction: PrefixedMemoryDB<BlakeTwo256>,
+        root: H256,
+    ) {
+        let number = record.header.number;
         let mut db = core::mem::take(&mut self.backend).into_storage();
-        db.consolidate(made.changes.transaction);
+        db.consolidate(transaction);
         if number.is_multiple_of(PURGE_INTERVAL_BLOCKS) {
             db.purge();
         }
-        let root = made.changes.transaction_storage_root;
         self.backend = TrieBackendBuilder::<PrefixedMemoryDB<BlakeTwo256>, _>::new(db, root).build();
-        let changes: StorageCollection = made.changes.main_storage_changes;
-        for (key, value) in &changes {
+        for (key, value) in &record.changes {
             self.history.write(number, key, value.as_deref());
         }
-        self.push(made.header.clone(), made.extrinsics.clone());
-        Record { header: made.header, extrinsics: made.extrinsics, changes }
+        self.push(record.header, record.extrinsics);
     }
 
     fn push(&mut self, header: Header, extrinsics: Vec<Vec<u8>>) {

@@ -13,7 +13,7 @@ use super::{
     ChainError, Inner, block_at,
     execute::{self, Outcome},
     ledger::Ledger,
-    log::Log,
+    log::{Log, Record},
     nonce_at_head,
     pool::{Candidate, TxStatus},
 };
@@ -183,13 +183,15 @@ impl Inner {
         let included = match made {
             None => None,
             Some(made) => {
-                let mut ledger = self.ledger.write().unwrap_or_else(PoisonError::into_inner);
-                let record = ledger.commit(made);
+                let execute::Made { header, extrinsics, changes } = made;
+                let record = Record { header, extrinsics, changes: changes.main_storage_changes };
                 if let Some(log) = &mut production.log {
                     let written =
                         log.append(&record).and_then(|()| if sync { log.sync() } else { Ok(()) });
                     written.map_err(|source| production.io(source))?;
                 }
+                let mut ledger = self.ledger.write().unwrap_or_else(PoisonError::into_inner);
+                ledger.commit(record, changes.transaction, changes.transaction_storage_root);
                 production.last_ms = timestamp_ms;
                 production.ahead_ms =
                     production.ahead_ms.max(timestamp_ms.saturating_sub(machine_ms()));

@@ -50,7 +50,7 @@ pub(super) fn register(module: &mut RpcModule<DevChain>) -> Result<(), RegisterM
         RpcResult::Ok(block_number(chain, hash).ok().and_then(|number| block(chain, number)))
     })?;
     for name in ["chain_getFinalizedHead", "chain_getFinalisedHead"] {
-        module.register_method(name, |_, chain, _| chain.head().hash)?;
+        module.register_method(name, |_, chain, _| RpcResult::Ok(chain.head().hash))?;
     }
     let subscriptions = [
         ("chain_subscribeNewHeads", "chain_newHead", "chain_unsubscribeNewHeads"),
@@ -98,8 +98,6 @@ fn block(chain: &DevChain, number: BlockNumber) -> Option<Value> {
 async fn heads(pending: PendingSubscriptionSink, chain: DevChain) {
     let mut blocks = chain.subscribe();
     let head: Option<Header> = chain.header(chain.head().number);
-    // The chain must be able to end while clients listen.
-    drop(chain);
     let Ok(sink) = pending.accept().await else { return };
     let Some(head) = head else { return };
     let mut last = head.number;

@@ -183,7 +183,7 @@ fn register_payment(module: &mut RpcModule<DevChain>) -> Result<(), RegisterMeth
                 "ref_time": info.weight.ref_time(),
                 "proof_size": info.weight.proof_size(),
             },
-            "class": "normal",
+            "class": info.class,
             "partialFee": info.partial_fee.to_string(),
         }))
     })?;

@@ -12,7 +12,7 @@ pub(super) fn register(module: &mut RpcModule<DevChain>) -> Result<(), RegisterM
     module.register_method("system_version", |_, _, _| env!("CARGO_PKG_VERSION"))?;
     module.register_method("system_chain", |_, _, _| "TFChain Development")?;
     module.register_method("system_chainType", |_, _, _| "Development")?;
-    module.register_method("system_nodeRoles", |_, _, _| ["Authority"])?;
+    module.register_method("system_nodeRoles", |_, _, _| json!(["Authority"]))?;
     module.register_method("system_localPeerId", |_, _, _| "devchain")?;
     module.register_method("system_localListenAddresses", |_, _, _| json!([]))?;
     module.register_method("system_peers", |_, _, _| json!([]))?;
