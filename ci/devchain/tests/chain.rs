@@ -8,8 +8,8 @@ use devchain::{
     runtime::{RuntimeCall, RuntimeEvent},
     sign_call,
     types::{
-        AccountId32, ContractResources, ContractState, IP4, Interface, Location, Power,
-        Resources, TFT,
+        AccountId32, ContractResources, ContractState, IP4, Interface, Location, Power, Resources,
+        TFT,
     },
 };
 use sp_core::{Pair as _, sr25519};
@@ -73,9 +73,9 @@ impl<'a> User<'a> {
     fn fails(&self, call: impl Into<RuntimeCall>, error: &str) {
         let block = self.send(call);
         let failure = block.events.iter().find_map(|event| match event {
-            RuntimeEvent::System(frame_system::Event::ExtrinsicFailed { dispatch_error, .. }) => {
-                Some(format!("{dispatch_error:?}"))
-            }
+            RuntimeEvent::System(frame_system::Event::ExtrinsicFailed {
+                dispatch_error, ..
+            }) => Some(format!("{dispatch_error:?}")),
             _ => None,
         });
         let failure = failure.unwrap_or_else(|| panic!("{error} did not happen"));
@@ -87,7 +87,8 @@ impl<'a> User<'a> {
         let block = self.send(call);
         for event in &block.events {
             if let RuntimeEvent::System(frame_system::Event::ExtrinsicFailed {
-                dispatch_error, ..
+                dispatch_error,
+                ..
             }) = event
             {
                 panic!("{dispatch_error:?}");
@@ -305,9 +306,11 @@ fn grace_elapses_and_the_contract_ends() {
         block.events.iter().any(|event| {
             matches!(
                 event,
-                RuntimeEvent::SmartContractModule(
-                    smart_contract::Event::NodeContractCanceled { contract_id: 1, node_id: 1, .. }
-                )
+                RuntimeEvent::SmartContractModule(smart_contract::Event::NodeContractCanceled {
+                    contract_id: 1,
+                    node_id: 1,
+                    ..
+                })
             )
         })
     });
@@ -336,10 +339,8 @@ fn a_rented_node_is_its_tenants_alone() {
     charlie.does(create_contract(1, 0));
     let down = tfgrid::Call::change_power_target { node_id: 1, power_target: Power::Down };
     alice.fails(down, "NodeHasActiveContracts");
-    charlie.fails(
-        smart_contract::Call::cancel_contract { contract_id: 1 },
-        "NodeHasActiveContracts",
-    );
+    charlie
+        .fails(smart_contract::Call::cancel_contract { contract_id: 1 }, "NodeHasActiveContracts");
     let before = chain.view(None).unwrap().account(&alice.account()).data.free;
     chain.fast_forward(300).unwrap();
     let after = chain.view(None).unwrap().account(&alice.account()).data.free;
