@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use codec::Decode as _;
 use devchain::{
     Block, ChainOptions, DevChain, TxStatus, genesis,
     pallets::{smart_contract, tfgrid},
-    runtime::{RuntimeCall, RuntimeEvent},
+    runtime::{Runtime, RuntimeCall, RuntimeEvent},
     sign_call,
     types::{
         AccountId32, ContractResources, ContractState, IP4, Interface, Location, Power, Resources,
@@ -13,6 +14,7 @@ use devchain::{
     },
 };
 use sp_core::{Pair as _, sr25519};
+use sp_runtime::DispatchError;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const GIB: u64 = 1 << 30;
@@ -75,7 +77,7 @@ impl<'a> User<'a> {
         let failure = block.events.iter().find_map(|event| match event {
             RuntimeEvent::System(frame_system::Event::ExtrinsicFailed {
                 dispatch_error, ..
-            }) => Some(format!("{dispatch_error:?}")),
+            }) => Some(error_name(dispatch_error)),
             _ => None,
         });
         let failure = failure.unwrap_or_else(|| panic!("{error} did not happen"));
@@ -107,6 +109,23 @@ impl<'a> User<'a> {
     }
 }
 
+/// The name of an error. A chain keeps its number only.
+fn error_name(error: &DispatchError) -> String {
+    match error {
+        DispatchError::Module(module) => {
+            let mut number = &module.error[..];
+            match module.index {
+                25 => format!("{:?}", tfgrid::Error::<Runtime>::decode(&mut number).unwrap()),
+                26 => {
+                    format!("{:?}", smart_contract::Error::<Runtime>::decode(&mut number).unwrap())
+                }
+                _ => format!("{error:?}"),
+            }
+        }
+        other => format!("{other:?}"),
+    }
+}
+
 fn location() -> Location {
     Location {
         city: b"Ghent".to_vec().try_into().unwrap(),
@@ -116,7 +135,7 @@ fn location() -> Location {
     }
 }
 
-fn create_node() -> tfgrid::Call<devchain::runtime::Runtime> {
+fn create_node() -> tfgrid::Call<Runtime> {
     let interface = Interface {
         name: b"zos".to_vec().try_into().unwrap(),
         mac: b"00:16:3e:5e:6c:00".to_vec().try_into().unwrap(),
@@ -150,7 +169,7 @@ fn farm_and_node<'a>(chain: &'a DevChain) -> (User<'a>, User<'a>) {
     (alice, bob)
 }
 
-fn create_contract(hash: u8, public_ips: u32) -> smart_contract::Call<devchain::runtime::Runtime> {
+fn create_contract(hash: u8, public_ips: u32) -> smart_contract::Call<Runtime> {
     smart_contract::Call::create_node_contract {
         node_id: 1,
         deployment_hash: [hash; 32],
@@ -272,7 +291,7 @@ fn grace_ends_when_the_money_comes() {
     let chain = chain();
     let charlie = poor_contract(&chain);
     let start = chain.head().number;
-    chain.fast_forward(10).unwrap();
+    chain.fast_forward(20).unwrap();
     let events = contract_events(blocks(&chain, start));
     assert_eq!(
         events,
