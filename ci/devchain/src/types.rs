@@ -6,6 +6,10 @@
 //!
 //! Where TFChain wraps a text in a type of its own (`FarmName`, `CityName`, …) we keep the bytes: the
 //! encoding is the same, and the rules live beside the calls that check them.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the SCALE derives cast the constant number of a variant"
+)]
 
 use codec::{Decode, DecodeWithMemTracking, Encode, MaxEncodedLen};
 use frame_support::{BoundedVec, traits::ConstU32};

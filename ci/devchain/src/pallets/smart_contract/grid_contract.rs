@@ -211,7 +211,7 @@ impl<T: Config> Pallet<T> {
                     ContractIDByNodeIDAndHash::<T>::remove(node_id, hash);
                 }
                 ActiveNodeContracts::<T>::mutate(node_id, |ids| {
-                    ids.retain(|id| *id != contract_id)
+                    ids.retain(|id| *id != contract_id);
                 });
                 NodeContractResources::<T>::remove(contract_id);
                 ContractBillingInformationByID::<T>::remove(contract_id);

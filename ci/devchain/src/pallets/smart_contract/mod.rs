@@ -16,6 +16,7 @@
 //! service contracts.
 #![allow(
     missing_docs,
+    clippy::cast_possible_truncation,
     clippy::use_self,
     clippy::unwrap_used,
     reason = "what the pallet macro generates carries no documentation and names types in full"

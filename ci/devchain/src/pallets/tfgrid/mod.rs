@@ -6,6 +6,7 @@
 #![allow(
     missing_docs,
     clippy::too_many_arguments,
+    clippy::cast_possible_truncation,
     clippy::use_self,
     clippy::unwrap_used,
     reason = "what the pallet macro generates carries no documentation, names types in full, and \
