@@ -25,9 +25,8 @@ const TFT_PRICE_MUSD_MIN: u32 = 10;
 const TFT_PRICE_MUSD_MAX: u32 = 1000;
 
 /// The accounts that begin with money.
-const ENDOWED: [&str; 9] = [
-    "Alice", "Bob", "Charlie", "Dave", "Eve", "Ferdie", "Foundation", "Sales", "StakingPool",
-];
+const ENDOWED: [&str; 9] =
+    ["Alice", "Bob", "Charlie", "Dave", "Eve", "Ferdie", "Foundation", "Sales", "StakingPool"];
 
 /// The key of a development account: `name` is what follows `//`.
 ///
@@ -69,8 +68,7 @@ pub(crate) const PURSE_NAME: &str = "Devchain";
 
 /// The state of block 0.
 pub(crate) fn storage(options: &ChainOptions) -> Result<Storage, String> {
-    let mut balances: Vec<_> =
-        ENDOWED.iter().map(|name| (dev_account(name), ENDOWMENT)).collect();
+    let mut balances: Vec<_> = ENDOWED.iter().map(|name| (dev_account(name), ENDOWMENT)).collect();
     balances.push((dev_account(PURSE_NAME), PURSE));
     let config = RuntimeGenesisConfig {
         balances: BalancesConfig { balances, ..Default::default() },

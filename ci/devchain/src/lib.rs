@@ -17,8 +17,8 @@ mod chain;
 pub mod genesis;
 pub mod pallets;
 mod rpc;
-mod signing;
 pub mod runtime;
+mod signing;
 pub mod types;
 
 pub use chain::{

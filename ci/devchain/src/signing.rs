@@ -24,17 +24,8 @@ pub fn sign_call(call: RuntimeCall, key: &sr25519::Pair, nonce: u32, genesis: H2
         pallet_transaction_payment::ChargeTransactionPayment::<Runtime>::from(0),
         ContractIdProvides,
     );
-    let implicit = (
-        (),
-        VERSION.spec_version,
-        VERSION.transaction_version,
-        genesis,
-        genesis,
-        (),
-        (),
-        (),
-        (),
-    );
+    let implicit =
+        ((), VERSION.spec_version, VERSION.transaction_version, genesis, genesis, (), (), (), ());
     let payload = SignedPayload::from_raw(call.clone(), extension.clone(), implicit);
     let signature = payload.using_encoded(|bytes| key.sign(bytes));
     let signer = Address::Id(key.public().into());

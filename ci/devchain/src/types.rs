@@ -6,6 +6,10 @@
 //!
 //! Where TFChain wraps a text in a type of its own (`FarmName`, `CityName`, …) we keep the bytes: the
 //! encoding is the same, and the rules live beside the calls that check them.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "the SCALE derives cast the constant number of a variant"
+)]
 
 use codec::{Decode, DecodeWithMemTracking, Encode, MaxEncodedLen};
 use frame_support::{BoundedVec, traits::ConstU32};
@@ -76,7 +80,9 @@ pub fn text(bytes: &[u8]) -> String {
 }
 
 /// What a node has, or a contract uses: bytes, and cores.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub struct Resources {
     /// Bytes of hard disk.
     pub hru: u64,
@@ -129,7 +135,9 @@ pub struct PublicIP {
 }
 
 /// What is known of a farm's quality.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub enum FarmCertification {
     /// Nothing.
     #[default]
@@ -203,7 +211,9 @@ pub struct Interface {
 }
 
 /// What is known of a node's quality.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub enum NodeCertification {
     /// Built by its owner.
     #[default]
@@ -248,7 +258,9 @@ pub struct Node {
 }
 
 /// Whether a node should run.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub enum Power {
     /// It should.
     #[default]
@@ -258,7 +270,9 @@ pub enum Power {
 }
 
 /// Whether a node runs.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub enum PowerState {
     /// It does.
     #[default]
@@ -268,7 +282,9 @@ pub enum PowerState {
 }
 
 /// A node's power: what is and what should be.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub struct NodePower {
     /// What is.
     pub state: PowerState,
@@ -309,7 +325,9 @@ pub struct Twin {
 }
 
 /// What a price is per.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub enum Unit {
     /// Per byte.
     Bytes,
@@ -325,7 +343,9 @@ pub enum Unit {
 }
 
 /// One price: 10^-7 USD an hour.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo,
+)]
 pub struct Policy {
     /// 10^-7 USD an hour.
     pub value: u32,
@@ -550,7 +570,18 @@ pub struct ContractPaymentState {
 }
 
 /// How much less someone pays who holds much TFT.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Debug,
+    Encode,
+    Decode,
+    DecodeWithMemTracking,
+    TypeInfo,
+    MaxEncodedLen,
+)]
 pub enum DiscountLevel {
     /// Nothing.
     None,

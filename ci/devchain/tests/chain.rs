@@ -2,17 +2,19 @@
 
 use std::time::{Duration, Instant};
 
+use codec::Decode as _;
 use devchain::{
     Block, ChainOptions, DevChain, TxStatus, genesis,
     pallets::{smart_contract, tfgrid},
-    runtime::{RuntimeCall, RuntimeEvent},
+    runtime::{Runtime, RuntimeCall, RuntimeEvent},
     sign_call,
     types::{
-        AccountId32, ContractResources, ContractState, IP4, Interface, Location, Power,
-        Resources, TFT,
+        AccountId32, ContractResources, ContractState, IP4, Interface, Location, Power, Resources,
+        TFT,
     },
 };
 use sp_core::{Pair as _, sr25519};
+use sp_runtime::DispatchError;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const GIB: u64 = 1 << 30;
@@ -73,9 +75,9 @@ impl<'a> User<'a> {
     fn fails(&self, call: impl Into<RuntimeCall>, error: &str) {
         let block = self.send(call);
         let failure = block.events.iter().find_map(|event| match event {
-            RuntimeEvent::System(frame_system::Event::ExtrinsicFailed { dispatch_error, .. }) => {
-                Some(format!("{dispatch_error:?}"))
-            }
+            RuntimeEvent::System(frame_system::Event::ExtrinsicFailed {
+                dispatch_error, ..
+            }) => Some(error_name(dispatch_error)),
             _ => None,
         });
         let failure = failure.unwrap_or_else(|| panic!("{error} did not happen"));
@@ -87,7 +89,8 @@ impl<'a> User<'a> {
         let block = self.send(call);
         for event in &block.events {
             if let RuntimeEvent::System(frame_system::Event::ExtrinsicFailed {
-                dispatch_error, ..
+                dispatch_error,
+                ..
             }) = event
             {
                 panic!("{dispatch_error:?}");
@@ -106,6 +109,23 @@ impl<'a> User<'a> {
     }
 }
 
+/// The name of an error. A chain keeps its number only.
+fn error_name(error: &DispatchError) -> String {
+    match error {
+        DispatchError::Module(module) => {
+            let mut number = &module.error[..];
+            match module.index {
+                25 => format!("{:?}", tfgrid::Error::<Runtime>::decode(&mut number).unwrap()),
+                26 => {
+                    format!("{:?}", smart_contract::Error::<Runtime>::decode(&mut number).unwrap())
+                }
+                _ => format!("{error:?}"),
+            }
+        }
+        other => format!("{other:?}"),
+    }
+}
+
 fn location() -> Location {
     Location {
         city: b"Ghent".to_vec().try_into().unwrap(),
@@ -115,7 +135,7 @@ fn location() -> Location {
     }
 }
 
-fn create_node() -> tfgrid::Call<devchain::runtime::Runtime> {
+fn create_node() -> tfgrid::Call<Runtime> {
     let interface = Interface {
         name: b"zos".to_vec().try_into().unwrap(),
         mac: b"00:16:3e:5e:6c:00".to_vec().try_into().unwrap(),
@@ -149,7 +169,7 @@ fn farm_and_node<'a>(chain: &'a DevChain) -> (User<'a>, User<'a>) {
     (alice, bob)
 }
 
-fn create_contract(hash: u8, public_ips: u32) -> smart_contract::Call<devchain::runtime::Runtime> {
+fn create_contract(hash: u8, public_ips: u32) -> smart_contract::Call<Runtime> {
     smart_contract::Call::create_node_contract {
         node_id: 1,
         deployment_hash: [hash; 32],
@@ -271,7 +291,7 @@ fn grace_ends_when_the_money_comes() {
     let chain = chain();
     let charlie = poor_contract(&chain);
     let start = chain.head().number;
-    chain.fast_forward(10).unwrap();
+    chain.fast_forward(20).unwrap();
     let events = contract_events(blocks(&chain, start));
     assert_eq!(
         events,
@@ -305,9 +325,11 @@ fn grace_elapses_and_the_contract_ends() {
         block.events.iter().any(|event| {
             matches!(
                 event,
-                RuntimeEvent::SmartContractModule(
-                    smart_contract::Event::NodeContractCanceled { contract_id: 1, node_id: 1, .. }
-                )
+                RuntimeEvent::SmartContractModule(smart_contract::Event::NodeContractCanceled {
+                    contract_id: 1,
+                    node_id: 1,
+                    ..
+                })
             )
         })
     });
@@ -336,10 +358,8 @@ fn a_rented_node_is_its_tenants_alone() {
     charlie.does(create_contract(1, 0));
     let down = tfgrid::Call::change_power_target { node_id: 1, power_target: Power::Down };
     alice.fails(down, "NodeHasActiveContracts");
-    charlie.fails(
-        smart_contract::Call::cancel_contract { contract_id: 1 },
-        "NodeHasActiveContracts",
-    );
+    charlie
+        .fails(smart_contract::Call::cancel_contract { contract_id: 1 }, "NodeHasActiveContracts");
     let before = chain.view(None).unwrap().account(&alice.account()).data.free;
     chain.fast_forward(300).unwrap();
     let after = chain.view(None).unwrap().account(&alice.account()).data.free;

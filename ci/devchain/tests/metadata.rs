@@ -27,7 +27,13 @@ const DIFFERENCES: &[(&str, &str, &[&str], &str)] = &[
     (
         "TfgridModule",
         "call",
-        &["create_entity", "update_entity", "delete_entity", "add_twin_entity", "delete_twin_entity"],
+        &[
+            "create_entity",
+            "update_entity",
+            "delete_entity",
+            "add_twin_entity",
+            "delete_twin_entity",
+        ],
         "entities were never used on the grid",
     ),
     (
@@ -175,7 +181,8 @@ fn metadata_agrees_with_spec_152() {
             if found.contains(&(kind.clone(), item.clone(), detail.clone())) {
                 continue;
             }
-            let other = found.iter().find(|(other_kind, other, _)| other_kind == kind && other == item);
+            let other =
+                found.iter().find(|(other_kind, other, _)| other_kind == kind && other == item);
             if let Some((_, _, other)) = other {
                 panic!("{name} {kind} {item}:\n TFChain {detail}\n ours    {other}");
             }
@@ -260,10 +267,14 @@ fn variants(
         panic!("{kind} is no enumeration")
     };
     for variant in &all.variants {
-        let fields: Vec<String> = variant.fields.iter().map(|field| {
-            let name = field.name.clone().unwrap_or_default();
-            format!("{name}: {}", shape(types, field.ty.id, 0))
-        }).collect();
+        let fields: Vec<String> = variant
+            .fields
+            .iter()
+            .map(|field| {
+                let name = field.name.clone().unwrap_or_default();
+                format!("{name}: {}", shape(types, field.ty.id, 0))
+            })
+            .collect();
         let fields = if in_full { fields.join(", ") } else { String::new() };
         let detail = format!("{} ({fields})", variant.index);
         facts.insert((kind.to_owned(), variant.name.clone(), detail));
@@ -280,11 +291,9 @@ fn storage(types: &PortableRegistry, pallet: &PalletMetadata<PortableForm>, fact
         };
         let layout = match &entry.ty {
             StorageEntryType::Plain(value) => shape(types, value.id, 0),
-            StorageEntryType::Map { hashers, key, value } => format!(
-                "{hashers:?} {} -> {}",
-                shape(types, key.id, 0),
-                shape(types, value.id, 0)
-            ),
+            StorageEntryType::Map { hashers, key, value } => {
+                format!("{hashers:?} {} -> {}", shape(types, key.id, 0), shape(types, value.id, 0))
+            }
         };
         let detail = format!("{modifier} {layout}");
         facts.insert(("storage".to_owned(), entry.name.clone(), detail));
@@ -307,7 +316,11 @@ fn shape(types: &PortableRegistry, id: u32, depth: usize) -> String {
                 let fields: Vec<String> = fields
                     .iter()
                     .map(|field| {
-                        format!("{}: {}", field.name.clone().unwrap_or_default(), inner(field.ty.id))
+                        format!(
+                            "{}: {}",
+                            field.name.clone().unwrap_or_default(),
+                            inner(field.ty.id)
+                        )
                     })
                     .collect();
                 format!("{{{}}}", fields.join(", "))

@@ -92,7 +92,8 @@ impl Ledger {
         if number.is_multiple_of(PURGE_INTERVAL_BLOCKS) {
             db.purge();
         }
-        self.backend = TrieBackendBuilder::<PrefixedMemoryDB<BlakeTwo256>, _>::new(db, root).build();
+        self.backend =
+            TrieBackendBuilder::<PrefixedMemoryDB<BlakeTwo256>, _>::new(db, root).build();
         for (key, value) in &record.changes {
             self.history.write(number, key, value.as_deref());
         }
@@ -182,12 +183,7 @@ pub(super) fn genesis_record(storage: sp_runtime::Storage) -> Record {
         storage.top.into_iter().map(|(key, value)| (key, Some(value))).collect();
     let backend = Backend::from((vec![(None, changes.clone())], STATE_VERSION));
     let extrinsics_root = BlakeTwo256::ordered_trie_root(Vec::new(), STATE_VERSION);
-    let header = Header::new(
-        0,
-        extrinsics_root,
-        *backend.root(),
-        H256::default(),
-        Default::default(),
-    );
+    let header =
+        Header::new(0, extrinsics_root, *backend.root(), H256::default(), Default::default());
     Record { header, extrinsics: Vec::new(), changes }
 }

@@ -176,7 +176,13 @@ mod tests {
 
     fn record(number: u32) -> Record {
         Record {
-            header: Header::new_from_number(number),
+            header: Header::new(
+                number,
+                Default::default(),
+                Default::default(),
+                Default::default(),
+                Default::default(),
+            ),
             extrinsics: vec![vec![1; 40]],
             changes: vec![(vec![2; 8], Some(vec![3; 90])), (vec![4], None)],
         }

@@ -37,11 +37,11 @@ use sp_runtime::{
 };
 use tokio::sync::{broadcast, mpsc};
 
+use self::{ledger::Ledger, log::Log, pool::Pool};
 pub use self::{
     pool::{PoolError, TxStatus},
     view::{AccountInfo, View},
 };
-use self::{ledger::Ledger, log::Log, pool::Pool};
 use crate::{
     genesis,
     runtime::{self, Address, Executive, Header, RuntimeCall, RuntimeEvent},
@@ -424,7 +424,12 @@ impl DevChain {
         number: BlockNumber,
     ) -> Vec<Vec<u8>> {
         let ledger = self.inner.ledger();
-        ledger.history.pairs(prefix, after, number).take(count).map(|(key, _)| key.to_vec()).collect()
+        ledger
+            .history
+            .pairs(prefix, after, number)
+            .take(count)
+            .map(|(key, _)| key.to_vec())
+            .collect()
     }
 
     /// Calls a function of the runtime with the state after a block. `None` when it has no such

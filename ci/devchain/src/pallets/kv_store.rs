@@ -1,6 +1,7 @@
 //! `TFKVStore`: a small store for each account, where deployers keep their (encrypted) state.
 #![allow(
     missing_docs,
+    clippy::cast_possible_truncation,
     clippy::use_self,
     clippy::unwrap_used,
     reason = "what the pallet macro generates carries no documentation and names types in full"

@@ -3,6 +3,7 @@
 //! TFChain averages the last 1,440 prices; we average the last [`HISTORY_MAX`], kept in the same ring.
 #![allow(
     missing_docs,
+    clippy::cast_possible_truncation,
     clippy::use_self,
     clippy::unwrap_used,
     reason = "what the pallet macro generates carries no documentation and names types in full"

@@ -56,11 +56,7 @@ pub(super) fn register(module: &mut RpcModule<DevChain>) -> Result<(), RegisterM
         ("chain_subscribeNewHeads", "chain_newHead", "chain_unsubscribeNewHeads"),
         ("chain_subscribeNewHead", "chain_newHead", "chain_unsubscribeNewHead"),
         ("chain_subscribeAllHeads", "chain_allHead", "chain_unsubscribeAllHeads"),
-        (
-            "chain_subscribeFinalizedHeads",
-            "chain_finalizedHead",
-            "chain_unsubscribeFinalizedHeads",
-        ),
+        ("chain_subscribeFinalizedHeads", "chain_finalizedHead", "chain_unsubscribeFinalizedHeads"),
     ];
     for (subscribe, notification, unsubscribe) in subscriptions {
         module.register_subscription(

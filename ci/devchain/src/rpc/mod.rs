@@ -11,6 +11,8 @@ mod author;
 mod chain;
 mod state;
 mod system;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -106,9 +108,8 @@ fn module(chain: DevChain) -> Result<RpcModule<DevChain>, RegisterMethodError> {
     let mut names: Vec<&'static str> = module.method_names().collect();
     names.push("rpc_methods");
     names.sort_unstable();
-    module.register_method("rpc_methods", move |_, _, _| {
-        serde_json::json!({ "methods": names })
-    })?;
+    module
+        .register_method("rpc_methods", move |_, _, _| serde_json::json!({ "methods": names }))?;
     Ok(module)
 }
 

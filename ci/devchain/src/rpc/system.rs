@@ -16,12 +16,14 @@ pub(super) fn register(module: &mut RpcModule<DevChain>) -> Result<(), RegisterM
     module.register_method("system_localPeerId", |_, _, _| "devchain")?;
     module.register_method("system_localListenAddresses", |_, _, _| json!([]))?;
     module.register_method("system_peers", |_, _, _| json!([]))?;
-    module.register_method("system_properties", |_, _, _| {
-        json!({ "ss58Format": 42, "tokenDecimals": 7, "tokenSymbol": "TFT" })
-    })?;
-    module.register_method("system_health", |_, _, _| {
-        json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false })
-    })?;
+    module.register_method(
+        "system_properties",
+        |_, _, _| json!({ "ss58Format": 42, "tokenDecimals": 7, "tokenSymbol": "TFT" }),
+    )?;
+    module.register_method(
+        "system_health",
+        |_, _, _| json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false }),
+    )?;
     module.register_method("system_syncState", |_, chain, _| {
         let number = chain.head().number;
         json!({ "startingBlock": 0, "currentBlock": number, "highestBlock": number })

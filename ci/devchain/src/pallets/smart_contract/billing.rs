@@ -84,9 +84,8 @@ impl<T: Config> Pallet<T> {
         let mut contract = Contracts::<T>::get(contract_id).ok_or(Error::<T>::ContractNotExists)?;
         let mut payment = ContractPaymentState::<T>::get(contract_id)
             .ok_or(Error::<T>::ContractPaymentStateNotExists)?;
-        let payer = tfgrid::Twins::<T>::get(contract.twin_id)
-            .ok_or(Error::<T>::TwinNotExists)?
-            .account_id;
+        let payer =
+            tfgrid::Twins::<T>::get(contract.twin_id).ok_or(Error::<T>::TwinNotExists)?.account_id;
         let now = tfgrid::Pallet::<T>::now_seconds();
         let seconds = now.saturating_sub(payment.last_updated_seconds);
         payment.last_updated_seconds = payment.last_updated_seconds.max(now);
@@ -147,7 +146,8 @@ impl<T: Config> Pallet<T> {
                     return Ok(due);
                 }
                 let policy = Self::pricing_policy_of_node(rent.node_id)?;
-                let node = tfgrid::Nodes::<T>::get(rent.node_id).ok_or(Error::<T>::NodeNotExists)?;
+                let node =
+                    tfgrid::Nodes::<T>::get(rent.node_id).ok_or(Error::<T>::NodeNotExists)?;
                 let whole = cost::of_resources(&policy, &node.resources, seconds);
                 let whole = cost::discounted(whole, policy.discount_for_dedication_nodes);
                 due.standard = Self::on_node(rent.node_id, whole);
@@ -251,8 +251,8 @@ impl<T: Config> Pallet<T> {
             ContractState::GracePeriod(_) if !owes && !Self::landlord_owes(contract) => {
                 Self::end_grace_period(contract);
                 Self::for_tenants(contract, |tenant| {
-                    let owes = ContractPaymentState::<T>::get(tenant.contract_id)
-                        .is_some_and(|payment| {
+                    let owes =
+                        ContractPaymentState::<T>::get(tenant.contract_id).is_some_and(|payment| {
                             payment.standard_overdraft > 0 || payment.additional_overdraft > 0
                         });
                     if matches!(tenant.state, ContractState::GracePeriod(_)) && !owes {
@@ -271,9 +271,7 @@ impl<T: Config> Pallet<T> {
                     contract.state = ContractState::Deleted(Cause::OutOfFunds);
                 }
             }
-            ContractState::Created
-            | ContractState::GracePeriod(_)
-            | ContractState::Deleted(_) => {}
+            ContractState::Created | ContractState::GracePeriod(_) | ContractState::Deleted(_) => {}
         }
         Ok(())
     }

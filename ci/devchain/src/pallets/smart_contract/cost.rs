@@ -18,11 +18,7 @@ const UNITS_PER_MUSD: u128 = 10_000;
 pub(super) fn compute_units(resources: &Resources) -> u128 {
     let cores = u128::from(resources.cru) * 1000;
     let memory = u128::from(resources.mru) * 1000 / GIB;
-    let mixes = [
-        (cores / 2).max(memory / 4),
-        cores.max(memory / 8),
-        (cores / 4).max(memory / 2),
-    ];
+    let mixes = [(cores / 2).max(memory / 4), cores.max(memory / 8), (cores / 4).max(memory / 2)];
     mixes.into_iter().min().unwrap_or(0)
 }
 
@@ -62,9 +58,7 @@ pub(super) fn of_traffic(policy: &PricingPolicy, bytes: u64) -> u128 {
 
 /// What a farmer's extra fee of `fee` thousandths of a dollar a month is over `seconds`.
 pub(super) fn of_extra_fee(fee: u64, seconds: u64) -> u128 {
-    u128::from(fee)
-        .saturating_mul(UNITS_PER_MUSD)
-        .saturating_mul(u128::from(seconds))
+    u128::from(fee).saturating_mul(UNITS_PER_MUSD).saturating_mul(u128::from(seconds))
         / SECONDS_PER_MONTH
 }
 

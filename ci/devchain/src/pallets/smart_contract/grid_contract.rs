@@ -7,9 +7,10 @@ use super::{cost, pallet::*};
 use crate::{
     pallets::tfgrid,
     types::{
-        AccountId32, Bytes, CONTRACT_IPS_MAX, Cause, Contract, ContractData, ContractPaymentState as PaymentState,
-        ContractResources, ContractState, DEPLOYMENT_DATA_MAX, Farm, NameContract, Node,
-        NodeContract, NruConsumption, PricingPolicy, PublicIP, RentContract,
+        AccountId32, Bytes, CONTRACT_IPS_MAX, Cause, Contract, ContractData,
+        ContractPaymentState as PaymentState, ContractResources, ContractState,
+        DEPLOYMENT_DATA_MAX, Farm, NameContract, Node, NodeContract, NruConsumption, PricingPolicy,
+        PublicIP, RentContract,
     },
 };
 
@@ -42,7 +43,8 @@ impl<T: Config> Pallet<T> {
                 ensure!(rent.twin_id == twin_id, Error::<T>::NodeNotAvailableToDeploy);
             }
             None => {
-                let dedicated = farm.dedicated_farm || DedicatedNodesExtraFee::<T>::get(node_id) > 0;
+                let dedicated =
+                    farm.dedicated_farm || DedicatedNodesExtraFee::<T>::get(node_id) > 0;
                 ensure!(!dedicated, Error::<T>::NodeNotAvailableToDeploy);
             }
         }
@@ -208,7 +210,9 @@ impl<T: Config> Pallet<T> {
                 if ContractIDByNodeIDAndHash::<T>::get(node_id, hash) == contract_id {
                     ContractIDByNodeIDAndHash::<T>::remove(node_id, hash);
                 }
-                ActiveNodeContracts::<T>::mutate(node_id, |ids| ids.retain(|id| *id != contract_id));
+                ActiveNodeContracts::<T>::mutate(node_id, |ids| {
+                    ids.retain(|id| *id != contract_id);
+                });
                 NodeContractResources::<T>::remove(contract_id);
                 ContractBillingInformationByID::<T>::remove(contract_id);
                 Event::NodeContractCanceled { contract_id, node_id, twin_id: contract.twin_id }

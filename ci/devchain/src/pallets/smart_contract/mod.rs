@@ -16,6 +16,7 @@
 //! service contracts.
 #![allow(
     missing_docs,
+    clippy::cast_possible_truncation,
     clippy::use_self,
     clippy::unwrap_used,
     reason = "what the pallet macro generates carries no documentation and names types in full"
@@ -126,7 +127,10 @@ pub mod pallet {
         #[codec(index = 3)]
         NameContractCanceled { contract_id: u64 },
         #[codec(index = 4)]
-        IPsReserved { contract_id: u64, public_ips: BoundedVec<PublicIP, ConstU32<CONTRACT_IPS_MAX>> },
+        IPsReserved {
+            contract_id: u64,
+            public_ips: BoundedVec<PublicIP, ConstU32<CONTRACT_IPS_MAX>>,
+        },
         #[codec(index = 5)]
         IPsFreed { contract_id: u64, public_ips: BoundedVec<PublicIP, ConstU32<CONTRACT_IPS_MAX>> },
         #[codec(index = 8)]
@@ -297,10 +301,7 @@ pub mod pallet {
             let contract = Contracts::<T>::get(contract_id).ok_or(Error::<T>::ContractNotExists)?;
             let twin_id =
                 tfgrid::TwinIdByAccountID::<T>::get(&who).ok_or(Error::<T>::TwinNotExists)?;
-            ensure!(
-                contract.twin_id == twin_id,
-                Error::<T>::TwinNotAuthorizedToCancelContract
-            );
+            ensure!(contract.twin_id == twin_id, Error::<T>::TwinNotAuthorizedToCancelContract);
             Self::do_cancel_contract(contract, Cause::CanceledByUser)
         }
 
@@ -355,10 +356,7 @@ pub mod pallet {
         #[pallet::weight(CALL_WEIGHT)]
         pub fn change_billing_frequency(origin: OriginFor<T>, frequency: u64) -> DispatchResult {
             T::Collective::ensure_origin(origin)?;
-            ensure!(
-                frequency > BillingFrequency::<T>::get(),
-                Error::<T>::CanOnlyIncreaseFrequency
-            );
+            ensure!(frequency > BillingFrequency::<T>::get(), Error::<T>::CanOnlyIncreaseFrequency);
             BillingFrequency::<T>::put(frequency);
             Self::deposit_event(Event::BillingFrequencyChanged(frequency));
             Ok(())

@@ -186,7 +186,12 @@ impl<T: Config> Pallet<T> {
         PricingPolicyID::<T>::put(1);
         let policies = [
             (&b"threefold_default_diy_farming_policy"[..], NodeCertification::Diy, 2400, 1000),
-            (b"threefold_default_certified_farming_policy", NodeCertification::Certified, 3000, 1250),
+            (
+                b"threefold_default_certified_farming_policy",
+                NodeCertification::Certified,
+                3000,
+                1250,
+            ),
         ];
         let mut id = 0;
         for (name, node_certification, cu, su) in policies {

@@ -5,9 +5,12 @@
 //! TFChain's pallet-tfgrid.
 #![allow(
     missing_docs,
+    clippy::too_many_arguments,
+    clippy::cast_possible_truncation,
     clippy::use_self,
     clippy::unwrap_used,
-    reason = "what the pallet macro generates carries no documentation and names types in full"
+    reason = "what the pallet macro generates carries no documentation, names types in full, and \
+              has all the arguments of TFChain's calls"
 )]
 
 mod check;
@@ -373,7 +376,6 @@ pub mod pallet {
 
         #[pallet::call_index(8)]
         #[pallet::weight(CALL_WEIGHT)]
-        #[allow(clippy::too_many_arguments, reason = "TFChain's arguments, one by one")]
         pub fn create_node(
             origin: OriginFor<T>,
             farm_id: u32,
@@ -398,7 +400,6 @@ pub mod pallet {
 
         #[pallet::call_index(9)]
         #[pallet::weight(CALL_WEIGHT)]
-        #[allow(clippy::too_many_arguments, reason = "TFChain's arguments, one by one")]
         pub fn update_node(
             origin: OriginFor<T>,
             node_id: u32,

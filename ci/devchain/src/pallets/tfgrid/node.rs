@@ -43,10 +43,7 @@ impl<T: Config> Pallet<T> {
     pub(super) fn do_create_node(account_id: &AccountId32, facts: NodeFacts) -> DispatchResult {
         ensure!(Farms::<T>::contains_key(facts.farm_id), Error::<T>::FarmNotExists);
         let twin_id = Self::twin_of(account_id)?;
-        ensure!(
-            !NodeIdByTwinID::<T>::contains_key(twin_id),
-            Error::<T>::NodeWithTwinIdExists
-        );
+        ensure!(!NodeIdByTwinID::<T>::contains_key(twin_id), Error::<T>::NodeWithTwinIdExists);
         Self::check_facts(&facts)?;
         let id = NodeID::<T>::get().checked_add(1).ok_or(Error::<T>::StorageOverflow)?;
         let node = Node {
