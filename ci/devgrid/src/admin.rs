@@ -159,7 +159,10 @@ impl IntoResponse for Refused {
 fn parse_tft(text: &str) -> Option<Balance> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let is_digits = |text: &str| text.bytes().all(|digit| digit.is_ascii_digit());
-    if whole.is_empty() || !is_digits(whole) || !is_digits(decimals) || decimals.len() > TFT_DECIMALS
+    if whole.is_empty()
+        || !is_digits(whole)
+        || !is_digits(decimals)
+        || decimals.len() > TFT_DECIMALS
     {
         return None;
     }

@@ -39,8 +39,9 @@ async fn ask(dir: &Path, method: Method, path: &str, body: Bytes) -> anyhow::Res
 /// Where the grid of `dir` listens, as its network.json says.
 fn address(dir: &Path) -> anyhow::Result<String> {
     let path = dir.join("network.json");
-    let bytes = std::fs::read(&path)
-        .with_context(|| format!("{}: is there a grid? start one with `devgrid up`", path.display()))?;
+    let bytes = std::fs::read(&path).with_context(|| {
+        format!("{}: is there a grid? start one with `devgrid up`", path.display())
+    })?;
     let network = Network::parse(&bytes)?.network;
     let url = network.gridproxy_urls.first().context("network.json names no gridproxy_urls")?;
     let url = url::Url::parse(url).context("gridproxy_urls of network.json")?;
@@ -49,12 +50,7 @@ fn address(dir: &Path) -> anyhow::Result<String> {
     Ok(format!("{host}:{port}"))
 }
 
-async fn exchange(
-    address: &str,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> anyhow::Result<Value> {
+async fn exchange(address: &str, method: Method, path: &str, body: Bytes) -> anyhow::Result<Value> {
     let stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("{address}: the grid does not run; start it with `devgrid up`"))?;

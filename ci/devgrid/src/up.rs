@@ -78,8 +78,7 @@ impl Options {
     fn chain(&self) -> ChainOptions {
         ChainOptions {
             dir: Some(self.chain_dir()),
-            block_time: (self.block_time_ms > 0)
-                .then(|| Duration::from_millis(self.block_time_ms)),
+            block_time: (self.block_time_ms > 0).then(|| Duration::from_millis(self.block_time_ms)),
             billing_frequency: self.billing_frequency,
             grace_blocks: self.grace_blocks,
             ..ChainOptions::default()

@@ -81,9 +81,7 @@ fn schema(index: Arc<Index>) -> Result<Schema, SchemaError> {
     let mut schema = Schema::build("Query", None, None)
         .data(index)
         .register(Scalar::new("BigInt").description("A whole number, written as text."))
-        .register(
-            Enum::new("ContractState").items(CONTRACT_STATES),
-        )
+        .register(Enum::new("ContractState").items(CONTRACT_STATES))
         .register(Object::new("TotalCount").field(total_count()))
         .limit_depth(DEPTH_MAX)
         .limit_complexity(COMPLEXITY_MAX);
@@ -154,12 +152,10 @@ fn condition(entity: &Entity) -> InputObject {
             continue;
         }
         let texts: &[&str] = if kind == Kind::Text { &filter::TEXT_OPERATORS } else { &[] };
-        let ordered: &[&str] =
-            if kind == Kind::Flag { &[] } else { &filter::ORDER_OPERATORS };
+        let ordered: &[&str] = if kind == Kind::Flag { &[] } else { &filter::ORDER_OPERATORS };
         for operator in filter::OPERATORS.iter().chain(texts).chain(ordered) {
             let of = if *operator == "isNull" { TypeRef::BOOLEAN } else { scalar(kind) };
-            input =
-                input.field(InputValue::new(format!("{field}_{operator}"), TypeRef::named(of)));
+            input = input.field(InputValue::new(format!("{field}_{operator}"), TypeRef::named(of)));
         }
         for operator in filter::LIST_OPERATORS {
             let of = TypeRef::named_nn_list(scalar(kind));
@@ -225,15 +221,10 @@ fn total_count() -> Field {
 fn arguments(field: Field, entity: &Entity) -> Field {
     let orders = TypeRef::named_nn_list(format!("{}OrderByInput", entity.name));
     let condition = TypeRef::named(format!("{}WhereInput", entity.name));
-    field
-        .argument(InputValue::new("where", condition))
-        .argument(InputValue::new("orderBy", orders))
+    field.argument(InputValue::new("where", condition)).argument(InputValue::new("orderBy", orders))
 }
 
-fn matching(
-    entity: &Entity,
-    ctx: &ResolverContext<'_>,
-) -> async_graphql::Result<Vec<Row>> {
+fn matching(entity: &Entity, ctx: &ResolverContext<'_>) -> async_graphql::Result<Vec<Row>> {
     let index = ctx.data::<Arc<Index>>()?;
     let mut rows = (entity.rows)(&index.read());
     let Some(condition) = ctx.args.get("where") else { return Ok(rows) };

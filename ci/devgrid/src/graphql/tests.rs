@@ -65,7 +65,8 @@ async fn a_client_asks_for_its_last_bills() {
 
 #[tokio::test]
 async fn a_client_finds_a_nodes_twin_and_access_nodes() {
-    let query = "query getNodeTwinId($nodeId: Int!){ nodes(where: { nodeID_eq: $nodeId }) { twinID } }";
+    let query =
+        "query getNodeTwinId($nodeId: Int!){ nodes(where: { nodeID_eq: $nodeId }) { twinID } }";
     let answer = ask_with(query, json!({ "nodeId": 2 })).await;
     assert_eq!(answer["data"], json!({ "nodes": [{ "twinID": 3 }] }));
 
@@ -106,8 +107,13 @@ async fn conditions_are_joined_and_pages_turned() {
 
 #[tokio::test]
 async fn what_is_senseless_or_too_much_is_refused() {
-    let deep = format!("{{ nodes(where: {}nodeID_eq: 1{}) {{ nodeID }} }}", "{AND: {".repeat(9), "}".repeat(18));
-    let many = format!("{{ {} }}", (0..2500).map(|n| format!("a{n}: __typename ")).collect::<String>());
+    let deep = format!(
+        "{{ nodes(where: {}nodeID_eq: 1{}) {{ nodeID }} }}",
+        "{AND: {".repeat(9),
+        "}".repeat(18)
+    );
+    let many =
+        format!("{{ {} }}", (0..2500).map(|n| format!("a{n}: __typename ")).collect::<String>());
     for query in [
         "{ nodes(where: {colour_eq: 1}) { nodeID } }",
         "{ nodes(limit: 1000000) { nodeID } }",

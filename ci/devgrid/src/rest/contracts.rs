@@ -87,9 +87,7 @@ fn matching<'a>(tables: &'a Tables, params: &Params) -> Result<Vec<&'a Contract>
         .contracts
         .values()
         .filter(|contract| is(id, &contract.id) && is(twin_id, &contract.twin_id.into()))
-        .filter(|contract| {
-            node_id.is_none() || contract.node_id().map(u64::from) == node_id
-        })
+        .filter(|contract| node_id.is_none() || contract.node_id().map(u64::from) == node_id)
         .filter(|contract| is_text(params.text("type"), contract.kind_name()))
         .filter(|contract| {
             let state = contract.state.name();

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 
 use crate::index::Index;
 use params::Params;
+pub(crate) use twins::hex;
 
 /// Everything that the grid proxy serves.
 pub(crate) fn router(index: Arc<Index>) -> Router {
@@ -85,11 +86,7 @@ struct Listing {
 
 impl Listing {
     /// The page that `params` ask for of `rows`, each written by `write`.
-    fn new<T>(
-        rows: Vec<T>,
-        params: &Params,
-        write: impl Fn(T) -> Value,
-    ) -> Result<Self, Refusal> {
+    fn new<T>(rows: Vec<T>, params: &Params, write: impl Fn(T) -> Value) -> Result<Self, Refusal> {
         let page = params.page()?;
         let mut headers = HeaderMap::new();
         if params.flag("ret_count")? == Some(true) {

@@ -106,11 +106,7 @@ pub(super) async fn statistics(
     .map(Json)
 }
 
-fn find(
-    tables: &Tables,
-    id: u32,
-    write: impl Fn(Row<'_>) -> Value,
-) -> Result<Value, Refusal> {
+fn find(tables: &Tables, id: u32, write: impl Fn(Row<'_>) -> Value) -> Result<Value, Refusal> {
     let node = tables.nodes.get(&id).ok_or_else(|| Refusal::Absent(format!("no node {id}")))?;
     let usage = tables.node_uses().remove(&id).unwrap_or_default();
     Ok(write(Row::new(tables, node, usage)))
@@ -253,9 +249,21 @@ impl<'a> NodeFilter<'a> {
     /// What `/farms` was asked for about the farms' nodes, if anything.
     pub(super) fn of_farms(params: &'a Params) -> Result<Option<Self>, Refusal> {
         const ASKED: [&str; 15] = [
-            "node_free_mru", "node_free_hru", "node_free_sru", "node_total_cru", "node_total_mru",
-            "node_total_sru", "node_total_hru", "node_rented_by", "node_available_for",
-            "node_has_gpu", "node_has_ipv6", "node_certified", "node_features", "country", "region",
+            "node_free_mru",
+            "node_free_hru",
+            "node_free_sru",
+            "node_total_cru",
+            "node_total_mru",
+            "node_total_sru",
+            "node_total_hru",
+            "node_rented_by",
+            "node_available_for",
+            "node_has_gpu",
+            "node_has_ipv6",
+            "node_certified",
+            "node_features",
+            "country",
+            "region",
         ];
         // `node_status` alone, which stock clients always send, must not hide a farm without nodes.
         if ASKED.iter().all(|name| params.text(name).is_none()) {

@@ -66,9 +66,7 @@ impl Params {
             None => Ok(None),
             Some("true" | "1") => Ok(Some(true)),
             Some("false" | "0") => Ok(Some(false)),
-            Some(text) => {
-                Err(Refusal::Bad(format!("{name} is neither true nor false: {text:?}")))
-            }
+            Some(text) => Err(Refusal::Bad(format!("{name} is neither true nor false: {text:?}"))),
         }
     }
 
@@ -116,7 +114,8 @@ mod tests {
 
     #[test]
     fn lists_come_with_commas_or_one_by_one() {
-        let params = Params::parse("farm_ids=1,2&farm_ids=3&city=&state=Created%2CDeleted").unwrap();
+        let params =
+            Params::parse("farm_ids=1,2&farm_ids=3&city=&state=Created%2CDeleted").unwrap();
         assert_eq!(params.numbers("farm_ids").unwrap(), Some(vec![1, 2, 3]));
         assert_eq!(params.text("city"), None);
         assert_eq!(params.texts("state"), Some(vec!["Created", "Deleted"]));

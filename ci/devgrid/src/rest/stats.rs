@@ -21,7 +21,9 @@ pub(super) async fn stats(
         .values()
         .filter(|node| {
             let status = tables.node_status(node).name();
-            statuses.as_ref().is_none_or(|all| all.iter().any(|one| one.eq_ignore_ascii_case(status)))
+            statuses
+                .as_ref()
+                .is_none_or(|all| all.iter().any(|one| one.eq_ignore_ascii_case(status)))
         })
         .collect();
     let total = nodes.iter().fold(Resources::default(), |sum, node| sum.plus(node.total));

@@ -94,7 +94,9 @@ mod tests {
         std::fs::write(outer.path().join("secret"), "secret").unwrap();
         std::os::unix::fs::symlink("../secret", folder.join("link")).unwrap();
         let absolute = outer.path().join("secret").display().to_string();
-        for name in ["../secret", "a/../../secret", "link", "./link", ".hidden", "", "a//b", &absolute] {
+        for name in
+            ["../secret", "a/../../secret", "link", "./link", ".hidden", "", "a//b", &absolute]
+        {
             assert_eq!(read(&folder, name), Err(StatusCode::NOT_FOUND), "{name}");
         }
     }
