@@ -8,7 +8,7 @@ use std::{
 use codec::Decode;
 use sp_core::H256;
 use sp_runtime::traits::{BlakeTwo256, Hash as _, Header as _};
-use sp_state_machine::{StorageCollection, TrieBackendBuilder, backend::Backend as _};
+use sp_state_machine::{StorageCollection, TrieBackendBuilder};
 use sp_trie::PrefixedMemoryDB;
 
 use super::{

@@ -141,7 +141,7 @@ fn read_records(
 }
 
 fn checksum(body: &[u8]) -> [u8; 8] {
-    let hash = sp_core::hashing::blake2_128(body);
+    let hash = sp_io::hashing::blake2_128(body);
     let mut first = [0; 8];
     first.copy_from_slice(&hash[..8]);
     first

@@ -24,13 +24,12 @@ mod producer;
 mod view;
 
 use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
 use codec::Decode as _;
-use frame_support::traits::Get as _;
 use sp_core::H256;
 use sp_runtime::{
     generic::Preamble,
@@ -42,11 +41,10 @@ pub use self::{
     pool::{PoolError, TxStatus},
     view::{AccountInfo, View},
 };
-pub(crate) use self::execute::decode_extrinsic;
 use self::{ledger::Ledger, log::Log, pool::Pool};
 use crate::{
     genesis,
-    runtime::{self, Address, Executive, Header, RuntimeCall, RuntimeEvent, System},
+    runtime::{self, Address, Executive, Header, RuntimeCall, RuntimeEvent},
     signing,
     types::{AccountId32, Balance, BlockNumber},
 };
@@ -471,7 +469,7 @@ impl Inner {
             return Err(SubmitError::Unsigned);
         };
         let (account, nonce, tip) = (account.clone(), extension.5.0, extension.7.tip());
-        let hash = H256::from(sp_core::hashing::blake2_256(&bytes));
+        let hash = H256::from(sp_io::hashing::blake2_256(&bytes));
         let ledger = self.ledger();
         let parent = ledger.head().hash;
         let valid = execute::read(ledger.backend(), || {
@@ -512,7 +510,7 @@ fn timestamp_at(ledger: &Ledger, number: BlockNumber) -> u64 {
 
 fn block_at(ledger: &Ledger, number: BlockNumber) -> Option<Block> {
     let stored = ledger.block(number)?;
-    let key = frame_system::Events::<runtime::Runtime>::hashed_key();
+    let key = frame_support::storage::storage_prefix(b"System", b"Events");
     let events = ledger
         .history
         .written_at(&key, number)

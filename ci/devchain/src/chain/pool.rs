@@ -286,7 +286,7 @@ mod tests {
 
     fn arrival(who: u8, nonce: u32, tip: Balance) -> Arrival {
         let bytes = vec![who, u8::try_from(nonce % 256).unwrap(), u8::try_from(tip).unwrap()];
-        let hash = H256::from(sp_core::hashing::blake2_256(&bytes));
+        let hash = H256::from(sp_io::hashing::blake2_256(&bytes));
         Arrival { account: account(who), nonce, tip, hash, bytes }
     }
 
@@ -342,7 +342,7 @@ mod tests {
         assert!(matches!(far, Err(PoolError::TooFarAhead { .. })));
         for index in 0..COUNT_MAX {
             let mut arrival = arrival(1, 0, 0);
-            arrival.account = AccountId32::new(sp_core::hashing::blake2_256(&index.to_le_bytes()));
+            arrival.account = AccountId32::new(sp_io::hashing::blake2_256(&index.to_le_bytes()));
             arrival.hash = H256::from_low_u64_be(index as u64);
             pool.add(arrival, 0, 0, false).unwrap();
         }

@@ -1,7 +1,7 @@
 //! Typed reads of what the chain holds after a block, for whoever embeds it.
 
 use codec::Decode;
-use frame_support::storage::{StoragePrefixedMap as _, generator::StorageMap as _};
+use frame_support::storage::StoragePrefixedMap as _;
 
 use super::DevChain;
 use crate::{
