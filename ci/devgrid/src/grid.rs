@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -22,6 +23,8 @@ use crate::{admin, feed, graphql, rest, services};
 const RELAY_NAMES: [&str; 2] = ["127.0.0.1", "localhost"];
 /// The port of `wss` that needs no mention.
 const WSS_PORT: u16 = 443;
+/// How long the chain's clients have to go.
+const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The sockets of a grid. They outlive a reset.
 pub(crate) struct Sockets {
@@ -99,7 +102,8 @@ impl Grid {
     /// Ends all of it. What the chain accepted is durable already.
     pub(crate) async fn stop(mut self) {
         self.tasks.shutdown().await;
-        self.rpc.stop();
+        // A client that does not let go of its connection holds nobody up.
+        let _ = tokio::time::timeout(STOP_TIME_MAX, self.rpc.stop()).await;
     }
 }
 
