@@ -107,11 +107,8 @@ async fn conditions_are_joined_and_pages_turned() {
 
 #[tokio::test]
 async fn what_is_senseless_or_too_much_is_refused() {
-    let deep = format!(
-        "{{ nodes(where: {}nodeID_eq: 1{}) {{ nodeID }} }}",
-        "{AND: {".repeat(9),
-        "}".repeat(18)
-    );
+    let (open, close) = ("{AND: ".repeat(9), "}".repeat(9));
+    let deep = format!("{{ nodes(where: {open}{{nodeID_eq: 1}}{close}) {{ nodeID }} }}");
     let many =
         format!("{{ {} }}", (0..2500).map(|n| format!("a{n}: __typename ")).collect::<String>());
     for query in [
