@@ -11,6 +11,8 @@
 //! | [`ledger`] | the chain as deployments see it |
 //! | [`host`] | what can be done to the machine |
 //! | [`commands`] | what other twins may ask, by name |
+//! | [`tfchain`] | TFChain as that ledger |
+//! | [`node`] | all of it: registered, reachable, doing its duties |
 
 #![forbid(unsafe_code)]
 
@@ -18,11 +20,14 @@ pub mod commands;
 pub mod engine;
 pub mod host;
 pub mod ledger;
+pub mod node;
 pub mod store;
+pub mod tfchain;
 #[cfg(test)]
 mod testing;
 
 pub use engine::{Engine, EngineConfig};
 pub use host::Host;
 pub use ledger::Ledger;
+pub use node::{Node, NodeConfig};
 pub use store::{Store, StoreKey};
