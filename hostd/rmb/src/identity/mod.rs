@@ -146,14 +146,19 @@ impl Identity {
         }
     }
 
-    /// A signature of `message`, with the byte in front that says of which kind.
-    pub(crate) fn sign(&self, version: Version, message: &[u8]) -> [u8; SIGNATURE_SIZE] {
-        let bytes = match &self.signing {
+    /// The bare signature of `message` by the account's key, as the chain's transactions carry it.
+    pub fn sign_bare(&self, message: &[u8]) -> [u8; 64] {
+        match &self.signing {
             Signing::Sr25519(keys) => {
                 keys.sign_simple(crate::signature::SR25519_CONTEXT, message).to_bytes()
             }
             Signing::Ed25519(key) => key.sign(message).to_bytes(),
-        };
+        }
+    }
+
+    /// A signature of `message`, with the byte in front that says of which kind.
+    pub(crate) fn sign(&self, version: Version, message: &[u8]) -> [u8; SIGNATURE_SIZE] {
+        let bytes = self.sign_bare(message);
         let mut signature = [0; SIGNATURE_SIZE];
         if let Some((first, rest)) = signature.split_first_mut() {
             *first = self.scheme().type_byte(version);
