@@ -156,3 +156,6 @@ fn member(request: &Request, name: &str) -> Result<Value, CommandError> {
 fn wrong(what: &str, expected: &str) -> CommandError {
     CommandError::new(format!("{what} is not {expected}"))
 }
+
+#[cfg(test)]
+mod tests;

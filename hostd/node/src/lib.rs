@@ -22,9 +22,9 @@ pub mod host;
 pub mod ledger;
 pub mod node;
 pub mod store;
-pub mod tfchain;
 #[cfg(test)]
 mod testing;
+pub mod tfchain;
 
 pub use engine::{Engine, EngineConfig};
 pub use host::Host;
