@@ -131,7 +131,7 @@ mod tests {
     #[tokio::test]
     async fn what_every_service_said_is_reported() {
         let (url, thread) = service("503 Busy");
-        let error = activate(&[url.clone()], account()).await.unwrap_err().to_string();
+        let error = activate(std::slice::from_ref(&url), account()).await.unwrap_err().to_string();
         thread.join().unwrap();
         assert!(error.contains(&format!("{url}: status 503 no")), "{error}");
         let error = activate(&[], account()).await.unwrap_err();

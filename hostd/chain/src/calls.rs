@@ -133,9 +133,9 @@ pub fn update_twin(relay: Option<&str>, pk: Option<&[u8]>) -> Call {
 
 /// Makes a farm.
 pub fn create_farm(name: &str, public_ips: &[Ip4]) -> Call {
-    let ips = public_ips.iter().map(|ip| {
-        Value::named_composite([("ip", text(&ip.ip)), ("gw", text(&ip.gw))])
-    });
+    let ips = public_ips
+        .iter()
+        .map(|ip| Value::named_composite([("ip", text(&ip.ip)), ("gw", text(&ip.gw))]));
     let arguments = [("name", text(name)), ("public_ips", list(ips))];
     Call::new("TfgridModule", "create_farm", arguments)
 }

@@ -162,12 +162,12 @@ impl Connection {
         call_timeout: Duration,
     ) -> Result<Self, Fault> {
         let opening = Self::open_unbounded(endpoint, roots, grid, call_timeout);
-        tokio::time::timeout(CONNECT_TIMEOUT.min(call_timeout), opening)
-            .await
-            .unwrap_or_else(|_| {
+        tokio::time::timeout(CONNECT_TIMEOUT.min(call_timeout), opening).await.unwrap_or_else(
+            |_| {
                 let limit = CONNECT_TIMEOUT.min(call_timeout);
                 Err(EndpointFault::Timeout(limit.as_secs_f32()).into())
-            })
+            },
+        )
     }
 
     async fn open_unbounded(
@@ -191,7 +191,8 @@ impl Connection {
             .map_err(|error| broken(&error))?;
         let ping = PingConfig::new().ping_interval(PING_INTERVAL).inactive_limit(PING_TIMEOUT);
         let client: Client = ClientBuilder::new()
-            .request_timeout(call_timeout)
+            // Ours come first, and tell what happened; this one frees what was waited for.
+            .request_timeout(call_timeout * 2)
             .max_buffer_capacity_per_subscription(HEAD_COUNT_MAX)
             .enable_ws_ping(ping)
             .build_with_tokio(sender, receiver);

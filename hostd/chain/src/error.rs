@@ -168,9 +168,7 @@ impl Refusal {
 
     /// What the error means, in a sentence, if it is one that people meet.
     pub fn sentence(&self) -> Option<&'static str> {
-        let (_, _, sentence) = SENTENCES
-            .iter()
-            .find(|(pallet, name, _)| self.is(pallet, name))?;
+        let (_, _, sentence) = SENTENCES.iter().find(|(pallet, name, _)| self.is(pallet, name))?;
         Some(sentence)
     }
 }
@@ -254,11 +252,7 @@ const SENTENCES: &[(&str, &str, &str)] = &[
         "NodeNotAuthorizedToDeployContract",
         "somebody else rents this node, or it has to be rented first",
     ),
-    (
-        "SmartContractModule",
-        "NodeNotAuthorizedToComputeReport",
-        "this contract is on another node",
-    ),
+    ("SmartContractModule", "NodeNotAuthorizedToComputeReport", "this contract is on another node"),
     (
         "SmartContractModule",
         "ContractIsNotUnique",
@@ -274,11 +268,7 @@ const SENTENCES: &[(&str, &str, &str)] = &[
     ("SmartContractModule", "NameContractNameTooLong", "a name has at most 64 characters"),
     ("SmartContractModule", "NodeHasActiveContracts", "there are contracts on this node"),
     ("SmartContractModule", "NodeHasRentContract", "this node is rented already"),
-    (
-        "SmartContractModule",
-        "NodeNotAvailableToDeploy",
-        "the node is switched off, or about to be",
-    ),
+    ("SmartContractModule", "NodeNotAvailableToDeploy", "the node is switched off, or about to be"),
     (
         "SmartContractModule",
         "CannotUpdateContractInGraceState",

@@ -8,9 +8,7 @@ use subxt::error::EventsError;
 
 use crate::connection::{Fault, Grid};
 use crate::error::shortened;
-use crate::types::{
-    Contract, ContractBill, Farm, Node, Power, PowerState, PublicConfig, Twin,
-};
+use crate::types::{Contract, ContractBill, Farm, Node, Power, PowerState, PublicConfig, Twin};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +137,7 @@ pub(crate) fn known(events: &subxt::events::Events<Grid>) -> Result<Vec<Event>, 
 }
 
 /// One event, if we know it.
-pub(crate) fn read(raw: &Raw<'_>) -> Result<Option<Event>, EventsError> {
+pub(crate) fn read(raw: &Raw<'_>) -> Result<Option<Event>, Fault> {
     match raw.pallet_name() {
         "TfgridModule" => read_grid(raw),
         "SmartContractModule" => read_contract(raw),
@@ -147,7 +145,7 @@ pub(crate) fn read(raw: &Raw<'_>) -> Result<Option<Event>, EventsError> {
     }
 }
 
-fn read_grid(raw: &Raw<'_>) -> Result<Option<Event>, EventsError> {
+fn read_grid(raw: &Raw<'_>) -> Result<Option<Event>, Fault> {
     let event = match raw.event_name() {
         "TwinStored" => Event::TwinStored(single(raw)?),
         "TwinUpdated" => Event::TwinUpdated(single(raw)?),
@@ -168,7 +166,7 @@ fn read_grid(raw: &Raw<'_>) -> Result<Option<Event>, EventsError> {
     Ok(Some(event))
 }
 
-fn read_contract(raw: &Raw<'_>) -> Result<Option<Event>, EventsError> {
+fn read_contract(raw: &Raw<'_>) -> Result<Option<Event>, Fault> {
     let event = match raw.event_name() {
         "ContractCreated" => Event::ContractCreated(single(raw)?),
         "ContractUpdated" => Event::ContractUpdated(single(raw)?),
@@ -184,12 +182,12 @@ fn read_contract(raw: &Raw<'_>) -> Result<Option<Event>, EventsError> {
 }
 
 /// The fields of an event, by name if they have names, else by position.
-fn fields<E: DecodeAsFields>(raw: &Raw<'_>) -> Result<E, EventsError> {
-    raw.decode_fields_unchecked_as()
+fn fields<E: DecodeAsFields>(raw: &Raw<'_>) -> Result<E, Fault> {
+    Ok(raw.decode_fields_unchecked_as()?)
 }
 
 /// The only field of an event.
-fn single<E: DecodeAsType>(raw: &Raw<'_>) -> Result<E, EventsError> {
+fn single<E: DecodeAsType>(raw: &Raw<'_>) -> Result<E, Fault> {
     let (value,) = fields(raw)?;
     Ok(value)
 }

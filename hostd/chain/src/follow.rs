@@ -61,7 +61,9 @@ struct Heads {
 enum Found {
     Events(H256, Vec<Event>),
     /// There is no state before this block.
-    Pruned { oldest: BlockNumber },
+    Pruned {
+        oldest: BlockNumber,
+    },
 }
 
 impl Follow {
@@ -150,14 +152,30 @@ impl Follow {
                 }
                 Ok(())
             }
-            Ok(Some(Err(_)) | None) | Err(_) => {
-                // The connection is gone, or says nothing: another one, and a look meanwhile.
+            Ok(Some(Err(_)) | None) => {
+                // The connection is gone.
                 let endpoint = heads.endpoint.clone();
                 self.heads = None;
                 self.chain.link.leave(&endpoint).await;
                 self.look().await
             }
+            Err(_) => self.after_silence().await,
         }
+    }
+
+    /// No block came for long: the endpoint may be stuck, the subscription dead, or the chain quiet.
+    async fn after_silence(&mut self) -> Result<(), ChainError> {
+        let before = self.head;
+        if self.chain.link.config.endpoints.len() > 1
+            && let Some(heads) = self.heads.take()
+        {
+            self.chain.link.leave(&heads.endpoint).await;
+        }
+        self.look().await?;
+        if self.head != before {
+            self.heads = None;
+        }
+        Ok(())
     }
 
     async fn look(&mut self) -> Result<(), ChainError> {
@@ -193,6 +211,13 @@ async fn events_of(
     Ok((hash, event::known(&events)?))
 }
 
+/// Succeeds if the endpoint can run that block's code.
+async fn has_state(connection: &Connection, number: BlockNumber) -> Result<(), Fault> {
+    let hash = connection.hash_of(number).await?;
+    let hash = hash.ok_or_else(|| answer(&format!("it has no block {number}")))?;
+    connection.at((number, hash)).await.map(drop)
+}
+
 /// The oldest block after `pruned` whose state the endpoint still has, by bisection up to `head`.
 async fn oldest_with_state(
     connection: &Connection,
@@ -202,8 +227,8 @@ async fn oldest_with_state(
     let (mut gone, mut there) = (pruned, head.max(pruned.saturating_add(1)));
     while there - gone > 1 {
         let middle = gone + (there - gone) / 2;
-        match events_of(connection, middle).await {
-            Ok(_) | Err(Fault::Incompatible(_)) => there = middle,
+        match has_state(connection, middle).await {
+            Ok(()) | Err(Fault::Incompatible(_)) => there = middle,
             Err(Fault::Pruned(_)) => gone = middle,
             Err(fault) => return Err(fault),
         }

@@ -13,6 +13,8 @@
 //!
 //! A newly opened connection must be to our chain, and not behind the newest block that any endpoint
 //! has shown (less an honest lag). The second is checked again whenever the newest block is asked for.
+//! An endpoint that claims blocks which do not exist yet so keeps others from being used until they are
+//! there, or we start anew: an outage, and outages change nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::config::{BACKOFF_MAX, BACKOFF_MIN, ChainConfig, ENDPOINT_COUNT_MAX};
+use crate::config::{BACKOFF_MAX, BACKOFF_MIN, CONNECT_TIMEOUT, ChainConfig, ENDPOINT_COUNT_MAX};
 use crate::connection::{Block, Connection, Fault, Grid};
 use crate::error::{ChainError, EndpointFault, EndpointFaults};
 use crate::types::BlockNumber;
@@ -56,7 +58,8 @@ impl Link {
     pub(crate) fn new(config: ChainConfig) -> Result<Self, ChainError> {
         let count = config.endpoints.len();
         if count == 0 || count > ENDPOINT_COUNT_MAX {
-            let text = format!("1 to {ENDPOINT_COUNT_MAX} endpoints can be used, {count} are given");
+            let text =
+                format!("1 to {ENDPOINT_COUNT_MAX} endpoints can be used, {count} are given");
             return Err(ChainError::Config(text));
         }
         for endpoint in &config.endpoints {
@@ -92,19 +95,22 @@ impl Link {
         let started = Instant::now();
         let mut faults = EndpointFaults::default();
         let mut pause = BACKOFF_MIN;
-        let mut reloaded = false;
+        let mut misfit_count = 0;
         let mut failed_count = 0;
         loop {
             let (endpoint, fault) = match self.attempt(&question).await {
                 Ok(answer) => return Ok(answer),
                 Err((_, Fault::Answer(error))) => return Err(error),
-                Err((_, Fault::Incompatible(reason))) if reloaded => {
-                    return Err(ChainError::Incompatible(reason));
-                }
-                Err((_, Fault::Incompatible(_))) => {
-                    // The chain may have been upgraded under us.
+                Err((endpoint, Fault::Incompatible(reason))) => {
+                    // The chain may have been upgraded under us, or this endpoint is odd.
                     self.grid.forget_metadata();
-                    reloaded = true;
+                    misfit_count += 1;
+                    if misfit_count > self.config.endpoints.len() {
+                        return Err(ChainError::Incompatible(reason));
+                    }
+                    if misfit_count > 1 {
+                        self.leave(&endpoint).await;
+                    }
                     continue;
                 }
                 Err((endpoint, Fault::Endpoint(fault))) => (endpoint, fault),
@@ -140,8 +146,14 @@ impl Link {
         }
     }
 
-    /// The current connection; a new one, if there is none.
+    /// The current connection; a new one, if there is none. Waits for nobody longer than that takes.
     pub(crate) async fn connection(&self) -> Result<Arc<Connection>, (String, Fault)> {
+        let limit = CONNECT_TIMEOUT + self.config.call_timeout;
+        let connecting = tokio::time::timeout(limit, self.connect());
+        connecting.await.unwrap_or_else(|_| Err(("any endpoint".to_owned(), timed_out(limit))))
+    }
+
+    async fn connect(&self) -> Result<Arc<Connection>, (String, Fault)> {
         let mut current = self.current.lock().await;
         if let Some(connection) = &current.connection {
             return Ok(Arc::clone(connection));

@@ -149,7 +149,11 @@ impl Chain {
     ///
     /// `false` also while the finalized block is older than `since`: nothing is gone that may only not
     /// be there yet. An error says nothing at all.
-    pub async fn confirmed_gone(&self, contract: u64, since: BlockNumber) -> Result<bool, ChainError> {
+    pub async fn confirmed_gone(
+        &self,
+        contract: u64,
+        since: BlockNumber,
+    ) -> Result<bool, ChainError> {
         let link = &self.link;
         let question = |connection: Arc<Connection>| async move {
             let block = link.block(&connection, At::Finalized).await?;

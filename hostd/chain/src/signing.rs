@@ -145,7 +145,8 @@ impl SigningChain {
         if ids.len() == specs.len() {
             Ok(ids)
         } else {
-            let text = format!("{} contracts were made, and the chain shows {}", specs.len(), ids.len());
+            let text =
+                format!("{} contracts were made, and the chain shows {}", specs.len(), ids.len());
             Err(ChainError::Incompatible(text))
         }
     }
@@ -233,7 +234,8 @@ impl SigningChain {
             [call] => self.call(call).await,
             calls if calls.len() <= BATCH_COUNT_MAX => self.call(&calls::batch_all(calls)).await,
             calls => {
-                let text = format!("a batch has at most {BATCH_COUNT_MAX} calls, not {}", calls.len());
+                let text =
+                    format!("a batch has at most {BATCH_COUNT_MAX} calls, not {}", calls.len());
                 Err(ChainError::Config(text))
             }
         }

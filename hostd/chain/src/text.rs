@@ -68,6 +68,7 @@ impl PartialEq<&str> for Text {
 
 /// Reads bytes, however wrapped, as a [`Text`].
 #[doc(hidden)]
+#[expect(unnameable_types, reason = "only scale-decode asks for it, by a trait")]
 pub struct TextVisitor<R>(PhantomData<R>);
 
 impl<R: TypeResolver> Visitor for TextVisitor<R> {
@@ -75,11 +76,11 @@ impl<R: TypeResolver> Visitor for TextVisitor<R> {
     type Error = scale_decode::Error;
     type TypeResolver = R;
 
-    fn unchecked_decode_as_type<'scale, 'resolver>(
+    fn unchecked_decode_as_type(
         self,
-        input: &mut &'scale [u8],
+        input: &mut &[u8],
         type_id: TypeIdFor<Self>,
-        types: &'resolver R,
+        types: &R,
     ) -> DecodeAsTypeResult<Self, Result<Text, scale_decode::Error>> {
         let bytes = Vec::<u8>::decode_as_type(input, type_id, types);
         let text = bytes.map(|bytes| Text(String::from_utf8_lossy(&bytes).into_owned()));

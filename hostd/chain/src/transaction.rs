@@ -82,8 +82,7 @@ pub(crate) async fn send(
     identity: &Identity,
     call: &Call,
 ) -> Result<Outcome, ChainError> {
-    let mut order =
-        Order { chain, identity, call, nonce: None, born: 0, sent: Vec::new() };
+    let mut order = Order { chain, identity, call, nonce: None, born: 0, sent: Vec::new() };
     let config = &chain.link.config;
     let started = Instant::now();
     let mut faults = EndpointFaults::default();
@@ -281,7 +280,8 @@ impl Order<'_> {
             };
             let limit = self.chain.link.config.call_timeout;
             let reading = self.outcome_in(connection, included);
-            let done = tokio::time::timeout(limit, reading).await.map_err(|_| timed_out(limit))??;
+            let done =
+                tokio::time::timeout(limit, reading).await.map_err(|_| timed_out(limit))??;
             return match done {
                 Some(done) => Ok(Step::Done(done)),
                 None => Err(answer(&format!("transaction {hash:#x} is not in the block it names"))),

@@ -151,7 +151,8 @@ impl Network {
         if bytes.len() > NETWORK_SIZE_MAX {
             return Err(NetworkError::Size(bytes.len()));
         }
-        let Value::Object(object) = serde_json::from_slice(bytes).map_err(NetworkError::Json)? else {
+        let Value::Object(object) = serde_json::from_slice(bytes).map_err(NetworkError::Json)?
+        else {
             return Err(NetworkError::Shape);
         };
         let mut reader = Reader { object, problems: Vec::new() };

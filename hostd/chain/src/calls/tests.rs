@@ -104,7 +104,7 @@ fn every_call_fits_the_recorded_metadata() {
     let calls = [
         accept_terms("http://zos.tf/terms/v0.1", "9021d4dee05a661e2cb6838152c67f25"),
         update_twin(None, Some(&[2; 33])),
-        create_farm("farm", &[address.clone()]),
+        create_farm("farm", std::slice::from_ref(&address)),
         create_farm("farm", &[]),
         add_farm_ip(1, &address),
         create_node(&node_spec()),
@@ -162,11 +162,8 @@ fn the_reference_keys_come_out() {
         "26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7"
     );
     // A newtype around a text is keyed as the text: length, then bytes.
-    let name = key(
-        "SmartContractModule",
-        "ContractIDByNameRegistration",
-        vec![reads::bytes("name")],
-    );
+    let name =
+        key("SmartContractModule", "ContractIDByNameRegistration", vec![reads::bytes("name")]);
     assert!(name.ends_with("106e616d65"), "{name}");
 }
 
