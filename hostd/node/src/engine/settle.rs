@@ -39,6 +39,9 @@ impl Shared {
             let step = slot.record().next_step();
             let Some(step) = step else {
                 slot.wake.notified().await;
+                if self.is_forgotten(&slot) {
+                    return;
+                }
                 continue;
             };
             match self.run(&slot, step.clone()).await {
@@ -287,7 +290,13 @@ impl Shared {
         super::blocking(move || store.remove(key)).await?;
         lock(&self.deployments).remove(&key);
         info!(deployment = %key, "forgotten");
+        // Its task may rest, and ends then.
+        slot.wake.notify_one();
         Ok(())
+    }
+
+    fn is_forgotten(&self, slot: &Arc<Slot>) -> bool {
+        !self.slot(slot.key).is_some_and(|current| Arc::ptr_eq(&current, slot))
     }
 
     /// What a workload needs of others, and of the node.
