@@ -119,7 +119,7 @@ impl Follow {
     }
 
     /// Reads block `wanted`.
-    async fn find(&self, wanted: BlockNumber) -> Result<Found, ChainError> {
+    async fn find(&mut self, wanted: BlockNumber) -> Result<Found, ChainError> {
         let link = &self.chain.link;
         let question = |connection: Arc<Connection>| async move {
             match events_of(&connection, wanted).await {
@@ -189,7 +189,7 @@ impl Follow {
         self.head = Some(self.head.map_or(head, |known| known.max(head)));
     }
 
-    async fn subscribe(&self) -> Result<Heads, ChainError> {
+    async fn subscribe(&mut self) -> Result<Heads, ChainError> {
         let question = |connection: Arc<Connection>| async move {
             let subscription = connection.methods.chain_subscribe_finalized_heads().await?;
             let endpoint = connection.endpoint.clone();

@@ -1,0 +1,146 @@
+//! A user and a node on the message bus, with a relay between them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use hostd_rmb::identity::Identity;
+use hostd_rmb::peer::{Call, CallError, Peer, PeerConfig};
+use hostd_rmb::relay::TrustedRoots;
+use hostd_rmb::signature::{Scheme, Version};
+use hostd_rmb::twins::{self, Twin, TwinLookup, Twins};
+use rmb_relay::{Relay, RelayConfig};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::engine::EngineConfig;
+use crate::ledger::Ledger;
+use crate::store::{Store, StoreKey};
+use crate::testing::{Body, NODE, TestHost, TestLedger, signed};
+
+/// Nothing in these tests takes longer than that when it works.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The relay's name on the chain.
+const RELAY: &str = "127.0.0.1";
+/// The twins of the user and the node.
+const USER: u32 = 1;
+const NODE_TWIN: u32 = 2;
+
+/// Twins 1 to 9.
+struct Table;
+
+impl Twins for Table {
+    fn twin(&self, id: twins::TwinId) -> TwinLookup<'_> {
+        let number = id.number();
+        let found = (1..10).contains(&number).then(|| {
+            let identity = identity(number);
+            let key = identity.encryption_key(Version::V1).to_bytes();
+            let relay = Some(RELAY.as_bytes());
+            Arc::new(Twin::from_chain(id, identity.account(), relay, Some(&key)))
+        });
+        Box::pin(async move { Ok(found) })
+    }
+}
+
+fn identity(number: u32) -> Arc<Identity> {
+    let seed = [u8::try_from(number).unwrap(); 32];
+    Arc::new(Identity::from_seed(Scheme::Ed25519, &seed).unwrap())
+}
+
+struct Bus {
+    user: Peer,
+    _node: Peer,
+    _relay: JoinSet<()>,
+}
+
+async fn peer(relay: std::net::SocketAddr, twin: u32, commands: Commands) -> Peer {
+    let config = PeerConfig {
+        twin: twins::TwinId::new(twin).unwrap(),
+        session: None,
+        relays: vec![format!("ws://{relay}").parse().unwrap()],
+        encryption: Some(Version::V1),
+        roots: TrustedRoots::new(None).unwrap(),
+        limits: Default::default(),
+    };
+    let peer = Peer::start(config, identity(twin), Arc::new(Table), commands).unwrap();
+    assert!(peer.wait_connected(PATIENCE).await, "no connection");
+    peer
+}
+
+impl Bus {
+    async fn start(commands: Commands) -> Self {
+        let config = RelayConfig {
+            domains: vec![RELAY.into()],
+            routes: HashMap::new(),
+            rate_limit: None,
+            roots: TrustedRoots::new(None).unwrap(),
+        };
+        let relay = Relay::new(config, Arc::new(Table)).unwrap();
+        let listener = TcpListener::bind((RELAY, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(async move { relay.serve(listener).await.unwrap() });
+        let node = peer(address, NODE_TWIN, commands).await;
+        let user = peer(address, USER, Commands::default()).await;
+        Self { user, _node: node, _relay: serving }
+    }
+
+    async fn call(&self, command: &str, payload: impl Into<Bytes>) -> Result<Value, String> {
+        let node = twins::TwinId::new(NODE_TWIN).unwrap();
+        let call = Call::new(node, command, payload.into()).time_max(PATIENCE);
+        match self.user.call(call).await {
+            Ok(answer) => Ok(serde_json::from_slice(&answer).unwrap()),
+            Err(CallError::Failed { code: 0, message }) => Err(message),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_user_reserves_and_looks_over_the_bus() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), StoreKey::from_seed(&[9; 32])).unwrap();
+    let (ledger, host) = (Arc::new(TestLedger::default()), Arc::new(TestHost::default()));
+    let config = EngineConfig { node_id: NODE, confirm_patience: Duration::from_millis(100) };
+    let (chain, machine) = (Arc::clone(&ledger) as Arc<dyn Ledger>, host as Arc<dyn Host>);
+    let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
+    let bus = Bus::start(commands(&Arc::new(engine), &machine)).await;
+
+    let version = json!({"zos": "1.0.0", "zinit": ""});
+    assert_eq!(bus.call("zos.system.version", "").await, Ok(version));
+    let features = json!(["zmachine-light", "network-light", "zdb", "zmount", "mycelium"]);
+    assert_eq!(bus.call("zos.system.node_features_get", "").await, Ok(features));
+    assert_eq!(bus.call("zos.deployment.list", "").await, Ok(json!([])));
+    let number = json!({"Contract_ID": 5}).to_string();
+    let absent = Err("deployment not found".to_owned());
+    assert_eq!(bus.call("zos.deployment.get", number.clone()).await, absent);
+
+    let body = Body::default();
+    ledger.pay(&body);
+    assert_eq!(bus.call("zos.deployment.deploy", signed(&body)).await, Ok(Value::Null));
+    let start = std::time::Instant::now();
+    let deployment = loop {
+        let found = bus.call("zos.deployment.get", number.clone()).await.unwrap();
+        if found["workloads"][0]["result"]["state"] == "ok" {
+            break found;
+        }
+        assert!(start.elapsed() < PATIENCE, "in vain: {found}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(deployment["workloads"][0]["data"]["size"], json!(1_u64 << 30));
+    assert_eq!(deployment["workloads"][0]["result"]["data"], json!({"id": "1-5-db"}));
+    let changes = bus.call("zos.deployment.changes", number.clone()).await.unwrap();
+    let states: Vec<_> = changes.as_array().unwrap().iter().collect();
+    assert_eq!(states.len(), 2);
+    assert_eq!(states[0]["result"]["state"], "init");
+
+    let refusal = bus.call("zos.deployment.delete", number).await.unwrap_err();
+    assert!(refusal.starts_with("deletion over the api is disabled"), "{refusal}");
+    let refusal = bus.call("zos.deployment.get", "[]").await.unwrap_err();
+    assert_eq!(refusal, "the payload is not an object");
+    let refusal = bus.call("zos.network.has_ipv6", "").await.unwrap_err();
+    assert_eq!(refusal, "no public ipv6 found");
+    let statistics = bus.call("zos.statistics.get", "").await.unwrap();
+    assert_eq!(statistics["users"]["workloads"], 1);
+}

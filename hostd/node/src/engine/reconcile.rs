@@ -1,0 +1,160 @@
+//! Everything compared: deployments with the chain's contracts, and both with what is on the host.
+//!
+//! At start, and then from time to time, since events get lost and hosts lose things. Whoever compares
+//! must not be fooled by half an answer: if the chain does not answer, its half is left out; a
+//! deployment goes only when its contract is neither in the list of the node nor there by its number;
+//! and what is on the host goes only when its deployment is surely unknown, not when it can't be read.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hostd_grid::derived::WorkloadId;
+use hostd_grid::{ContractId, Name};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::record::Standing;
+use super::{Engine, Shared, Slot, now};
+use crate::host::HostError;
+use crate::ledger::{ContractState, LedgerError};
+use crate::store::{Entry, Key};
+
+/// How long it can be seen why a deployment was rejected, in seconds.
+const REJECTED_TIME: i64 = 3600;
+
+/// Why a comparison is not complete. What was not compared stays as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The chain's half.
+    #[error("contracts were not compared: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The host's half.
+    #[error("workloads were not compared: {0}")]
+    Host(#[from] HostError),
+}
+
+impl Engine {
+    /// Compares everything, and sets going what follows from it.
+    ///
+    /// # Errors
+    ///
+    /// A part could not be compared; the other was.
+    pub async fn reconcile(&self) -> Result<(), ReconcileError> {
+        let host = self.shared.compare_host().await;
+        for slot in self.shared.slots() {
+            slot.wake.notify_one();
+        }
+        self.shared.compare_contracts().await?;
+        self.shared.forget_rejected().await;
+        Ok(host?)
+    }
+}
+
+impl Shared {
+    /// Makes again what the host has lost: all disks, then all networks, and so on, since deployments
+    /// stand on one another's.
+    pub(super) async fn restore(self: &Arc<Self>) {
+        if let Err(error) = self.compare_host().await {
+            warn!(%error, "what the host has lost is not known");
+            return;
+        }
+        let mut missing = Vec::new();
+        for slot in self.slots() {
+            let tasks = slot.record().restorations();
+            missing.extend(tasks.into_iter().map(|(rank, task)| (rank.0, Arc::clone(&slot), task)));
+        }
+        missing.sort_by_key(|(rank, ..)| *rank);
+        if !missing.is_empty() {
+            info!(count = missing.len(), "workloads are made again");
+        }
+        for group in missing.chunk_by(|(a, ..), (b, ..)| a == b) {
+            let mut making = JoinSet::new();
+            for (_, slot, task) in group.iter().cloned() {
+                let shared = Arc::clone(self);
+                making.spawn(async move {
+                    // What fails is tried again by the deployment's own task.
+                    shared.restore_workload(&slot, task).await;
+                });
+            }
+            while making.join_next().await.is_some() {}
+        }
+    }
+
+    /// Compares what should be on the host with what is there, and removes what nobody knows.
+    async fn compare_host(&self) -> Result<(), HostError> {
+        // What is made while the host counts may or may not be counted: only what ran before counts.
+        let before: Vec<_> =
+            self.slots().into_iter().map(|slot| (slot.running_names(), slot)).collect();
+        let found: BTreeSet<_> = self.host.inventory().await?.into_iter().collect();
+        for (names, slot) in before {
+            let (twin_id, contract_id) = (slot.key.twin_id, slot.key.contract_id);
+            let id = |name: &Name| WorkloadId { twin_id, contract_id, name: name.clone() };
+            slot.record().compare(|name| !names.contains(name) || found.contains(&id(name)));
+        }
+        for id in found {
+            let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
+            if self.slot(key).is_some() || self.damaged.contains(&key) {
+                continue;
+            }
+            warn!(workload = %id, "nobody reserved it: removed");
+            if let Err(error) = self.host.remove(id.clone()).await {
+                warn!(workload = %id, %error, "not removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares deployments with contracts.
+    async fn compare_contracts(&self) -> Result<(), LedgerError> {
+        let active: BTreeSet<ContractId> =
+            self.ledger.active_contracts().await?.into_iter().collect();
+        for slot in self.slots() {
+            let standing = slot.record().standing.clone();
+            if !matches!(standing, Standing::Confirmed(_)) {
+                continue;
+            }
+            let contract = self.ledger.contract(slot.key.contract_id).await?;
+            let state = contract.map_or(ContractState::Deleted, |contract| contract.state);
+            match state {
+                ContractState::Deleted if !active.contains(&slot.key.contract_id) => {
+                    self.cancel(&slot, "contract not active on chain").await;
+                }
+                ContractState::Deleted => {
+                    warn!(deployment = %slot.key, "the chain contradicts itself: nothing is done");
+                }
+                ContractState::Created => self.set_grace(&slot, false).await,
+                ContractState::Grace => self.set_grace(&slot, true).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets deployments that were rejected some time ago.
+    async fn forget_rejected(&self) {
+        let _accepting = self.accepting.lock().await;
+        for slot in self.slots() {
+            if !slot.is_old_reject(now() - REJECTED_TIME) {
+                continue;
+            }
+            if let Err(error) = self.forget(&slot).await {
+                warn!(deployment = %slot.key, %error, "not forgotten");
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn running_names(&self) -> BTreeSet<Name> {
+        self.record().running().map(|(name, ..)| name.clone()).collect()
+    }
+
+    /// Whether it was rejected, and nothing was new since then.
+    fn is_old_reject(&self, time: i64) -> bool {
+        let record = self.record();
+        let last = record.history.iter().rev().find_map(|entry| match entry {
+            Entry::Workload { result, .. } => Some(result.created.0),
+            _ => None,
+        });
+        record.standing == Standing::Rejected && last.is_none_or(|last| last < time)
+    }
+}

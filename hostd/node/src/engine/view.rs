@@ -1,0 +1,160 @@
+//! What owners and everybody may know of deployments, in the JSON that clients read.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use hostd_grid::capacity::Capacity;
+use hostd_grid::workload::{Interface, State, WorkloadData};
+use hostd_grid::{ContractId, Deployment, Name, TwinId, Workload};
+use serde::Serialize;
+
+use super::record::{Record, Standing};
+use super::{Engine, Shared, Slot};
+use crate::host::Resources;
+use crate::store::{Entry, Key};
+
+/// What a node has, and what is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Statistics {
+    /// All there is.
+    pub total: Capacity,
+    /// What workloads and the node itself take.
+    pub used: Capacity,
+    /// What the node itself takes.
+    pub system: Capacity,
+    /// How much is going on.
+    pub users: Users,
+    /// Connections to gateways.
+    pub open_connections: u64,
+}
+
+/// How much is going on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Users {
+    /// Deployments with something that runs.
+    pub deployments: usize,
+    /// Workloads that run.
+    pub workloads: usize,
+    /// When the last one was made, in seconds since 1970; 0 if never.
+    pub last_deployment_timestamp: i64,
+}
+
+impl Engine {
+    /// A deployment of that twin, as its owner may see it.
+    pub fn get(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Deployment> {
+        let slot = self.shared.slot(Key { twin_id, contract_id })?;
+        let record = slot.record();
+        Some(record.shown())
+    }
+
+    /// All deployments of that twin of which something runs, or is about to.
+    pub fn list(&self, twin_id: TwinId) -> Vec<Deployment> {
+        let slots = self.shared.slots().into_iter().filter(|slot| slot.key.twin_id == twin_id);
+        let shown = slots.map(|slot| slot.record().shown());
+        let is_alive =
+            |workload: &Workload| !matches!(workload.result.state, State::Deleted | State::Error);
+        shown.filter(|deployment| deployment.workloads.iter().any(is_alive)).collect()
+    }
+
+    /// What happened to a deployment's workloads, in order.
+    pub fn changes(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Vec<Workload>> {
+        let slot = self.shared.slot(Key { twin_id, contract_id })?;
+        let record = slot.record();
+        let changes = record.history.iter().filter_map(|entry| match entry {
+            Entry::Workload { name, version, result } => {
+                // The body of an old version may be gone; what came after it tells best.
+                let mut versions = record.bodies.range(*version..).map(|(version, _)| *version);
+                let workload = versions.find_map(|version| record.workload(version, name))?;
+                Some(Workload { version: *version, result: result.clone(), ..workload.clone() })
+            }
+            _ => None,
+        });
+        Some(changes.collect())
+    }
+
+    /// Addresses of that twin's machines on one of its networks.
+    pub fn private_addresses(&self, twin_id: TwinId, network: &Name) -> Vec<IpAddr> {
+        let mut addresses = BTreeSet::new();
+        for slot in self.shared.slots().iter().filter(|slot| slot.key.twin_id == twin_id) {
+            let record = slot.record();
+            for (_, workload, _) in record.running() {
+                let interfaces: &[Interface] = match &workload.data {
+                    WorkloadData::ZMachine(machine) => &machine.network.interfaces,
+                    WorkloadData::ZMachineLight(machine) => &machine.network.interfaces,
+                    _ => &[],
+                };
+                let on_it = interfaces.iter().filter(|interface| interface.network == *network);
+                addresses.extend(on_it.filter_map(|interface| interface.ip.0));
+            }
+        }
+        addresses.into_iter().collect()
+    }
+
+    /// What there is, and what is taken.
+    pub fn statistics(&self) -> Statistics {
+        let Resources { total, system, .. } = self.shared.host.resources();
+        let mut used = system;
+        let mut users = Users { deployments: 0, workloads: 0, last_deployment_timestamp: 0 };
+        for slot in self.shared.slots() {
+            let record = slot.record();
+            let count = record.running().count();
+            users.deployments += usize::from(count > 0);
+            users.workloads += count;
+            let made = record.history.iter().find_map(|entry| match entry {
+                Entry::Workload { result, .. } => Some(result.created.0),
+                _ => None,
+            });
+            users.last_deployment_timestamp =
+                users.last_deployment_timestamp.max(made.unwrap_or(0));
+            used += record.used();
+        }
+        Statistics { total, used, system, users, open_connections: 0 }
+    }
+}
+
+impl Record {
+    /// The newest version, with each workload as it stands.
+    fn shown(&self) -> Deployment {
+        let mut deployment = self.newest().deployment().clone();
+        for workload in &mut deployment.workloads {
+            let place = self.place(&workload.name);
+            let Some((version, result)) = place.and_then(|place| place.shown()) else { continue };
+            if let Some(as_it_is) = self.workload(*version, &workload.name) {
+                *workload = as_it_is.clone();
+            }
+            workload.result = result.clone();
+        }
+        deployment
+    }
+}
+
+impl Shared {
+    /// Whether there is memory for a workload, beside all others.
+    pub(super) fn check_memory(&self, slot: &Slot, workload: &Workload) -> Result<(), String> {
+        let needed = workload.data.capacity().mru;
+        if needed == 0 {
+            return Ok(());
+        }
+        let Resources { total, system, available_memory } = self.host.resources();
+        let mut reserved = system;
+        for other in self.slots() {
+            let record = other.record();
+            if record.standing == Standing::Rejected {
+                continue;
+            }
+            for (name, there, _) in record.running() {
+                if other.key != slot.key || *name != workload.name {
+                    reserved += there.data.capacity();
+                }
+            }
+        }
+        let in_use = reserved.mru.max(total.mru.saturating_sub(available_memory));
+        let usable = total.mru.saturating_sub(in_use);
+        if needed <= usable {
+            return Ok(());
+        }
+        Err(format!(
+            "cannot fulfil required memory size {needed} bytes out of usable {usable} bytes"
+        ))
+    }
+}

@@ -1,0 +1,144 @@
+//! What a node can do to its machine, behind a trait.
+//!
+//! The [engine](crate::Engine) decides what is to happen, in which order, and remembers what came of
+//! it; a [`Host`] does it, and decides nothing. It may be asked the same again: after a crash nobody
+//! knows whether the last step was done, so every step is safe to repeat, and [`Host::provision`] of
+//! what is there already says again what it said before.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use hostd_grid::capacity::Capacity;
+use hostd_grid::derived::WorkloadId;
+use hostd_grid::json::RawJson;
+use hostd_grid::{VerifiedDeployment, Workload, WorkloadType};
+use serde::Serialize;
+
+/// A step that is under way.
+pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One workload, and the deployment that it stands in.
+#[derive(Debug, Clone)]
+pub struct Task {
+    deployment: Arc<VerifiedDeployment>,
+    index: usize,
+}
+
+impl Task {
+    /// The workload at `index` of a deployment; none if it has no such.
+    pub(crate) fn new(deployment: Arc<VerifiedDeployment>, index: usize) -> Option<Self> {
+        (index < deployment.deployment().workloads.len()).then_some(Self { deployment, index })
+    }
+
+    /// The deployment. Only the version in which the workload was added or last changed says what it is.
+    pub fn deployment(&self) -> &VerifiedDeployment {
+        &self.deployment
+    }
+
+    /// The workload.
+    pub fn workload(&self) -> &Workload {
+        // The index was checked when the task was made, and a verified deployment never changes.
+        &self.deployment.deployment().workloads[self.index]
+    }
+
+    /// What it is called on this node.
+    pub fn id(&self) -> WorkloadId {
+        WorkloadId::of(self.deployment.deployment(), self.workload())
+    }
+}
+
+/// Why a step was not done. The text reaches the owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HostError(pub String);
+
+/// Why an update was not done. The texts reach the owner.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpdateError {
+    /// What was before still runs.
+    #[error("{0}")]
+    Unchanged(String),
+    /// Nothing runs any more.
+    #[error("{0}")]
+    Lost(String),
+}
+
+/// What a node has, and how much of it is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resources {
+    /// All there is.
+    pub total: Capacity,
+    /// What the node itself needs.
+    pub system: Capacity,
+    /// Bytes of memory that are free now.
+    pub available_memory: u64,
+}
+
+/// A disk or a group of disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// `ssd` or `hdd`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes that are promised.
+    pub used: u64,
+}
+
+/// What a node says about itself when asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct About {
+    /// The version of the node's software.
+    pub version: String,
+    /// The version of what starts it.
+    pub supervisor: String,
+    /// What it runs on; empty for bare metal.
+    pub hypervisor: String,
+    /// Addresses by interface; clients look for `zos`.
+    pub interfaces: BTreeMap<String, Vec<IpAddr>>,
+    /// Whether it has a public IPv6 address.
+    pub has_ipv6: bool,
+    /// Ports of WireGuard that are taken.
+    pub wireguard_ports: Vec<u16>,
+}
+
+/// A machine that workloads run on.
+pub trait Host: Send + Sync {
+    /// Types of workloads that it can run.
+    fn supported(&self) -> &[WorkloadType];
+
+    /// What else it can do, by the names that clients look for.
+    fn extra_features(&self) -> &[&'static str];
+
+    /// Makes a workload, or finds it made. What it returns is the result's data.
+    fn provision(&self, task: Task) -> Doing<'_, Result<RawJson, HostError>>;
+
+    /// Makes what `old` says into what `new` says.
+    fn update(&self, old: Task, new: Task) -> Doing<'_, Result<RawJson, UpdateError>>;
+
+    /// Takes a workload down, with its data. One that is not there is no error.
+    fn remove(&self, id: WorkloadId) -> Doing<'_, Result<(), HostError>>;
+
+    /// Stops it without losing anything.
+    fn pause(&self, task: Task) -> Doing<'_, Result<(), HostError>>;
+
+    /// Goes on where it was paused.
+    fn resume(&self, task: Task) -> Doing<'_, Result<(), HostError>>;
+
+    /// All workloads that are there, in whatever state.
+    fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>>;
+
+    /// What there is.
+    fn resources(&self) -> Resources;
+
+    /// Disks.
+    fn pools(&self) -> Vec<Pool>;
+
+    /// What it says about itself.
+    fn about(&self) -> About;
+}
