@@ -1,5 +1,7 @@
 //! The chain as a client sees it: registration, contracts, bills, grace, power and restarts.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
+
 use std::time::{Duration, Instant};
 
 use codec::Decode as _;

@@ -8,6 +8,8 @@
 //! TFChain's metadata is not part of this repository. Where it is not found in `shared/vectors` of a
 //! directory above, the test says so and passes.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
+
 use std::{collections::BTreeSet, path::Path};
 
 use codec::Decode as _;

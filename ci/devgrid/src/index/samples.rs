@@ -93,7 +93,7 @@ pub(crate) fn twin(id: u32) -> Twin {
         id,
         account: format!("5Account{id}"),
         relay: Some("127.0.0.1".into()),
-        public_key: (id % 2 == 0).then(|| vec![2; 33]),
+        public_key: id.is_multiple_of(2).then(|| vec![2; 33]),
     }
 }
 

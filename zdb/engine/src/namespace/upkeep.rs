@@ -64,8 +64,7 @@ impl Namespace {
         let ended = self.segments.len() - usize::from(self.tail.is_some()).min(self.segments.len());
         for segment in self.segments.iter_mut().take(ended) {
             // Where the index file of a pinned one was there may be another's.
-            let incomplete =
-                !segment.index_sealed && segment.header.number != 0 && !segment.pinned;
+            let incomplete = !segment.index_sealed && segment.header.number != 0 && !segment.pinned;
             // What was not synced is not to be proven. What a missing segment held beyond its index
             // file may come back with it.
             let is_suspect = self.sync.suspects.contains(&segment.name);
