@@ -119,7 +119,7 @@ fn remove_stale(temp: &Path) {
 fn prune(all_logs: &Path) {
     let entries = fs::read_dir(all_logs).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
-    paths.sort_by_key(|path| age(path));
+    paths.sort_by_cached_key(|path| age(path));
     for path in paths.iter().skip(LOG_FOLDER_COUNT_MAX) {
         let _ = fs::remove_dir_all(path);
     }

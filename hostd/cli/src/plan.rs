@@ -284,7 +284,7 @@ mod tests {
             format!("{:#}", items.unwrap_err())
         };
         let text = refusal("project: x\nvms: [{name: a, node: 1, memroy: 1G}]\n");
-        assert!(text.starts_with("vms[0]: unknown field `memroy`"), "{text}");
+        assert!(text.starts_with("vms[0].memroy: unknown field `memroy`"), "{text}");
         let text = refusal("project: x\nvolumes: [{name: a, node: 1, size: big}]\n");
         assert!(text.starts_with("volumes[0].size: \"big\" is no size"), "{text}");
         let twice =
