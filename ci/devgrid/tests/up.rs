@@ -1,5 +1,7 @@
 //! The program as its user runs it: up, asked, reset, interrupted, up again.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
+
 mod common;
 
 use std::io::{Read as _, Write as _};
