@@ -5,7 +5,7 @@
 //!                         ^ a transaction is ready, or block_time has gone by
 //! ```
 //!
-//! A block is made when a transaction waits ([`BATCH_WINDOW`] after the first, so that a burst
+//! A block is made when a transaction waits (5 ms after the first, so that a burst
 //! shares one), and when [`ChainOptions::block_time`] has gone by without one. It is written and synced
 //! before anyone hears of it, and is final at once.
 //!

@@ -1,7 +1,7 @@
 //! Deployments of this node, from message to running workload, and to the end of their contract.
 //!
 //! [`Engine::deploy`] and [`Engine::update`] take a message: checked, written to disk, answered. A task
-//! of each deployment then does what its [record](record) says is next, one step after another, and
+//! of each deployment then does what its record says is next, one step after another, and
 //! writes down what came of it. Nothing else changes a deployment but what the chain says: a contract
 //! that is over ([`Engine::cancel`]), not paid or paid again ([`Engine::set_grace`]), or that is found to
 //! be so when all are compared ([`Engine::reconcile`]).

@@ -1,3 +1,5 @@
+//! Deployments from message to workload, with a host and a chain that say what is wanted.
+
 use std::path::Path;
 use std::time::Instant;
 

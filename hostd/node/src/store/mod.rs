@@ -5,8 +5,8 @@
 //!                          states.log         entries: accepted, confirmed, states of workloads …
 //! ```
 //!
-//! All of it is [sealed](seal) and durable before anybody acts on it. A body appears whole or not at
-//! all, and counts only when the [log](log) says that it was accepted. It is read with its hash checked
+//! All of it is sealed and durable before anybody acts on it. A body appears whole or not at
+//! all, and counts only when the log says that it was accepted. It is read with its hash checked
 //! again, so a deployment that was not verified once can't get in this way. A folder that is damaged is
 //! reported and left alone: its workloads are kept, since nobody knows what they are.
 

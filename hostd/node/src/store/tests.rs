@@ -1,3 +1,5 @@
+//! What is on disk past restarts, torn tails and damage.
+
 use super::*;
 use crate::testing::{Body, verified};
 

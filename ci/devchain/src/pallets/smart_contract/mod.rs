@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A deleted contract is billed a last time and its storage removed in the same block. The calls are
-//! declared here; [`grid_contract`] makes and ends contracts, [`billing`] charges for them, and
-//! [`cost`] knows what they cost.
+//! declared here; `grid_contract` makes and ends contracts, `billing` charges for them, and
+//! `cost` knows what they cost.
 //!
 //! Left out are the calls no part of the grid needs from a chain of its own: solution providers and
 //! service contracts.

@@ -1,7 +1,7 @@
 //! `TfgridModule`: twins, farms, nodes, their power and their policies.
 //!
-//! The calls are declared here, each a line or two; what they do is in [`twin`], [`farm`] and
-//! [`node`], and what texts they take in [`check`]. Rules, their order and their errors are those of
+//! The calls are declared here, each a line or two; what they do is in `twin`, `farm` and
+//! `node`, and what texts they take in `check`. Rules, their order and their errors are those of
 //! TFChain's pallet-tfgrid.
 #![allow(
     missing_docs,

@@ -1,3 +1,5 @@
+//! The log as folds of entries, and the step that each leads to.
+
 use hostd_grid::timestamp::Timestamp;
 use hostd_grid::{ContractId, TwinId};
 
