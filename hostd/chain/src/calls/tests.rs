@@ -129,8 +129,8 @@ fn every_call_fits_the_recorded_metadata() {
     let node = hex(&chain.tx().call_data(&create_node(&node_spec()).payload()).unwrap());
     let expected = "190801000000\
          0100000000000000020000000000000003000000000000000400000000000000\
-         144768656e741c42656c67697569\
-         6d1035312e300c332e37\
+         144768656e741c42656c6769756d\
+         1035312e300c332e37\
          040c7a6f734461613a62623a63633a64643a65653a6666082031302e302e302e311c666538303a3a31\
          010001085331";
     assert_eq!(node, expected);

@@ -62,8 +62,11 @@ impl Engine {
         let record = slot.record();
         let changes = record.history.iter().filter_map(|entry| match entry {
             Entry::Workload { name, version, result } => {
-                // The body of an old version may be gone; what came after it tells best.
-                let mut versions = record.bodies.range(*version..).map(|(version, _)| *version);
+                // The body of an old version may be gone, and that of a rejected one always is: what
+                // came after it tells best, else what it was to replace.
+                let after = record.bodies.range(*version..);
+                let mut versions =
+                    after.chain(record.bodies.range(..*version).rev()).map(|(v, _)| *v);
                 let workload = versions.find_map(|version| record.workload(version, name))?;
                 Some(Workload { version: *version, result: result.clone(), ..workload.clone() })
             }
