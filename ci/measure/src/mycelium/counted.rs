@@ -11,6 +11,8 @@ use crate::table::{Goal, Table};
 const SWARM_COUNT: usize = 12;
 /// What is sent while system calls are counted.
 const COUNTED_MIB: u32 = 64;
+/// How often.
+const COUNTED_ROUNDS: u32 = 3;
 
 /// All counted rows.
 pub(crate) fn counted() -> anyhow::Result<Table> {
@@ -32,19 +34,25 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
     Ok(table)
 }
 
-/// A TCP stream over a TCP link: how much each call carries, at both ends.
+/// A TCP stream over a TCP link: how much each call carries, at both ends. The least of a few rounds: whoever
+/// is kept from running finds less to carry at once, and needs more calls for the same.
 fn system_calls(table: &mut Table) -> anyhow::Result<()> {
     let line = Line::new(Make::Mycelium("tcp"), 2)?;
     // Once without, so that windows have grown.
     bulk(&line, Amount::MiB(COUNTED_MIB), Way::There)?;
-    let attached: Vec<Attached> = line
-        .nodes
-        .iter()
-        .map(|node| Attached::to(node.daemon.pid()))
-        .collect::<anyhow::Result<_>>()?;
-    bulk(&line, Amount::MiB(COUNTED_MIB), Way::There)?;
-    for (side, attached) in ["sender", "receiver"].into_iter().zip(attached) {
-        let calls = attached.system_calls()? / f64::from(COUNTED_MIB);
+    let mut least = [f64::INFINITY; 2];
+    for _ in 0..COUNTED_ROUNDS {
+        let attached: Vec<Attached> = line
+            .nodes
+            .iter()
+            .map(|node| Attached::to(node.daemon.pid()))
+            .collect::<anyhow::Result<_>>()?;
+        bulk(&line, Amount::MiB(COUNTED_MIB), Way::There)?;
+        for (least, attached) in least.iter_mut().zip(attached) {
+            *least = least.min(attached.system_calls()? / f64::from(COUNTED_MIB));
+        }
+    }
+    for (side, calls) in ["sender", "receiver"].into_iter().zip(least) {
         let what = format!("TCP bulk over tcp://: system calls per MiB, {side}");
         push(table, &what, calls, Goal::AtMost(150.0));
     }
