@@ -1,0 +1,3 @@
+//! The `supervise` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A node of the grid: its parts, wired.

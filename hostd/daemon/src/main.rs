@@ -1,0 +1,3 @@
+//! The `hostd` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Runs workloads on this machine.
