@@ -14,7 +14,9 @@ use hostd_grid::signature::{AccountKey, Scheme};
 use hostd_grid::{ContractId, SignedDeployment, TwinId, VerifiedDeployment, WorkloadType};
 use serde_json::{Value, json};
 
-use crate::host::{About, Doing, Host, HostError, Pool, Resources, Task, UpdateError};
+use crate::host::{
+    About, Doing, Host, HostError, MachineAction, Pool, Resources, Task, UpdateError,
+};
 use crate::ledger::{Contract, ContractState, Ledger, LedgerError, Reply, Subject};
 
 /// The node of all tests.
@@ -215,6 +217,10 @@ impl Host for TestHost {
 
     fn resume(&self, task: Task) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async move { self.note("resume", &task.id()) })
+    }
+
+    fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
+        Box::pin(async move { self.note(&format!("{action:?}"), &task.id()) })
     }
 
     fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {
