@@ -160,6 +160,8 @@ pub(crate) struct TestHost {
     pub(crate) calls: Mutex<Vec<String>>,
     /// Names of workloads that fail, however they are made.
     pub(crate) failing: Mutex<BTreeSet<String>>,
+    /// Machines that are given up until they are removed.
+    pub(crate) fallen: Mutex<Vec<(WorkloadId, String)>>,
 }
 
 impl TestHost {
@@ -207,6 +209,7 @@ impl Host for TestHost {
         Box::pin(async move {
             self.note("remove", &id)?;
             self.there.lock().unwrap().remove(&id);
+            self.fallen.lock().unwrap().retain(|(fallen, _)| *fallen != id);
             Ok(())
         })
     }
@@ -221,6 +224,10 @@ impl Host for TestHost {
 
     fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async move { self.note(&format!("{action:?}"), &task.id()) })
+    }
+
+    fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
+        Box::pin(async { Ok(self.fallen.lock().unwrap().clone()) })
     }
 
     fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hostd_rmb::identity::Identity;
 use hostd_rmb::peer::{Call, CallError, Peer, PeerConfig};
 use hostd_rmb::relay::TrustedRoots;

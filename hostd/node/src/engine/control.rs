@@ -1,12 +1,13 @@
-//! What an owner may do to a machine beside its contract: stop it, start it.
+//! What happens to machines beside their contracts: owners stop and start them, and hosts give up on
+//! those that crash again and again.
 
-use hostd_grid::workload::WorkloadData;
+use hostd_grid::workload::{State, WorkloadData};
 use hostd_grid::{ContractId, Name, TwinId, WorkloadType};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::Engine;
+use super::{Engine, STEP_COUNT_MAX, result};
 use crate::host::{HostError, MachineAction, Task};
-use crate::store::Key;
+use crate::store::{Entry, Key};
 
 /// Why nothing was done to a machine. The texts reach its owner.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +42,41 @@ impl Engine {
         info!(workload = %task.id(), ?action, "its owner wants it");
         let _turn = self.shared.steps.acquire().await;
         Ok(self.shared.host.control(task, action).await?)
+    }
+
+    /// Takes down machines that the host has given up. Their owners see why, and they are not made again.
+    ///
+    /// # Errors
+    ///
+    /// The host does not say which.
+    pub async fn take_down_fallen(&self) -> Result<(), HostError> {
+        for (id, reason) in self.shared.host.fallen().await? {
+            warn!(workload = %id, reason, "given up");
+            let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
+            if let Some(slot) = self.shared.slot(key) {
+                let running = slot.record().place(&id.name).and_then(|place| place.running);
+                // Noted before it is gone, so that after a crash it is not taken for lost.
+                if let Some(version) = running {
+                    let message = format!("workload decommissioned by system, reason: {reason}");
+                    let result = result(State::Deleted, message);
+                    let name = id.name.clone();
+                    self.shared.note(&slot, vec![Entry::Workload { name, version, result }]).await;
+                }
+            }
+            let _turn = self.shared.steps.acquire().await;
+            if let Err(error) = self.shared.host.remove(id.clone()).await {
+                // It is still given up when this is asked again.
+                warn!(workload = %id, %error, "not removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until no step is under way, and lets none begin.
+    pub async fn rest(&self) {
+        if let Ok(all) = self.shared.steps.acquire_many(STEP_COUNT_MAX).await {
+            all.forget();
+        }
     }
 
     fn machine(

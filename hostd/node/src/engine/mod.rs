@@ -53,7 +53,7 @@ pub use trial::Trial;
 pub use view::{Overview, Statistics, Users, WorkloadOverview};
 
 /// Steps that run on the host at a time.
-const STEP_COUNT_MAX: usize = 64;
+const STEP_COUNT_MAX: u32 = 64;
 /// First pause after a step that failed for reasons that may pass.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -148,7 +148,7 @@ impl Engine {
             damaged: inventory.damaged.into_iter().map(|(key, _)| key).collect(),
             deployments: Mutex::new(deployments),
             accepting: tokio::sync::Mutex::default(),
-            steps: Semaphore::new(STEP_COUNT_MAX),
+            steps: Semaphore::new(STEP_COUNT_MAX as usize),
             tasks: Mutex::default(),
         });
         shared.restore().await;

@@ -22,6 +22,8 @@ const UPTIME_INTERVAL: Duration = Duration::from_secs(40 * 60);
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a duty that failed waits before it is tried again.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the host is asked which machines it has given up.
+const FALLEN_INTERVAL: Duration = Duration::from_secs(10);
 /// How often traffic is counted.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How much time a report of traffic is about, in seconds.
@@ -70,6 +72,16 @@ impl Shared {
                 }
             };
             sleep(pause).await;
+        }
+    }
+
+    /// Takes down machines that the host has given up.
+    pub(super) async fn watch_machines(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.engine.take_down_fallen().await {
+                warn!(%error, "which machines have fallen is not known");
+            }
+            sleep(FALLEN_INTERVAL).await;
         }
     }
 

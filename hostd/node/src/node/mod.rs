@@ -18,6 +18,7 @@
 //! | uptime, then power | every forty minutes |
 //! | events | as they come |
 //! | comparison of everything | every hour, and when events were missed |
+//! | machines that crash again and again | every ten seconds |
 //! | traffic | counted every five minutes, reported every hour |
 
 mod duties;
@@ -205,6 +206,7 @@ impl Node {
         duties.spawn(Arc::clone(&shared).keep_registered(is_registered, renumber));
         duties.spawn(Arc::clone(&shared).report_uptime());
         duties.spawn(Arc::clone(&shared).compare());
+        duties.spawn(Arc::clone(&shared).watch_machines());
         duties.spawn(Arc::clone(&shared).follow());
         duties.spawn(Arc::clone(&shared).count_traffic(reports));
         Ok(Self { node_id, twin_id, shared, peer, renumbered, _duties: duties })
@@ -235,12 +237,17 @@ impl Node {
         crate::state::cursor(&*self.shared.state)
     }
 
+    /// Ends it when nothing is half done on the host. What runs there goes on.
+    pub async fn stop(self) {
+        self.shared.engine.rest().await;
+    }
+
     /// Waits until the chain says that the account is another node than this. Then it has to be started
     /// anew.
     pub async fn renumbered(&self) {
         let mut renumbered = self.renumbered.clone();
         if renumbered.wait_for(|is_so| *is_so).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
