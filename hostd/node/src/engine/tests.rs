@@ -298,10 +298,8 @@ async fn a_machine_that_was_given_up_is_taken_down_and_stays_down() {
     engine.take_down_fallen().await.unwrap();
     assert_eq!(states(&engine), ["vm 0 ok", "disk 0 ok", "net 0 ok"]);
     bench.host.take_calls();
-    let id = { bench.host.there.lock().unwrap().iter() }
-        .find(|id| id.name.as_str() == "vm")
-        .cloned()
-        .unwrap();
+    let there = bench.host.there.lock().unwrap().clone();
+    let id = there.into_iter().find(|id| id.name.as_str() == "vm").unwrap();
     bench.host.fallen.lock().unwrap().push((id, "so many crashes".into()));
     engine.take_down_fallen().await.unwrap();
     assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);

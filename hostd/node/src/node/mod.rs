@@ -55,8 +55,10 @@ pub use known::Known;
 
 /// What a node is told.
 pub struct NodeConfig {
-    /// Where its deployments are kept, and its reports.
+    /// Where its deployments are kept.
     pub folder: PathBuf,
+    /// Where reports wait that the chain has not taken yet.
+    pub reports: PathBuf,
     /// What they are sealed with.
     pub key: StoreKey,
     /// What it remembers.
@@ -173,7 +175,7 @@ impl Node {
         info!(node_id, twin_id, is_registered, "node");
 
         let twin = TwinId::new(twin_id).ok_or(NodeError::Twin)?;
-        let reports = duties::Reports::open(&config.folder.join("reports"));
+        let reports = duties::Reports::open(&config.reports);
         let reports = reports.map_err(NodeError::Reports)?;
         let store = Store::open(config.folder, config.key)?;
         let ledger = TfChain::new(signing.clone(), node_id).with_kyc(&config.kyc_url);
@@ -237,8 +239,8 @@ impl Node {
         crate::state::cursor(&*self.shared.state)
     }
 
-    /// Ends it when nothing is half done on the host. What runs there goes on.
-    pub async fn stop(self) {
+    /// Waits until nothing is half done on the host, and lets nothing begin. Then the node can be dropped.
+    pub async fn rest(&self) {
         self.shared.engine.rest().await;
     }
 
