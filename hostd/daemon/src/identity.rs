@@ -25,7 +25,7 @@ use hostd_rmb::signature::Scheme;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::files;
 
@@ -86,17 +86,17 @@ pub enum SeedError {
     Keys(#[from] IdentityError),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 struct File {
     format: String,
     protection: String,
-    seed: Zeroizing<String>,
+    seed: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Zeroize, ZeroizeOnDrop)]
 struct OldMnemonic {
-    mnemonic: Zeroizing<String>,
+    mnemonic: String,
 }
 
 impl Seed {
@@ -176,7 +176,7 @@ impl Seed {
         }
         let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
         let (format, protection) = (FORMAT.to_owned(), PROTECTION.to_owned());
-        let file = File { format, protection, seed: Zeroizing::new(digits) };
+        let file = File { format, protection, seed: digits };
         let text = serde_json::to_vec(&file).map_err(|problem| error(problem.into()))?;
         files::write(&path, &Zeroizing::new(text)).map_err(error)
     }
