@@ -235,6 +235,12 @@ pub trait Host: Send + Sync {
         Box::pin(async { Err(HostError(reason)) })
     }
 
+    /// Machines that crash again and again, so that the host has given them up, and why, in words. Each
+    /// is in the [inventory](Self::inventory) until it is removed, so that nothing starts it again.
+    fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     /// How it is.
     fn diagnose(&self) -> Doing<'_, Diagnosis> {
         Box::pin(async { Diagnosis::default() })
