@@ -172,15 +172,6 @@ impl Vms {
         self.run(id, &self.program(id, &description, order))
     }
 
-    /// Starts a machine again as it was described.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub fn start_again(&self, id: &WorkloadId, order: &Order) -> Result<(), VmError> {
-        let description = self.records.folder(id).join("vm.json");
-        self.run(id, &self.program(id, &description, order))
-    }
-
     fn run(&self, id: &WorkloadId, program: &Program) -> Result<(), VmError> {
         let mut watch = self.supervisor.watch()?;
         match self.supervisor.start(program, &[]) {
@@ -223,6 +214,7 @@ impl Vms {
                 pids_max: Some(THREADS_OVERHEAD + u32::from(order.cpus)),
                 cpu_max_percent: None,
             },
+            network_namespace: order.namespace.clone(),
             ..Program::new(name(id), argv)
         }
     }

@@ -34,9 +34,6 @@ pub struct Record {
     pub url: String,
     /// The result's data, as JSON.
     pub result: String,
-    /// The networks that it joins, by workload id: what to leave when it goes.
-    #[serde(default)]
-    pub networks: Vec<String>,
     /// Its owner has stopped it.
     #[serde(default)]
     pub is_stopped: bool,
@@ -175,7 +172,6 @@ mod tests {
             image: "ab".repeat(32),
             url: "https://hub/x.flist".into(),
             result: "{}".into(),
-            networks: vec!["1-5-net".into()],
             is_stopped: false,
             is_paused: false,
         }
