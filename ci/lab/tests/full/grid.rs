@@ -318,7 +318,7 @@ longitude = 3.72
 state = "/data/machine"
 runtime = "/run/hostd"
 supervisor = "/run/supervise.sock"
-pools = [{ path = "/data/pool", kind = "ssd" }]
+pools = [{ name = "ssd", path = "/data/pool", kind = "ssd" }]
 
 [machine.programs]
 vmm = "/opt/vmm"

@@ -6,7 +6,7 @@ use hostd_grid::capacity::{Capacity, GIB};
 use hostd_node::host::{About, Diagnosis, Module, Pool, Resources};
 
 use super::machines::cpu_count;
-use super::{Inner, PoolKind, PoolSettings};
+use super::Inner;
 use crate::facts::{Facts, diagnosis};
 
 /// What a node keeps of its memory, at least.
@@ -18,31 +18,18 @@ impl Inner {
     pub(super) fn resources(&self) -> Resources {
         let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let (mru, available_memory) = (memory(&text, "MemTotal:"), memory(&text, "MemAvailable:"));
-        let of = |kind| {
-            let pools = self.config.pools.iter().filter(|pool| pool.kind == kind);
-            pools.map(size).fold(0_u64, u64::saturating_add)
-        };
-        let (sru, hru) = (of(PoolKind::Ssd), of(PoolKind::Hdd));
-        let total = Capacity { cru: cpu_count().into(), mru, sru, hru, ipv4u: 0 };
+        let total = Capacity { cru: cpu_count().into(), mru, ..self.storage.capacity() };
         let system = Capacity {
             mru: reserved_memory(mru),
-            sru: self.config.images.cache_size_max.min(sru),
+            sru: self.config.images.cache_size_max.min(total.sru),
             ..Capacity::default()
         };
         Resources { total, system, available_memory }
     }
 
     pub(super) fn pools(&self) -> Vec<Pool> {
-        let pools = self.config.pools.iter().map(|pool| Pool {
-            name: pool.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            kind: match pool.kind {
-                PoolKind::Ssd => "ssd",
-                PoolKind::Hdd => "hdd",
-            },
-            size: size(pool),
-            used: self.roots.used_in(&pool.path),
-        });
-        pools.collect()
+        // Of a server that does not answer, nobody knows now what it has promised.
+        self.storage.pools(&self.zdbs.promised())
     }
 
     pub(super) fn about(&self) -> About {
@@ -79,6 +66,13 @@ impl Inner {
                 modules.insert("supervise".to_owned(), module);
             }
         }
+        for pool in self.storage.check() {
+            let error = pool.problem.unwrap_or_default();
+            modules.insert(format!("pool-{}", pool.name), Module { status: String::new(), error });
+        }
+        for (pool, error) in self.zdbs.check() {
+            modules.insert(format!("zdb-{pool}"), Module { status: String::new(), error });
+        }
         Diagnosis { modules, details: diagnosis() }
     }
 }
@@ -96,13 +90,6 @@ fn memory(text: &str, name: &str) -> u64 {
         figure.trim().parse::<u64>().ok()
     });
     kib.unwrap_or(0).saturating_mul(1024)
-}
-
-/// Bytes of a pool: what may be promised, and not more than there are.
-fn size(pool: &PoolSettings) -> u64 {
-    let there = rustix::fs::statvfs(&pool.path)
-        .map_or(0, |found| found.f_blocks.saturating_mul(found.f_frsize));
-    pool.size.map_or(there, |size| size.min(there))
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@
 //! state = "/var/lib/hostd/machine"          # what must survive: records, images, logs
 //! runtime = "/run/hostd"                    # sockets
 //! supervisor = "/run/supervise.sock"
-//! pools = [{ path = "/mnt/ssd1", kind = "ssd" }, { path = "/mnt/hdd1", kind = "hdd", size = 1000000000000 }]
+//! pools = [
+//!     { name = "ssd1", path = "/mnt/ssd1", kind = "ssd", mount_point = true },
+//!     { name = "hdd1", path = "/mnt/hdd1", kind = "hdd", size_max = 1000000000000 },
+//! ]
 //!
 //! [machine.programs]
 //! vmm = "/usr/bin/vmm"
@@ -26,14 +29,22 @@
 //! [machine.network]                         # optional
 //! mycelium_peers = ["tcp://100.127.0.1:9651"]
 //! reachable = ["192.168.7.0/24"]
+//!
+//! [machine.zdb]                             # optional
+//! listen = "::"
+//! port = 9900                               # of the first server; one each for the others
+//! addresses = ["2001:db8::7"]               # what users are told; the machine's own if absent
 //! ```
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+
+use crate::storage::PoolConfig;
 
 /// What a machine is told of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The folder of what must survive.
@@ -52,12 +63,15 @@ pub struct Config {
     /// How users' networks reach the world.
     #[serde(default)]
     pub network: NetworkSettings,
+    /// Where servers of namespaces are reached.
+    #[serde(default)]
+    pub zdb: ZdbSettings,
     /// Where users' data goes.
-    pub pools: Vec<PoolSettings>,
+    pub pools: Vec<PoolConfig>,
 }
 
 /// Programs, by their absolute paths.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Programs {
     /// Runs one virtual machine.
@@ -74,7 +88,7 @@ pub struct Programs {
 }
 
 /// The node's kernel for guests.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Guest {
     /// The kernel.
@@ -84,7 +98,7 @@ pub struct Guest {
 }
 
 /// How much of images there may be, and where they may come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageLimits {
     /// Bytes of one image's file, its blocks not counted.
@@ -96,7 +110,7 @@ pub struct ImageLimits {
 }
 
 /// How users' networks reach the world.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkSettings {
     /// Whom each network's mycelium dials.
@@ -109,27 +123,22 @@ pub struct NetworkSettings {
     pub uplink: Option<PathBuf>,
 }
 
-/// A folder for users' data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PoolSettings {
-    /// The folder, on a file system of its own if possible.
-    pub path: PathBuf,
-    /// What is below.
-    pub kind: PoolKind,
-    /// Bytes that may be promised; all of the file system's if nothing is said.
-    #[serde(default)]
-    pub size: Option<u64>,
+/// Where servers of namespaces are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ZdbSettings {
+    /// The address that they listen on.
+    pub listen: IpAddr,
+    /// The port of the first one; the others have the next ones.
+    pub port: u16,
+    /// What users are told; the machine's own addresses if there are none.
+    pub addresses: Vec<IpAddr>,
 }
 
-/// What a pool is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PoolKind {
-    /// Solid state: disks, volumes, roots.
-    Ssd,
-    /// Rotating: ZDB.
-    Hdd,
+impl Default for ZdbSettings {
+    fn default() -> Self {
+        Self { listen: Ipv6Addr::UNSPECIFIED.into(), port: 9900, addresses: Vec::new() }
+    }
 }
 
 impl Default for ImageLimits {

@@ -6,18 +6,19 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::derived::network::console_port;
 use hostd_grid::json::RawJson;
 use hostd_grid::workload::{ZMachineLight, ZMachineLightResult};
-use hostd_grid::{Name, WorkloadType};
+use hostd_grid::{Name, WorkloadData, WorkloadType};
 use hostd_node::host::{HostError, MachineAction, Task};
 use tracing::{info, warn};
 
-use super::check::{Place, check};
+use super::check::{self, check};
 use super::{Inner, host};
 use crate::image::{Image, ImageBoot};
 use crate::network::Attachment;
+use crate::storage::Kind;
 use crate::vm::cidata::{Card, CiData, Route, keys};
 use crate::vm::entry;
 use crate::vm::record::Record;
-use crate::vm::spec::{Boot, Order, Tap};
+use crate::vm::spec::{Boot, Mount, Order, Place, Tap};
 
 /// The variable of the environment that holds the keys that may log in.
 const KEYS_VARIABLE: &str = "SSH_KEY";
@@ -83,7 +84,7 @@ impl Inner {
             memory: machine.compute_capacity.memory,
             image: image.path,
             boot,
-            mounts: Vec::new(),
+            mounts: self.mounts(&id, machine, |name| kind_of(task, name))?,
             cards: taps(&attachment),
             namespace: Some(attachment.namespace.clone()),
         };
@@ -133,19 +134,47 @@ impl Inner {
         image: &Image,
         entrypoint: Vec<String>,
     ) -> Result<Boot, HostError> {
+        let root = |kind| {
+            let space = self.storage.create(kind, id, machine.root_size());
+            Ok::<_, HostError>(space.map_err(host)?.path)
+        };
         match &image.boot {
-            ImageBoot::Container => {
-                let root = self.roots.make(id, machine.root_size()).map_err(host)?;
-                Ok(Boot::Node { root })
-            }
-            ImageBoot::Kernel { .. } => Err(HostError(
-                "images with a kernel of their own (/boot/vmlinuz) are not run by this node yet"
-                    .to_owned(),
-            )),
+            ImageBoot::Container => Ok(Boot::Node { root: root(Kind::RootDisk)? }),
+            ImageBoot::Kernel { kernel, initramfs } => Ok(Boot::Image {
+                kernel: kernel.clone(),
+                initramfs: initramfs.clone(),
+                root: root(Kind::RootFolder)?,
+                entrypoint,
+            }),
             ImageBoot::Disk { .. } => Err(HostError(
                 "images of whole disks (/image.raw) are not run by this node yet".to_owned(),
             )),
         }
+    }
+
+    /// What the owner mounts, where it is.
+    fn mounts(
+        &self,
+        id: &WorkloadId,
+        machine: &ZMachineLight,
+        kind: impl Fn(&Name) -> Option<WorkloadType>,
+    ) -> Result<Vec<Mount>, HostError> {
+        let mut mounts = Vec::new();
+        for mount in &machine.mounts {
+            let is_disk = kind(&mount.name) == Some(WorkloadType::ZMount);
+            let kind = if is_disk { Kind::ZMount } else { Kind::Volume };
+            let space = self.storage.find(kind, &id.sibling(&mount.name)).map_err(host)?;
+            let absent = || HostError(format!("invalid disk '{}' state", mount.name));
+            let space = space.ok_or_else(absent)?;
+            let serial = space.serial().to_string();
+            let place = match is_disk {
+                true => Place::Disk { path: space.path, serial },
+                false => Place::Directory { path: space.path, size: space.size },
+            };
+            let (name, target) = (mount.name.to_string(), mount.mountpoint.clone());
+            mounts.push(Mount { name, target, place });
+        }
+        Ok(mounts)
     }
 
     /// Takes a machine down, with its root. One that is not there is no error.
@@ -157,7 +186,9 @@ impl Inner {
         }
         self.vms.stop(id).map_err(host)?;
         self.networks.detach(id).map_err(host)?;
-        self.roots.remove(id).map_err(host)?;
+        for kind in [Kind::RootDisk, Kind::RootFolder] {
+            self.storage.remove(kind, id).map_err(host)?;
+        }
         self.vms.records().remove(id).map_err(host)?;
         info!(machine = %id, "gone");
         Ok(())
@@ -167,8 +198,12 @@ impl Inner {
     pub(super) fn set_paused(&self, task: &Task, is_paused: bool) -> Result<(), HostError> {
         let id = task.id();
         let _lock = self.lock(&id);
-        if !task.workload().data.kind().is_machine() {
-            return Ok(());
+        match &task.workload().data {
+            WorkloadData::ZMachineLight(_) => {}
+            WorkloadData::Zdb(_) if is_paused => return self.zdbs.freeze(&id).map_err(host),
+            WorkloadData::Zdb(_) => return self.zdbs.thaw(&id).map_err(host),
+            // Of others, only the state changes.
+            _ => return Ok(()),
         }
         let Some(mut record) = self.record(&id)? else {
             return Err(HostError(format!("there is no machine {id}")));
@@ -189,7 +224,7 @@ impl Inner {
     pub(super) fn control(&self, task: &Task, action: MachineAction) -> Result<(), HostError> {
         let id = task.id();
         let _lock = self.lock(&id);
-        let hostd_grid::WorkloadData::ZMachineLight(machine) = &task.workload().data else {
+        let WorkloadData::ZMachineLight(machine) = &task.workload().data else {
             return Err(HostError(format!("{id} is no machine")));
         };
         let Some(mut record) = self.record(&id)? else {
@@ -243,7 +278,7 @@ fn result_of(record: &Record) -> Result<RawJson, HostError> {
     RawJson::of(&value).map_err(host)
 }
 
-fn result(id: &WorkloadId, place: &Place, attachment: &Attachment) -> Result<RawJson, HostError> {
+fn result(id: &WorkloadId, place: &check::Place, attachment: &Attachment) -> Result<RawJson, HostError> {
     let mycelium = attachment.interfaces.iter().map(|card| card.address.address());
     let mycelium = mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
     let console = format!("[{}]:{}", attachment.console_address, console_port(place.address));

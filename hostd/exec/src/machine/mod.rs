@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   Engine ──Host──► Machine ──┬─► Networks   namespaces, taps, mycelium, nft
+//!                              ├─► Storage    disks, volumes, machines' roots
+//!                              ├─► Zdbs       namespaces of keys and values
 //!                              ├─► Images     flist fetch, boot, cached
 //!                              └─► Vms        vmm, one process each
 //!   all of which start processes through `supervise`, and find them there again
@@ -20,7 +22,7 @@ mod about;
 mod check;
 mod config;
 mod machines;
-mod roots;
+mod space;
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -43,14 +45,22 @@ use tracing::warn;
 
 use crate::facts::Facts;
 use crate::image::{ImageConfig, ImageError, Images};
-use crate::network::{NetworkConfig, NetworkError, Networks};
+use crate::network::{NODE_ADDRESS, NetworkConfig, NetworkError, Networks};
+use crate::storage::{PoolKind, Storage, StorageError};
 use crate::vm::{VmConfig, Vms};
+use crate::zdb::{ServerConfig, ZdbConfig, ZdbError, Zdbs};
 
 pub use config::{Config, Guest, ImageLimits, NetworkSettings, PoolKind, PoolSettings, Programs};
 use roots::Roots;
 
 /// What it can run.
-const SUPPORTED: &[WorkloadType] = &[WorkloadType::ZMachineLight, WorkloadType::NetworkLight];
+const SUPPORTED: &[WorkloadType] = &[
+    WorkloadType::ZMachineLight,
+    WorkloadType::NetworkLight,
+    WorkloadType::ZMount,
+    WorkloadType::Volume,
+    WorkloadType::Zdb,
+];
 /// What else it can do, by the names that clients look for.
 const EXTRA_FEATURES: &[&str] = &["mycelium"];
 /// Locks for workloads. More than there are steps at a time.
@@ -67,7 +77,8 @@ struct Inner {
     supervisor: Client,
     networks: Networks,
     images: Images,
-    roots: Roots,
+    storage: Storage,
+    zdbs: Zdbs,
     vms: Vms,
     locks: [Mutex<()>; LOCK_COUNT],
 }
@@ -100,6 +111,12 @@ pub enum OpenError {
     /// Networks can't be had.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// Disks can't be had.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Namespaces can't be had.
+    #[error(transparent)]
+    Zdb(#[from] ZdbError),
 }
 
 impl Machine {
@@ -119,12 +136,12 @@ impl Machine {
         let services = Arc::new(supervisor.clone());
         let networks = Networks::open(config.networks(&logs)?, services)?;
         let at = |path: PathBuf| move |source| OpenError::Io { path, source };
-        let pool = config.root_pool()?;
-        let roots = Roots::open(pool.join("roots")).map_err(at(pool.join("roots")))?;
+        let storage = Storage::open(&config.pools)?;
+        let zdbs = Zdbs::open(&config.zdbs(&logs, &storage)?, &supervisor)?;
         let machines = config.vms(images.socket());
         let vms = Vms::open(machines, supervisor.clone()).map_err(at(config.state.join("vms")))?;
         let locks = std::array::from_fn(|_| Mutex::new(()));
-        let inner = Inner { config, supervisor, networks, images, roots, vms, locks };
+        let inner = Inner { config, supervisor, networks, images, storage, zdbs, vms, locks };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -179,15 +196,6 @@ impl Config {
         Ok(())
     }
 
-    /// The pool that roots of machines are in: the first on an SSD.
-    fn root_pool(&self) -> Result<&PathBuf, OpenError> {
-        let pool = self.pools.iter().find(|pool| pool.kind == PoolKind::Ssd);
-        pool.map(|pool| &pool.path).ok_or_else(|| OpenError::Config {
-            key: "pools".to_owned(),
-            reason: "there is none of kind \"ssd\", which machines need".to_owned(),
-        })
-    }
-
     fn images(&self, logs: &std::path::Path) -> ImageConfig {
         ImageConfig {
             folder: self.state.join("images"),
@@ -211,13 +219,40 @@ impl Config {
             mycelium: self.programs.mycelium.clone(),
             logs: Some(logs.to_owned()),
             mycelium_peers: settings.mycelium_peers.clone(),
-            node_ports: settings.node_ports.clone().unwrap_or(usual.node_ports.clone()),
+            node_ports: self.node_ports(&usual.node_ports),
             uplink: settings.uplink.clone().unwrap_or(usual.uplink.clone()),
             reachable: reachable.map_err(|error| OpenError::Config {
                 key: "network.reachable".to_owned(),
                 reason: error.to_string(),
             })?,
             ..usual
+        })
+    }
+
+    /// Ports that networks reach: of the node's mycelium, and of its servers of namespaces.
+    fn node_ports(&self, usual: &[u16]) -> Vec<u16> {
+        let mut ports = self.network.node_ports.clone().unwrap_or_else(|| usual.to_vec());
+        let disks = self.pools.iter().filter(|pool| pool.kind == PoolKind::Hdd);
+        ports.extend(disks.zip(self.zdb.port..).map(|(_, port)| port));
+        ports
+    }
+
+    fn zdbs(&self, logs: &std::path::Path, storage: &Storage) -> Result<ZdbConfig, OpenError> {
+        let ZdbSettings { listen, port, addresses } = &self.zdb;
+        let own = || {
+            let interfaces = Facts::read().interfaces().into_values().flatten();
+            interfaces.chain([NODE_ADDRESS.into()]).collect()
+        };
+        let addresses = if addresses.is_empty() { own() } else { addresses.clone() };
+        let servers = storage.hard_disks()?.into_iter().zip(*port..).map(|(disk, port)| {
+            let (listen, addresses) = (*listen, addresses.clone());
+            ServerConfig { disk, listen, port, addresses, network_namespace: None }
+        });
+        Ok(ZdbConfig {
+            program: self.programs.zdb.clone(),
+            runtime: self.runtime.join("zdb"),
+            logs: Some(logs.to_owned()),
+            servers: servers.collect(),
         })
     }
 
@@ -258,22 +293,22 @@ impl Inner {
                 updated.map_err(|error| UpdateError::Unchanged(error.to_string()))?;
                 Ok(RawJson::default())
             }
-            other => {
-                let kind = other.kind();
-                Err(UpdateError::Unchanged(format!("workload '{kind}' does not support upgrade")))
-            }
+            other => self.update_space(new, other),
         }
     }
 
     fn remove(&self, id: &WorkloadId) -> Result<(), HostError> {
         let _lock = self.lock(id);
         self.remove_machine(id)?;
-        self.networks.remove(id).map_err(host)
+        self.networks.remove(id).map_err(host)?;
+        self.remove_space(id)
     }
 
     fn inventory(&self) -> Result<Vec<WorkloadId>, HostError> {
         let mut ids = self.vms.inventory().map_err(host)?;
         ids.extend(self.networks.inventory().map_err(host)?);
+        ids.extend(self.storage.inventory().map_err(host)?);
+        ids.extend(self.zdbs.inventory().map_err(host)?);
         Ok(ids)
     }
 
