@@ -10,6 +10,8 @@
 //! | [`vm`] | virtual machines |
 //! | [`image`] | what they boot from |
 //! | [`network`] | what they reach each other by |
+//! | [`storage`] | what their disks are on |
+//! | [`zdb`] | namespaces of keys and values |
 //! | [`facts`] | what this machine is |
 //!
 //! Actual state is found, not remembered: names follow from ids, and every step can be repeated.
@@ -20,4 +22,6 @@ pub mod facts;
 pub mod image;
 pub mod machine;
 pub mod network;
+pub mod storage;
 pub mod vm;
+pub mod zdb;

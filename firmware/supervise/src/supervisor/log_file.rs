@@ -39,7 +39,7 @@ impl LogFile {
                 self.rotate()?;
             }
             let room = usize::try_from(self.log.size_max - self.size).unwrap_or(usize::MAX);
-            let (now, later) = bytes.split_at(until_line_end(bytes, room));
+            let (now, later) = bytes.split_at(until_line_end(bytes, room, self.size == 0));
             self.file.write_all(now)?;
             self.size += now.len() as u64;
             if !later.is_empty() {
@@ -74,14 +74,15 @@ impl LogFile {
     }
 }
 
-/// How many of the bytes go into a file with so much room: all, or up to the last line's end that fits,
-/// or as many as fit if no line does.
-fn until_line_end(bytes: &[u8], room: usize) -> usize {
+/// How many of the bytes go into a file with so much room: all, or up to the last line's end that fits. A
+/// line that does not fit begins the next file, and is cut where even that is too small for it.
+fn until_line_end(bytes: &[u8], room: usize, is_empty: bool) -> usize {
     if bytes.len() <= room {
         return bytes.len();
     }
     let fitting = bytes.get(..room).unwrap_or(bytes);
-    fitting.iter().rposition(|byte| *byte == b'\n').map_or(room, |position| position + 1)
+    let uncut = fitting.iter().rposition(|byte| *byte == b'\n').map(|position| position + 1);
+    uncut.unwrap_or(if is_empty { room } else { 0 })
 }
 
 /// A log holds what users' programs say: for the node alone. Whatever is there instead of a file is not
@@ -136,7 +137,7 @@ mod tests {
         LogFile::open(&log).unwrap().append(&[b'x'; 40]).unwrap();
         let all = texts(&folder);
         assert!(all.iter().all(|(_, text)| text.len() <= 16), "{all:?}");
-        assert_eq!(all[0].1.len() + all[1].1.len(), 31);
+        assert_eq!((all[0].1.len(), all[1].1.len()), (8, 16));
     }
 
     #[test]

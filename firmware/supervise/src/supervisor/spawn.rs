@@ -81,9 +81,10 @@ pub unsafe fn close_inherited() -> io::Result<()> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|number| *number > 2)
         .collect();
-    for number in numbers {
-        // SAFETY: nothing owns the descriptor, as this function asks of its callers; the folder's own one
-        // is closed already, and to close it again does nothing.
+    // The folder's own one is closed by now.
+    let is_open = |number: &RawFd| fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
+    for number in numbers.into_iter().filter(is_open) {
+        // SAFETY: it is open, and nothing owns it, as this function asks of its callers.
         unsafe { rustix::io::close(number) };
     }
     Ok(())
