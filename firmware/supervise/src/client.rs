@@ -18,6 +18,9 @@ use crate::wire::{REPLY_SIZE_MAX, REQUEST_SIZE_MAX, Refusal, RefusalKind, Reply,
 /// Longest time for a call, besides what it waits for by its nature.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Pause before the next try when the supervisor's queue is full.
+const CONNECT_PAUSE: Duration = Duration::from_millis(2);
+
 /// A supervisor's address.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -264,7 +267,18 @@ struct Connection {
 
 impl Connection {
     fn open(client: &Client, limit: Duration) -> Result<Self, ClientError> {
-        let socket = socket::connect(&client.socket).map_err(|error| client.io(error, limit))?;
+        let began = Instant::now();
+        let socket = loop {
+            match socket::connect(&client.socket) {
+                // Many wait to be let in.
+                Err(error)
+                    if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < limit =>
+                {
+                    std::thread::sleep(CONNECT_PAUSE);
+                }
+                other => break other.map_err(|error| client.io(error, limit))?,
+            }
+        };
         let mut connection = Self {
             client: client.clone(),
             socket,
@@ -289,8 +303,8 @@ impl Connection {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), ClientError> {
-        let mut line = serde_json::to_vec(request)
-            .map_err(|error| self.client.protocol(error.to_string()))?;
+        let mut line =
+            serde_json::to_vec(request).map_err(|error| self.client.protocol(error.to_string()))?;
         line.push(b'\n');
         let (size, count) = (line.len(), descriptors.len());
         if size > REQUEST_SIZE_MAX || count > DESCRIPTOR_COUNT_MAX {

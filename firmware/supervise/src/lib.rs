@@ -6,6 +6,7 @@
 //! tests and on other machines the `supervise` command.
 //!
 //! ```text
+//!   hostd ── Client ──> socket ──> Supervisor (one thread, epoll) ──> programs, a session each
 //!                                    │    ▲ exits, orphans                │ stdout and stderr: a pipe
 //!                                    │    └────────────────────────────── ┤
 //!                                    └──> Journal (one thread) ──> log files, rotated
@@ -17,6 +18,7 @@
 //! | [`status`] | what became of it |
 //! | [`wire`] | the lines, for who speaks to the socket without this library |
 //! | [`client`] | asking |
+//! | [`supervisor`] | answering |
 //!
 //! What it does not do: it keeps nothing on disk and knows no order among programs. When it dies, its
 //! programs die with it, and whoever planned them asks again.
@@ -27,8 +29,10 @@ pub mod client;
 pub mod program;
 mod socket;
 pub mod status;
+pub mod supervisor;
 pub mod wire;
 
 pub use client::{Client, ClientError, Watch};
 pub use program::{Limits, Log, Policy, Program};
 pub use status::{Exit, Outcome, State, Status};
+pub use supervisor::{Config, Supervisor, SupervisorError};

@@ -345,10 +345,7 @@ mod tests {
             (Program { env: [("A=".into(), String::new())].into(), ..good() }, "env: it holds"),
             (Program { directory: Some("x".into()), ..good() }, "directory x: expected"),
             (
-                Program {
-                    log: Some(Log { path: "/l".into(), size_max: 1, kept: 1 }),
-                    ..good()
-                },
+                Program { log: Some(Log { path: "/l".into(), size_max: 1, kept: 1 }), ..good() },
                 "log size_max 1: expected at least",
             ),
             (
