@@ -5,8 +5,8 @@ use std::fs;
 use hostd_grid::capacity::{Capacity, GIB};
 use hostd_node::host::{About, Diagnosis, Module, Pool, Resources};
 
-use super::machines::cpu_count;
 use super::Inner;
+use super::machines::cpu_count;
 use crate::facts::{Facts, diagnosis};
 
 /// What a node keeps of its memory, at least.

@@ -278,7 +278,11 @@ fn result_of(record: &Record) -> Result<RawJson, HostError> {
     RawJson::of(&value).map_err(host)
 }
 
-fn result(id: &WorkloadId, place: &check::Place, attachment: &Attachment) -> Result<RawJson, HostError> {
+fn result(
+    id: &WorkloadId,
+    place: &check::Place,
+    attachment: &Attachment,
+) -> Result<RawJson, HostError> {
     let mycelium = attachment.interfaces.iter().map(|card| card.address.address());
     let mycelium = mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
     let console = format!("[{}]:{}", attachment.console_address, console_port(place.address));

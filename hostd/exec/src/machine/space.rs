@@ -27,7 +27,9 @@ impl Inner {
                 json(&VolumeResult { id: id.to_string() })
             }
             WorkloadData::Zdb(zdb) => json(&self.zdbs.provision(id, zdb).map_err(host)?),
-            other => Err(HostError(format!("this node runs no workloads of type {}", other.kind()))),
+            other => {
+                Err(HostError(format!("this node runs no workloads of type {}", other.kind())))
+            }
         }
     }
 
