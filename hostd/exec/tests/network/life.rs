@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use hostd_exec::network::NODE_ADDRESS;
-use hostd_grid::Name;
+use hostd_grid::derived::NetworkId;
+use hostd_grid::{Name, TwinId};
 
 use crate::frames::{self, BROADCAST};
 use crate::guest::Card;
@@ -51,17 +52,17 @@ fn machines_reach_each_other_and_the_internet_and_nothing_else() {
     let other_gateway = x.resolve(Ipv4Addr::new(10, 20, 2, 1)).expect("a gateway");
     assert!(x.pings(other_gateway, INTERNET.into(), 0x5555, MOMENT * 10));
 
+    // What went there and back is counted: two echoes of 32 bytes; nothing of what stayed inside.
+    let traffic = networks.traffic().unwrap();
+    let expected = [(workload(11, "vm1"), 64), (workload(11, "vm2"), 0), (workload(12, "vm1"), 64)];
+    assert_eq!(traffic.len(), 3);
+    assert!(expected.iter().all(|one| traffic.contains(one)), "{traffic:?}");
+
     // Not the node, its neighbours, nor the other network by any of its addresses.
-    let leases: Vec<Ipv4Addr> = { world.left().iter() }
-        .filter_map(|line| line.strip_prefix("table inet ")?.strip_prefix("u-"))
-        .flat_map(|id| lease_of(&world, id))
-        .collect();
-    assert_eq!(leases.len(), 2);
-    let mut forbidden =
-        vec![NODE.into(), NEIGHBOUR.into(), NODE_ADDRESS, [169, 254, 169, 254].into()];
-    forbidden.extend(leases);
+    let lease = lease_of(&world, NetworkId::of(TwinId(12), &name).as_str()).expect("an address");
+    let metadata = Ipv4Addr::new(169, 254, 169, 254);
+    let forbidden = [NODE.into(), NEIGHBOUR.into(), NODE_ADDRESS, metadata, lease];
     for target in forbidden {
-        // Its own address of the node is its own end.
         assert!(!a.pings(gateway, target, 0x6666, MOMENT), "{target}");
     }
 
@@ -78,6 +79,8 @@ fn machines_reach_each_other_and_the_internet_and_nothing_else() {
     assert_eq!(attach(11, "vm1", 5), first);
     a.send(&frames::ping4((b.mac, a.mac), a.ipv4(), b.ipv4(), 0x8888));
     b.expect_mark(0x8888, &[]);
+
+    assert!(networks.traffic().unwrap().contains(&expected[0]), "forgotten");
 
     // Another process finds all of it.
     let again = world.open();
