@@ -16,7 +16,7 @@
 //!
 //! Actual state is found, not remembered: names follow from ids, and every step can be repeated.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod facts;
 pub mod image;

@@ -71,7 +71,7 @@ impl Inner {
             None => self.begin(&id, machine, &image)?,
         };
         let boot = self.boot(&id, machine, &image, words)?;
-        let attachment = { self.networks }
+        let attachment = (self.networks)
             .attach(&place.network, &id, Some(place.address), place.seed)
             .map_err(host)?;
         let result = result(&id, &place, &attachment)?;

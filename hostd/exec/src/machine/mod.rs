@@ -50,8 +50,7 @@ use crate::storage::{PoolKind, Storage, StorageError};
 use crate::vm::{VmConfig, Vms};
 use crate::zdb::{ServerConfig, ZdbConfig, ZdbError, Zdbs};
 
-pub use config::{Config, Guest, ImageLimits, NetworkSettings, PoolKind, PoolSettings, Programs};
-use roots::Roots;
+pub use config::{Config, Guest, ImageLimits, NetworkSettings, Programs, ZdbSettings};
 
 /// What it can run.
 const SUPPORTED: &[WorkloadType] = &[
