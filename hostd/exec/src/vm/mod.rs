@@ -189,7 +189,8 @@ impl Vms {
                 break VmError::Silent;
             }
             let Some(News::Changed(status)) = watch.next(LOOK_INTERVAL)? else { continue };
-            let end = status.last_exit.filter(|_| status.name == program.name);
+            let is_over = status.name == program.name && status.pid.is_none();
+            let end = status.last_exit.filter(|_| is_over);
             let Some(end) = end else { continue };
             // A guest that is quick to switch itself off has run.
             if end.outcome == Outcome::Status(Exit::Off.code()) {
