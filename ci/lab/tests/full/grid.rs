@@ -127,8 +127,10 @@ impl World {
                 let to = folder.join(name);
                 succeed(Command::new("strip").arg("-o").arg(&to).arg(program(name)));
             }
-            fs::copy(&built().vmlinux, folder.join("vmlinux")).unwrap();
-            fs::copy(&built().initramfs, folder.join("initramfs.img")).unwrap();
+            let kernel = named("vmlinux").unwrap_or_else(|| built().vmlinux.clone());
+            let initramfs = named("initramfs.img").unwrap_or_else(|| built().initramfs.clone());
+            fs::copy(kernel, folder.join("vmlinux")).unwrap();
+            fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
         });
         let data = disk_of(folder.path(), "data", 8192, |_| {});
         let builder = builder.disk(&Disk::file("programs", &programs).read_only());
@@ -335,15 +337,18 @@ initramfs = "/opt/initramfs.img"
 allow_routes = ["local"]
 "#;
 
-/// A program of ours: beside the test's own, or in the first of the folders that `ZERO_OS_PROGRAMS` names
-/// which has it.
+/// A program of ours: in one of the folders that `ZERO_OS_PROGRAMS` names, or beside the test's own.
 fn program(name: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap();
-    let beside = beside.parent().and_then(Path::parent).unwrap().to_owned();
-    let named = std::env::var_os("ZERO_OS_PROGRAMS").unwrap_or_default();
-    let folders = std::env::split_paths(&named).chain([beside]);
-    let path = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    let beside = beside.parent().and_then(Path::parent).unwrap().join(name);
+    let path = named(name).or_else(|| Some(beside).filter(|path| path.is_file()));
     path.unwrap_or_else(|| panic!("no program {name}: `cargo build --workspace --bins` makes it"))
+}
+
+/// A file in the first of the folders that `ZERO_OS_PROGRAMS` names which has it: what was built elsewhere.
+fn named(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("ZERO_OS_PROGRAMS")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 /// A disk with a file system of so many MiB, with what `fill` puts into a folder.
