@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hostd_grid::derived::WorkloadId;
-use hostd_grid::{Zdb, ZdbResult};
+use hostd_grid::workload::{Zdb, ZdbMode, ZdbResult};
 
 use self::namespace::Admin;
 use self::server::Server;
@@ -260,7 +260,7 @@ impl Zdbs {
 /// A namespace that a server can have.
 struct Wanted<'a> {
     size: u64,
-    mode: hostd_grid::ZdbMode,
+    mode: ZdbMode,
     /// Empty for none.
     password: &'a str,
     is_public: bool,

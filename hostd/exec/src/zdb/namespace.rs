@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hostd_grid::ZdbMode;
+use hostd_grid::workload::ZdbMode;
 use zdb_client::{Client, ClientError, Value};
 
 use super::{NO_PASSWORD, Wanted, ZdbError};

@@ -10,8 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hostd_grid::ZdbResult;
 use hostd_grid::derived::ShortId;
+use hostd_grid::workload::ZdbResult;
 use supervise::{Client as Supervisor, Log, Policy, Program};
 use zdb_client::{Client, Endpoint, Password, Timeouts};
 use zeroize::Zeroizing;
