@@ -1,6 +1,8 @@
 //! Programs under a supervisor that is a process: how they start, crash, stop, and what they are given.
 
-#[expect(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 
 use std::io::{Read, Seek};

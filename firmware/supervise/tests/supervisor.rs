@@ -1,6 +1,8 @@
 //! The supervisor itself, as a process: its clients, its death, its end.
 
-#[expect(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
