@@ -15,7 +15,9 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use crate::frames::{self, Mac};
 
 /// How long something that should come may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for an answer before asking again.
+const SHORT: Duration = Duration::from_millis(100);
 
 /// One card of a machine.
 pub(crate) struct Card {
@@ -36,7 +38,24 @@ impl Card {
             open_tap(&name)
         };
         let tap = std::thread::spawn(open).join().unwrap();
-        Self { tap, mac: *interface.mac.as_bytes(), interface }
+        let card = Self { tap, mac: *interface.mac.as_bytes(), interface };
+        card.wait_until_it_works();
+        card
+    }
+
+    /// A bridge takes a moment to see that a port has somebody.
+    fn wait_until_it_works(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let works = || match self.interface.routes.first().map(|route| route.via) {
+            Some(IpAddr::V6(gateway)) => self.discover_within(gateway, SHORT).is_some(),
+            _ => match self.interface.gateway {
+                Some(IpAddr::V4(gateway)) => self.resolve_within(gateway, SHORT).is_some(),
+                other => panic!("{other:?}"),
+            },
+        };
+        while !works() {
+            assert!(Instant::now() < deadline, "{} has no gateway", self.interface.tap);
+        }
     }
 
     pub(crate) fn ipv4(&self) -> Ipv4Addr {
@@ -97,23 +116,31 @@ impl Card {
 
     /// The MAC that somebody answers to, by ARP; none if nobody does.
     pub(crate) fn resolve(&self, target: Ipv4Addr) -> Option<Mac> {
+        self.resolve_within(target, PATIENCE)
+    }
+
+    fn resolve_within(&self, target: Ipv4Addr, patience: Duration) -> Option<Mac> {
         self.send(&frames::arp(self.mac, 1, (self.mac, self.ipv4()), ([0; 6], target)));
         let is_answer = |frame: &[u8]| {
             frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == target.octets()
         };
-        let answer = self.receive(PATIENCE, is_answer)?;
+        let answer = self.receive(patience, is_answer)?;
         Some(answer[22..28].try_into().unwrap())
     }
 
     /// The MAC that somebody answers to, by neighbour discovery; none if nobody does.
     pub(crate) fn discover(&self, target: Ipv6Addr) -> Option<Mac> {
+        self.discover_within(target, PATIENCE)
+    }
+
+    fn discover_within(&self, target: Ipv6Addr, patience: Duration) -> Option<Mac> {
         let (mac, group) = frames::solicited(target);
         let ask = frames::neighbour(0, target, 1, self.mac);
         self.send(&frames::icmp6((mac, self.mac), (self.ipv6(), group), 135, &ask));
         let is_answer = |frame: &[u8]| {
             frame[12..14] == [0x86, 0xdd] && frame[54] == 136 && frame[62..78] == target.octets()
         };
-        let answer = self.receive(PATIENCE, is_answer)?;
+        let answer = self.receive(patience, is_answer)?;
         Some(answer[80..86].try_into().unwrap())
     }
 

@@ -105,8 +105,8 @@ impl World {
         }
         // Addresses of keys, as mycelium says them: the same for the same key, and no two alike.
         let fake = "#!/bin/sh\nh=$(/usr/bin/md5sum < \"$2\")\n\
-            printf '{\"publicKey\":\"\",\"address\":\"4%.3s:%.4s::%.1s7\"}' \
-            \"$h\" \"${h#???}\" \"${h#???????}\"\n";
+            printf '{\"publicKey\":\"\",\"address\":\"4%.2s:%.4s::%.1s7\"}' \
+            \"$h\" \"${h#??}\" \"${h#??????}\"\n";
         let mycelium = world.folder.path().join("mycelium");
         fs::write(&mycelium, fake).unwrap();
         fs::set_permissions(&mycelium, fs::Permissions::from_mode(0o755)).unwrap();
