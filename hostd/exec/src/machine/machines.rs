@@ -71,9 +71,8 @@ impl Inner {
             None => self.begin(&id, machine, &image)?,
         };
         let boot = self.boot(&id, machine, &image, words)?;
-        let attachment = (self.networks)
-            .attach(&place.network, &id, Some(place.address), place.seed)
-            .map_err(host)?;
+        let attached = self.networks.attach(&place.network, &id, Some(place.address), place.seed);
+        let attachment = attached.map_err(host)?;
         let result = result(&id, &place, &attachment)?;
         if record.result != result.as_str() {
             record.result = result.as_str().to_owned();

@@ -219,7 +219,7 @@ impl Config {
             logs: Some(logs.to_owned()),
             mycelium_peers: settings.mycelium_peers.clone(),
             node_ports: self.node_ports(&usual.node_ports),
-            uplink: settings.uplink.clone().unwrap_or(usual.uplink.clone()),
+            uplink: settings.uplink.clone().unwrap_or_else(|| usual.uplink.clone()),
             reachable: reachable.map_err(|error| OpenError::Config {
                 key: "network.reachable".to_owned(),
                 reason: error.to_string(),
