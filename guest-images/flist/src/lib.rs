@@ -11,7 +11,8 @@
 //! | [`cached`] | the daemon that serves them to a node's VMMs |
 //! | [`mod@format`] | `.fl` (current, SQLite) and `.flist` (legacy, Cap'n Proto in SQLite in tar) |
 //! | [`index`] | a tree as the flat file that `flist-view` maps, kept by image hash |
-//! | [`hub`] | publishing images |
+//! | [`hub`], [`download`] | publishing images; fetching what was published, for a node |
+//! | [`boot`] | with which kernel an image boots |
 //! | [`oci`] | OCI and Docker images, from files and registries, as a tree |
 //! | [`scan`], [`pack`] | a directory on this machine as a tree; a tree's files into blocks |
 //! | [`unpack`] | an image as a directory on this machine |
@@ -23,9 +24,11 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod boot;
 pub mod cache;
 pub mod cached;
 pub mod clone;
+pub mod download;
 pub mod format;
 pub mod hub;
 pub mod index;

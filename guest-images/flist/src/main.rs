@@ -18,8 +18,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Boot(cli::boot::BootArguments),
     Cached(cli::cached::CachedArguments),
     Clone(cli::clone::CloneArguments),
+    Fetch(cli::fetch::FetchArguments),
     FromOci(cli::from_oci::FromOciArguments),
     Index(cli::index::IndexArguments),
     Inspect(cli::inspect::InspectArguments),
@@ -48,8 +50,10 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Boot(arguments) => cli::boot::run(&arguments),
         Command::Cached(arguments) => cli::cached::run(&arguments),
         Command::Clone(arguments) => cli::clone::run(&arguments),
+        Command::Fetch(arguments) => cli::fetch::run(&arguments),
         Command::FromOci(arguments) => cli::from_oci::run(&arguments),
         Command::Index(arguments) => cli::index::run(&arguments),
         Command::Inspect(arguments) => cli::inspect::run(&arguments),

@@ -113,7 +113,7 @@ pub(crate) fn kib(text: &str, name: &str) -> impl Iterator<Item = u64> {
 }
 
 /// The disk with the guests' image, and where it is to be mounted.
-fn image_disk() -> (&'static Path, &'static String) {
+pub(crate) fn image_disk() -> (&'static Path, &'static String) {
     static DISK: OnceLock<(PathBuf, String)> = OnceLock::new();
     let (disk, folder) = DISK.get_or_init(|| {
         let mut make = Command::new(workspace().join("ci/guest-root"));

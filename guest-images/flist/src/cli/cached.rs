@@ -136,7 +136,7 @@ fn image_table(status: &Value) -> Table {
 }
 
 /// `4096`, `500M`, `10G`: bytes, with the binary suffixes K, M, G and T.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &text[digits.len()..] {
         "" => 0,

@@ -7,7 +7,7 @@
 //! size and redirects, the route policy, and what each status means; [`crate::web`] has what is not
 //! about stores.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine;
@@ -79,13 +79,13 @@ const REDIRECT_COUNT_MAX: u32 = 3;
 const ERROR_BODY_SIZE_MAX: u64 = 4096;
 
 /// An HTTP client of one store.
-pub(super) struct WebClient {
+pub(crate) struct WebClient {
     name: String,
     agent: Agent,
 }
 
 /// What a server said that is no error.
-pub(super) enum Reply<T> {
+pub(crate) enum Reply<T> {
     /// It has it.
     Found(T),
     /// It does not have it; S3 servers say what is missing (`NoSuchKey`).
@@ -94,7 +94,7 @@ pub(super) enum Reply<T> {
 
 impl WebClient {
     /// A client for URLs that begin with `base`.
-    pub(super) fn new(name: String, base: &str, options: &StoreOptions) -> Self {
+    pub(crate) fn new(name: String, base: &str, options: &StoreOptions) -> Self {
         let mut config = web::config(base)
             .max_redirects(REDIRECT_COUNT_MAX)
             .max_idle_connections(options.connection_count_max)
@@ -135,6 +135,24 @@ impl WebClient {
             .read_to_end(&mut stored)
             .map_err(|error| self.failed(&ureq::Error::from(error)))?;
         Ok(Reply::Found(stored))
+    }
+
+    /// `GET` into `sink`: at most one byte more than `size_max`, which tells that there is more.
+    pub(crate) fn download(
+        &self,
+        url: &str,
+        sink: &mut impl Write,
+        size_max: u64,
+    ) -> Result<Reply<()>, StoreError> {
+        let response = self.agent.get(url).call();
+        let mut response = response.map_err(|error| self.failed(&error))?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            return self.other_status(status, response.body_mut());
+        }
+        let mut body = response.body_mut().as_reader().take(size_max.saturating_add(1));
+        std::io::copy(&mut body, sink).map_err(|error| self.failed(&ureq::Error::from(error)))?;
+        Ok(Reply::Found(()))
     }
 
     /// `HEAD`.

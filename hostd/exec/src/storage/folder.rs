@@ -1,0 +1,103 @@
+//! Volumes: directories with a promise beside them.
+//!
+//! ```text
+//!   .making-NAME/{data/,size} ── synced ── renamed ──> NAME ── renamed ──> .removing-NAME ──> gone
+//! ```
+//!
+//! The promise is outside of what the machine sees. To grow is to replace it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::names::{MAKING, REMOVING};
+use super::pool::{Pool, remove_all};
+use super::{Kind, StorageError};
+
+/// What the machine sees.
+const DATA_NAME: &str = "data";
+/// The promise: bytes, in decimal.
+const SIZE_NAME: &str = "size";
+/// The promise that is to replace it.
+const NEW_SIZE_NAME: &str = "size.new";
+/// Longest promise in digits.
+const SIZE_TEXT_MAX: usize = 20;
+
+/// Makes a volume in a pool that has room for it.
+pub(super) fn make(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
+    let folder = pool.subfolder(kind.folder())?;
+    let making = folder.join(format!("{MAKING}{name}"));
+    remove_all(&making).map_err(pool.io("removing", &making))?;
+    let made = make_new(&making, size)
+        .and_then(|()| fs::rename(&making, folder.join(name)))
+        .map_err(pool.io("making", &making));
+    if let Err(error) = made {
+        // If that fails too, the pool is swept when it is opened next.
+        let _ = remove_all(&making);
+        return Err(error);
+    }
+    pool.sync(&folder)
+}
+
+/// The volume's directory and its promise.
+pub(super) fn find(
+    pool: &Pool,
+    kind: Kind,
+    name: &str,
+) -> Result<Option<(PathBuf, u64)>, StorageError> {
+    let volume = pool.folder(kind).join(name);
+    let path = volume.join(SIZE_NAME);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(pool.io("reading", &path))?,
+    };
+    let text: String = text.chars().take(SIZE_TEXT_MAX).collect();
+    let size = text.parse().map_err(|error| {
+        pool.io("reading", &path)(io::Error::other(format!("no number of bytes: {error}")))
+    })?;
+    Ok(Some((volume.join(DATA_NAME), size)))
+}
+
+/// Promises more.
+pub(super) fn promise(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
+    let volume = pool.folder(kind).join(name);
+    let new = volume.join(NEW_SIZE_NAME);
+    let written = write(&new, size).and_then(|()| fs::rename(&new, volume.join(SIZE_NAME)));
+    written.map_err(pool.io("writing", &new))?;
+    pool.sync(&volume)
+}
+
+/// Removes a volume; false if there is none.
+pub(super) fn remove(pool: &Pool, kind: Kind, name: &str) -> Result<bool, StorageError> {
+    let folder = pool.folder(kind);
+    let making = folder.join(format!("{MAKING}{name}"));
+    remove_all(&making).map_err(pool.io("removing", &making))?;
+    let (volume, removing) = (folder.join(name), folder.join(format!("{REMOVING}{name}")));
+    // Of a removal that was interrupted, before the volume was made again.
+    let was_removing = removing.exists();
+    remove_all(&removing).map_err(pool.io("removing", &removing))?;
+    match fs::rename(&volume, &removing) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(was_removing),
+        Err(error) => return Err(pool.io("removing", &volume)(error)),
+    }
+    // From here on it is gone, even if the removal of its files is interrupted.
+    pool.sync(&folder)?;
+    remove_all(&removing).map_err(pool.io("removing", &removing))?;
+    Ok(true)
+}
+
+fn make_new(volume: &Path, size: u64) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(volume)?;
+    // Its owner is the machine's root.
+    DirBuilder::new().mode(0o755).create(volume.join(DATA_NAME))?;
+    write(&volume.join(SIZE_NAME), size)?;
+    File::open(volume)?.sync_all()
+}
+
+fn write(path: &Path, size: u64) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    write!(file, "{size}")?;
+    file.sync_all()
+}

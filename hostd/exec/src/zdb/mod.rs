@@ -1,0 +1,343 @@
+//! Namespaces of keys and values: one `zdb` server for each hard disk, and namespaces in it.
+//!
+//! A server runs under the supervisor, with a folder of its disk, an address for users and a unix socket
+//! for us. What there is, its servers know: namespaces are called as their workloads are, and their
+//! quotas are what was promised of the disk.
+//!
+//! ```text
+//!   NSNEW ─> freeze 1 ─> mode, password, public, maxfilesize ─> freeze 0 ─> maxsize
+//!            nobody can write what would spoil the rest         │           └─ made
+//!                                                               └─ a crash before: no maxsize, made again
+//! ```
+//!
+//! A paused namespace is frozen and has its `maxsize`, so that it is never taken for a half-made one.
+//! When a server can't be asked, nobody knows what it has: nothing that may be there is made elsewhere.
+
+mod namespace;
+mod server;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hostd_grid::derived::WorkloadId;
+use hostd_grid::workload::{Zdb, ZdbMode, ZdbResult};
+
+use self::namespace::Admin;
+use self::server::Server;
+use crate::storage::{HardDisk, file_name, parse};
+
+/// Where servers are, and what they run.
+#[derive(Debug, Clone)]
+pub struct ZdbConfig {
+    /// The `zdb` program.
+    pub program: PathBuf,
+    /// A folder for sockets and for settings with secrets. It is made, for this user alone.
+    pub runtime: PathBuf,
+    /// The folder of the servers' logs, which is there; no logs if nothing is said.
+    pub logs: Option<PathBuf>,
+    /// The servers.
+    pub servers: Vec<ServerConfig>,
+}
+
+/// One server.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Its disk.
+    pub disk: HardDisk,
+    /// The address that it listens on.
+    pub listen: IpAddr,
+    /// The port that it listens on.
+    pub port: u16,
+    /// Addresses that users are told.
+    pub addresses: Vec<IpAddr>,
+    /// The network namespace that it runs in; the machine's own if nothing is said.
+    pub network_namespace: Option<PathBuf>,
+}
+
+/// Why something was not done. The texts reach users, and hold no password.
+#[derive(Debug, thiserror::Error)]
+pub enum ZdbError {
+    /// The workload's name can't be a namespace's.
+    #[error("invalid workload name")]
+    Name,
+    /// It is neither `user` nor `seq`.
+    #[error("invalid mode")]
+    Mode,
+    /// It must be some bytes, in a number that a server can read.
+    #[error("invalid size")]
+    Size,
+    /// A server can't keep it.
+    #[error("a zdb password has at most {PASSWORD_SIZE_MAX} bytes, and is not '*'")]
+    Password,
+    /// No disk has so much left.
+    #[error("not enough space left in pools of this type hdd")]
+    Full,
+    /// Namespaces never shrink.
+    #[error("cannot shrink zdb namespace")]
+    Shrinks,
+    /// Nor do they change their mode.
+    #[error("cannot change namespace mode")]
+    OtherMode,
+    /// There is none of that name.
+    #[error("zdb namespace {0} does not exist")]
+    Absent(WorkloadId),
+    /// A server can't be asked.
+    #[error("zdb server of pool {pool} is not available: {reason}")]
+    Unavailable {
+        /// The disk's pool.
+        pool: String,
+        /// Why.
+        reason: String,
+    },
+    /// A server says no.
+    #[error("zdb server of pool {pool}: {reason}")]
+    Refused {
+        /// The disk's pool.
+        pool: String,
+        /// What it says.
+        reason: String,
+    },
+}
+
+/// Longest password, in bytes: of the server's `NSSET`.
+pub const PASSWORD_SIZE_MAX: usize = 63;
+/// What the server takes for no password.
+const NO_PASSWORD: &str = "*";
+
+/// All servers.
+#[derive(Debug)]
+pub struct Zdbs {
+    /// One change at a time: to find room and to take it are one step.
+    servers: Mutex<Vec<Server>>,
+}
+
+impl Zdbs {
+    /// Starts the servers that do not run yet, so that their users are served. One that does not start is
+    /// tried again when it is needed.
+    ///
+    /// # Errors
+    /// The folder for sockets can't be made, or a pool's name can't be a program's.
+    pub fn open(config: &ZdbConfig, supervisor: &supervise::Client) -> Result<Self, ZdbError> {
+        let servers = config
+            .servers
+            .iter()
+            .map(|server| Server::new(config, server.clone(), supervisor.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        for server in &servers {
+            if let Err(error) = server.admin() {
+                tracing::error!(%error, "a zdb server does not start");
+            }
+        }
+        Ok(Self { servers: Mutex::new(servers) })
+    }
+
+    /// Makes a namespace, or finds it made.
+    ///
+    /// # Errors
+    /// [`ZdbError`].
+    pub fn provision(&self, id: &WorkloadId, zdb: &Zdb) -> Result<ZdbResult, ZdbError> {
+        let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
+        let servers = self.lock();
+        if let Some((server, mut admin)) = find(&servers, &name)? {
+            let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
+            if info.is_half_made() {
+                admin.complete(&name, &wanted)?;
+            } else if info.size_max < wanted.size {
+                take(&mut admin, server, wanted.size - info.size_max)?;
+                admin.resize(&name, wanted.size)?;
+            }
+            return Ok(server.result(&name));
+        }
+        let (server, mut admin) = roomiest(&servers, wanted.size)?;
+        admin.make(&name)?;
+        admin.complete(&name, &wanted)?;
+        tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
+        Ok(server.result(&name))
+    }
+
+    /// Changes a namespace's size, password and publicity.
+    ///
+    /// # Errors
+    /// It would shrink or change its mode, the disk has no room: it is as before. See [`ZdbError`].
+    pub fn update(&self, id: &WorkloadId, zdb: &Zdb) -> Result<ZdbResult, ZdbError> {
+        let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
+        let servers = self.lock();
+        let Some((server, mut admin)) = find(&servers, &name)? else {
+            return Err(ZdbError::Absent(id.clone()));
+        };
+        let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
+        if info.mode != wanted.mode {
+            return Err(ZdbError::OtherMode);
+        }
+        if wanted.size < info.size_max {
+            return Err(ZdbError::Shrinks);
+        }
+        take(&mut admin, server, wanted.size - info.size_max)?;
+        admin.open_to(&name, &wanted)?;
+        admin.resize(&name, wanted.size)?;
+        Ok(server.result(&name))
+    }
+
+    /// Lets nobody read or write, until [`Zdbs::thaw`]. It stays so over restarts.
+    ///
+    /// # Errors
+    /// [`ZdbError`].
+    pub fn freeze(&self, id: &WorkloadId) -> Result<(), ZdbError> {
+        self.set_frozen(id, true)
+    }
+
+    /// Lets its users in again.
+    ///
+    /// # Errors
+    /// [`ZdbError`].
+    pub fn thaw(&self, id: &WorkloadId) -> Result<(), ZdbError> {
+        self.set_frozen(id, false)
+    }
+
+    /// Removes a namespace with all its data, wherever it is. What is not there is no error.
+    ///
+    /// # Errors
+    /// A server that may have it can't be asked; to repeat it is safe.
+    pub fn remove(&self, id: &WorkloadId) -> Result<(), ZdbError> {
+        let name = file_name(id).ok_or(ZdbError::Name)?;
+        let servers = self.lock();
+        if let Some((server, mut admin)) = find(&servers, &name)? {
+            admin.remove(&name)?;
+            tracing::info!(%id, pool = server.pool(), "namespace removed");
+        }
+        Ok(())
+    }
+
+    /// Namespaces of all servers, half-made ones among them.
+    ///
+    /// # Errors
+    /// A server can't be asked.
+    pub fn inventory(&self) -> Result<Vec<WorkloadId>, ZdbError> {
+        let mut ids = Vec::new();
+        for server in self.lock().iter() {
+            ids.extend(server.admin()?.names()?.iter().filter_map(|name| parse(name)));
+        }
+        Ok(ids)
+    }
+
+    /// Bytes that are promised of each pool, by its name; without the pools whose servers can't be asked.
+    pub fn promised(&self) -> BTreeMap<String, u64> {
+        let servers = self.lock();
+        let promised = servers.iter().filter_map(|server| {
+            let promised = server.admin().and_then(|mut admin| admin.promised());
+            Some((server.pool().to_owned(), promised.ok()?))
+        });
+        promised.collect()
+    }
+
+    /// What is wrong with servers, by their pools' names.
+    pub fn check(&self) -> BTreeMap<String, String> {
+        let servers = self.lock();
+        let broken = servers.iter().filter_map(|server| {
+            let error = server.admin().err()?;
+            Some((server.pool().to_owned(), error.to_string()))
+        });
+        broken.collect()
+    }
+
+    fn set_frozen(&self, id: &WorkloadId, is_frozen: bool) -> Result<(), ZdbError> {
+        let name = file_name(id).ok_or(ZdbError::Name)?;
+        let servers = self.lock();
+        match find(&servers, &name)? {
+            Some((_, mut admin)) => admin.set_frozen(&name, is_frozen),
+            None => Err(ZdbError::Absent(id.clone())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Server>> {
+        // What the servers know is as good after a panic as before.
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A namespace that a server can have.
+struct Wanted<'a> {
+    size: u64,
+    mode: ZdbMode,
+    /// Empty for none.
+    password: &'a str,
+    is_public: bool,
+}
+
+fn check(zdb: &Zdb) -> Result<Wanted<'_>, ZdbError> {
+    let password = zdb.password.expose();
+    if password == NO_PASSWORD || password.len() > PASSWORD_SIZE_MAX {
+        return Err(ZdbError::Password);
+    }
+    // The server reads signed numbers, and takes 0 for no limit.
+    if zdb.size == 0 || i64::try_from(zdb.size).is_err() {
+        return Err(ZdbError::Size);
+    }
+    let mode = zdb.mode().ok_or(ZdbError::Mode)?;
+    Ok(Wanted { size: zdb.size, mode, password, is_public: zdb.public })
+}
+
+/// The server that has a namespace. All servers must answer before it is said that none has.
+fn find<'a>(servers: &'a [Server], name: &str) -> Result<Option<(&'a Server, Admin)>, ZdbError> {
+    let mut unavailable = None;
+    for server in servers {
+        match server.admin() {
+            Ok(mut admin) => {
+                if admin.info(name)?.is_some() {
+                    return Ok(Some((server, admin)));
+                }
+            }
+            Err(error) => unavailable = Some(error),
+        }
+    }
+    unavailable.map_or(Ok(None), Err)
+}
+
+/// Of the servers with enough room, the one with the most.
+fn roomiest(servers: &[Server], size: u64) -> Result<(&Server, Admin), ZdbError> {
+    let mut best: Option<(u64, &Server, Admin)> = None;
+    for server in servers {
+        let mut admin = server.admin()?;
+        let left = server.size().saturating_sub(admin.promised()?);
+        if left >= size && best.as_ref().is_none_or(|(most, ..)| left > *most) {
+            best = Some((left, server, admin));
+        }
+    }
+    best.map(|(_, server, admin)| (server, admin)).ok_or(ZdbError::Full)
+}
+
+/// Whether a server has so much more.
+fn take(admin: &mut Admin, server: &Server, more: u64) -> Result<(), ZdbError> {
+    let left = server.size().saturating_sub(admin.promised()?);
+    if more <= left { Ok(()) } else { Err(ZdbError::Full) }
+}
+
+#[cfg(test)]
+mod tests {
+    use hostd_grid::secret::SecretText;
+
+    use super::*;
+
+    #[test]
+    fn what_a_server_would_misunderstand_is_refused() {
+        let zdb = |size, mode: &str, password: &str| Zdb {
+            size,
+            mode_name: mode.to_owned(),
+            password: SecretText::new(password),
+            public: false,
+        };
+        let error = |zdb: &Zdb| check(zdb).err().map(|error| error.to_string());
+        assert_eq!(error(&zdb(1, "user", "")), None);
+        assert_eq!(error(&zdb(1, "seq", &"x".repeat(63))), None);
+        assert_eq!(error(&zdb(1, "block", "")).unwrap(), "invalid mode");
+        assert_eq!(error(&zdb(0, "user", "")).unwrap(), "invalid size");
+        assert_eq!(error(&zdb(u64::MAX, "user", "")).unwrap(), "invalid size");
+        for password in ["*", &"x".repeat(64)] {
+            let text = error(&zdb(1, "user", password)).unwrap();
+            assert!(text.starts_with("a zdb password has at most 63"), "{text}");
+            assert!(!text.contains(&"x".repeat(64)));
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Namespaces in real servers under a real supervisor.
+//!
+//! Both are programs of other packages, which are built beside this test when the workspace is tested.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hostd_exec::storage::HardDisk;
+use hostd_exec::zdb::{ServerConfig, ZdbConfig, ZdbError, Zdbs};
+use hostd_grid::derived::WorkloadId;
+use hostd_grid::secret::SecretText;
+use hostd_grid::workload::Zdb;
+use hostd_grid::{ContractId, Name, TwinId};
+use tempfile::TempDir;
+use zdb_client::{Client, Endpoint, Password, Timeouts, Value};
+
+const MIB: u64 = 1 << 20;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A supervisor, and what two servers need.
+struct Node {
+    folder: TempDir,
+    process: Child,
+    supervisor: supervise::Client,
+    config: ZdbConfig,
+}
+
+impl Node {
+    /// None, with a message, if a program is not built.
+    fn start() -> Option<Self> {
+        let (supervise, zdb) = (program("supervise")?, program("zdb")?);
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("supervise.sock");
+        let process = Command::new(supervise)
+            .arg("--socket")
+            .arg(&socket)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + LIMIT;
+        let supervisor = loop {
+            match supervise::Client::connect(&socket) {
+                Ok(client) => break client,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let servers = ["one", "two"].map(|pool| {
+            let path = folder.path().join(pool);
+            std::fs::create_dir(&path).unwrap();
+            ServerConfig {
+                disk: HardDisk { pool: pool.to_owned(), path, size: 10 * MIB },
+                listen: IpAddr::V6(Ipv6Addr::LOCALHOST),
+                port: free_port(),
+                addresses: vec!["2001:db8::1".parse().unwrap(), "10.0.0.1".parse().unwrap()],
+                network_namespace: None,
+            }
+        });
+        let config = ZdbConfig {
+            program: zdb,
+            runtime: folder.path().join("run"),
+            logs: Some(folder.path().to_owned()),
+            servers: servers.to_vec(),
+        };
+        Some(Self { folder, process, supervisor, config })
+    }
+
+    fn open(&self) -> Zdbs {
+        Zdbs::open(&self.config, &self.supervisor).unwrap()
+    }
+
+    /// What a user reaches.
+    fn user(&self, port: u16) -> Client {
+        let endpoint = Endpoint::Tcp("::1".to_owned(), port);
+        Client::connect(&endpoint, &Timeouts::default()).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // The servers die with it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A program beside this test's own: `target/debug/deps/test` and `target/debug/program`.
+fn program(name: &str) -> Option<PathBuf> {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent()?.parent()?.join(name);
+    if !path.is_file() {
+        eprintln!("skipped: {} is not built", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn id(name: &str) -> WorkloadId {
+    WorkloadId { twin_id: TwinId(7), contract_id: ContractId(99), name: Name::new(name) }
+}
+
+fn zdb(size: u64, mode: &str, password: &str, public: bool) -> Zdb {
+    Zdb { size, mode_name: mode.to_owned(), password: SecretText::new(password), public }
+}
+
+fn secret(text: &str) -> Option<Password> {
+    Some(Password::new(text))
+}
+
+#[test]
+fn a_namespace_from_its_making_to_its_removal() {
+    let Some(node) = Node::start() else { return };
+    let zdbs = node.open();
+    let wanted = zdb(MIB, "user", "s3cret", true);
+    let made = zdbs.provision(&id("data"), &wanted).unwrap();
+    assert_eq!(made.namespace, "7-99-data");
+    assert_eq!(made.ips, ["2001:db8::1", "10.0.0.1"]);
+    assert_eq!(zdbs.provision(&id("data"), &wanted).unwrap(), made);
+    let mut user = node.user(made.port);
+    // Nothing without the password but to read, which it allows.
+    user.select("7-99-data", None).unwrap();
+    assert!(user.set(b"k", b"v").is_err());
+    assert!(user.select("7-99-data", secret("wrong").as_ref()).is_err());
+    user.select("7-99-data", secret("s3cret").as_ref()).unwrap();
+    user.set(b"k", b"v").unwrap();
+    let full = user.set(b"big", &vec![1; 2 << 20]).unwrap_err().to_string();
+    assert!(full.contains("No space left on this namespace"), "{full}");
+    // The administrator's rights are nobody else's, nor the default namespace.
+    assert!(user.call(&[b"NSNEW", b"mine"]).is_err());
+    user.select("default", None).unwrap();
+    assert!(user.set(b"k", b"v").is_err());
+
+    let larger = zdb(4 * MIB, "user", "other", false);
+    assert_eq!(zdbs.update(&id("data"), &larger).unwrap(), made);
+    assert!(user.select("7-99-data", None).is_err());
+    assert!(user.select("7-99-data", secret("s3cret").as_ref()).is_err());
+    user.select("7-99-data", secret("other").as_ref()).unwrap();
+    user.set(b"big", &vec![1; 2 << 20]).unwrap();
+    assert_eq!(user.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    let text = |error: ZdbError| error.to_string();
+    let smaller = zdbs.update(&id("data"), &zdb(MIB, "user", "other", false)).unwrap_err();
+    assert_eq!(text(smaller), "cannot shrink zdb namespace");
+    let other_mode = zdbs.update(&id("data"), &zdb(4 * MIB, "seq", "other", false)).unwrap_err();
+    assert_eq!(text(other_mode), "cannot change namespace mode");
+
+    zdbs.remove(&id("data")).unwrap();
+    zdbs.remove(&id("data")).unwrap();
+    assert_eq!(zdbs.inventory().unwrap(), []);
+    assert!(matches!(zdbs.update(&id("data"), &larger), Err(ZdbError::Absent(_))));
+    let left = ["one/data/7-99-data", "two/data/7-99-data"];
+    assert!(left.iter().all(|path| !node.folder.path().join(path).exists()));
+}
+
+#[test]
+fn a_paused_namespace_stays_paused_over_restarts_of_everything() {
+    let Some(node) = Node::start() else { return };
+    let zdbs = node.open();
+    let wanted = zdb(MIB, "seq", "", false);
+    let made = zdbs.provision(&id("seq"), &wanted).unwrap();
+    let mut user = node.user(made.port);
+    user.select("7-99-seq", None).unwrap();
+    let Value::Bulk(key) = user.call(&[b"SET", b"", b"v"]).unwrap() else { panic!("no key") };
+    assert_eq!(key.len(), 8);
+    zdbs.freeze(&id("seq")).unwrap();
+    assert!(user.get(&key).unwrap_err().to_string().contains("temporarily frozen"));
+    // What finds it again must not thaw it.
+    drop(zdbs);
+    let zdbs = node.open();
+    zdbs.provision(&id("seq"), &wanted).unwrap();
+    assert!(user.get(&key).is_err());
+    for name in ["zdb-one", "zdb-two"] {
+        node.supervisor.stop(name, LIMIT).unwrap();
+    }
+    assert_eq!(zdbs.inventory().unwrap(), [id("seq")]);
+    let mut user = node.user(made.port);
+    user.select("7-99-seq", None).unwrap();
+    assert!(user.get(&key).is_err());
+    zdbs.thaw(&id("seq")).unwrap();
+    assert_eq!(user.get(&key).unwrap().as_deref(), Some(&b"v"[..]));
+    assert!(matches!(zdbs.freeze(&id("none")), Err(ZdbError::Absent(_))));
+}
+
+#[test]
+fn disks_are_filled_by_what_was_promised_and_no_further() {
+    let Some(node) = Node::start() else { return };
+    let zdbs = node.open();
+    let ports: Vec<u16> = ["a", "b", "c"]
+        .into_iter()
+        .map(|name| zdbs.provision(&id(name), &zdb(4 * MIB, "user", "", true)).unwrap().port)
+        .collect();
+    // Always where the most is left.
+    assert_ne!(ports[0], ports[1]);
+    let promised: u64 = zdbs.promised().values().sum();
+    assert_eq!(promised, 12 * MIB);
+    let full = "not enough space left in pools of this type hdd";
+    let error = zdbs.provision(&id("d"), &zdb(7 * MIB, "user", "", true)).unwrap_err();
+    assert_eq!(error.to_string(), full);
+    let error = zdbs.update(&id("a"), &zdb(11 * MIB, "user", "", true)).unwrap_err();
+    assert_eq!(error.to_string(), full);
+    zdbs.provision(&id("d"), &zdb(6 * MIB, "user", "", true)).unwrap();
+    assert_eq!(zdbs.inventory().unwrap().len(), 4);
+}
+
+#[test]
+fn a_making_that_was_interrupted_is_made_again_and_nobody_wrote_meanwhile() {
+    let Some(node) = Node::start() else { return };
+    let zdbs = node.open();
+    // As a crash leaves it: behind the first two commands.
+    let mut admin = admin(&node, "zdb-two");
+    admin.call(&[b"NSNEW", b"7-99-half"]).unwrap();
+    admin.call(&[b"NSSET", b"7-99-half", b"freeze", b"1"]).unwrap();
+    let mut user = node.user(node.config.servers[1].port);
+    user.select("7-99-half", None).unwrap();
+    assert!(user.set(b"k", b"v").is_err());
+    assert_eq!(zdbs.inventory().unwrap(), [id("half")]);
+    let made = zdbs.provision(&id("half"), &zdb(MIB, "seq", "pw", false)).unwrap();
+    assert_eq!(made.port, node.config.servers[1].port);
+    let mut user = node.user(made.port);
+    assert!(user.select("7-99-half", None).is_err());
+    user.select("7-99-half", secret("pw").as_ref()).unwrap();
+    assert!(matches!(user.call(&[b"SET", b"", b"v"]).unwrap(), Value::Bulk(_)));
+}
+
+#[test]
+fn a_server_that_is_killed_or_whose_settings_are_lost_comes_back_with_its_data() {
+    let Some(mut node) = Node::start() else { return };
+    let zdbs = node.open();
+    let made = zdbs.provision(&id("data"), &zdb(MIB, "user", "", true)).unwrap();
+    let mut user = node.user(made.port);
+    user.select("7-99-data", None).unwrap();
+    user.set(b"k", b"v").unwrap();
+    for status in node.supervisor.list().unwrap() {
+        let pid = status.pid.and_then(|pid| i32::try_from(pid).ok()).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    assert_eq!(zdbs.inventory().unwrap(), [id("data")]);
+    // Nobody knows the administrator's password any more.
+    drop(zdbs);
+    std::fs::remove_dir_all(node.folder.path().join("run")).unwrap();
+    node.config.servers[0].port = free_port();
+    node.config.servers[1].port = free_port();
+    let zdbs = node.open();
+    let again = zdbs.provision(&id("data"), &zdb(MIB, "user", "", true)).unwrap();
+    assert_ne!(again.port, made.port);
+    let mut user = node.user(again.port);
+    user.select("7-99-data", None).unwrap();
+    assert_eq!(user.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert!(zdbs.check().is_empty());
+}
+
+fn admin(node: &Node, name: &str) -> Client {
+    let settings = std::fs::read_to_string(node.config.runtime.join(format!("{name}.toml")));
+    let settings = settings.unwrap();
+    let password = settings.lines().find_map(|line| line.strip_prefix("admin = \"")).unwrap();
+    let endpoint = Endpoint::Unix(node.config.runtime.join(format!("{name}.sock")));
+    let mut client = Client::connect(&endpoint, &Timeouts::default()).unwrap();
+    client.auth(&Password::new(password.trim_end_matches('"'))).unwrap();
+    client
+}
