@@ -10,8 +10,9 @@
 //! volumes: [{name: spare, node: 1, size: 5G}]
 //! ```
 //!
-//! What names no node gets one ([`crate::choose`]). Each entry becomes one deployment, and so one contract, on each of its nodes. Its contract carries the
-//! project and the name, which is how the same file finds it again.
+//! What names no node gets one ([`crate::choose`]). Each entry becomes one deployment, and so one
+//! contract, on each of its nodes. Its contract carries the project and the name, which is how the same
+//! file finds it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

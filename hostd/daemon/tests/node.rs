@@ -257,12 +257,19 @@ async fn a_node_follows_its_network_to_another_chain() {
     })
     .await;
 
-    std::fs::write(&network, grid.network().to_json()).unwrap();
-    // The file is looked at every minute; whoever can't wait starts the node again.
     daemon.stop().await;
-    let daemon = Daemon::start(config.clone(), Arc::new(Machine::default())).await.unwrap();
-    let first = node(&daemon).await;
-    assert!(grid.chain().node(first.node_id).await.unwrap().is_some());
-    drop(first);
-    daemon.stop().await;
+
+    // The chain is there, and then another one, on which the node is new.
+    let other = Grid::up(&bench.folder.path().join("other"));
+    let other_farm = other.farm().await;
+    assert_eq!(other_farm, farm);
+    for grid in [&grid, &other] {
+        std::fs::write(&network, grid.network().to_json()).unwrap();
+        let daemon = Daemon::start(config.clone(), Arc::new(Machine::default())).await.unwrap();
+        let node = node(&daemon).await;
+        let known = grid.chain().node(node.node_id).await.unwrap().unwrap();
+        assert_eq!(known.twin_id, node.twin_id);
+        drop(node);
+        daemon.stop().await;
+    }
 }
