@@ -441,6 +441,17 @@ fn is_passing(error: &anyhow::Error) -> bool {
     by_call || error.downcast_ref().is_some_and(ChainError::is_unreachable)
 }
 
+/// What was done, or would be, in words.
+pub(crate) fn told(action: &str, is_dry_run: bool) -> &'static str {
+    match (action, is_dry_run) {
+        ("create", false) => "created",
+        ("create", true) => "would create",
+        ("update", false) => "updated",
+        ("update", true) => "would update",
+        _ => "as it should be",
+    }
+}
+
 /// A state in words.
 pub(crate) fn explained(state: &str) -> &'static str {
     match state {

@@ -29,7 +29,7 @@ fn a_file_is_deployed_changed_and_cancelled() {
 
     let planned = world.grid(&["deploy", "-f", text(&shop), "--dry-run"]).done();
     let expected = ["network lan", "vm web", "zdb db", "volume spare"]
-        .map(|what| format!("create: {what} on node 1\n"));
+        .map(|what| format!("would create: {what} on node 1\n"));
     assert_eq!(planned.out, expected.concat());
     assert!(world.contracts().is_empty(), "nothing was made");
 
@@ -51,11 +51,14 @@ fn a_file_is_deployed_changed_and_cancelled() {
     // The node's user changes one thing.
     world.file("shop.yaml", &PLAN.replace("db, node: 1, size: 1G", "db, node: 1, size: 2G"));
     let changed = world.grid(&deploy).done();
-    let line = format!("update: zdb db on node 1, contract {} (db)\n", contracts["db"].0);
+    let line = format!("updated: zdb db on node 1, contract {} (db)\n", contracts["db"].0);
     assert!(changed.out.contains(&line), "{}", changed.out);
     assert_eq!(world.machine.take_done(), ["change db"]);
     let shown = world.grid(&["show", &contracts["db"].0.to_string(), "--json"]).json();
-    assert_eq!((&shown["version"], &shown["workloads"][0]["data"]["size"]), (&json!(1), &json!(2_u64 << 30)));
+    assert_eq!(
+        (&shown["version"], &shown["workloads"][0]["data"]["size"]),
+        (&json!(1), &json!(2_u64 << 30))
+    );
     // What can't be changed is refused before anything is done.
     world.file("shop.yaml", &PLAN.replace("memory: 512M", "memory: 1G"));
     world.grid(&deploy).failed(&["can't be changed while it exists"]);

@@ -230,9 +230,7 @@ fn refused_by_the_chain(liar: &Liar<'_>) {
     // A contract that somebody else pays for.
     let theirs = liar.pay(&chain, node, &hash);
     let payer = world.runtime.block_on(chain.chain().twin_of_account(chain.account())).unwrap();
-    let why = format!(
-        "contract of twin {} cannot pay for a deployment of twin {me}",
-        payer.unwrap()
-    );
+    let why =
+        format!("contract of twin {} cannot pay for a deployment of twin {me}", payer.unwrap());
     judged(theirs, &why);
 }
