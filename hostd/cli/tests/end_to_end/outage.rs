@@ -55,7 +55,7 @@ fn when_the_whole_grid_fails_the_node_goes_on() {
     world.machine.take_done();
 
     world.kill_grid();
-    world.grid(&["show", &kept.to_string()]).failed(&["no endpoint"]);
+    world.grid(&["show", &kept.to_string()]).failed(&["the chain can't be reached"]);
     std::thread::sleep(QUIET_TIME);
     assert_eq!(world.machine.take_done(), [""; 0]);
 
