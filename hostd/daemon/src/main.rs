@@ -1,3 +1,120 @@
-//! The `hostd` command.
+//! The `hostd` command: a node of the grid on this machine.
+//!
+//! | command | what |
+//! |---|---|
+//! | `check` | whether a configuration is one, and what comes of it |
+//! | `status` | how the node that runs here is |
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2
+//! wrong usage.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod look;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use hostd_daemon::Config;
+use hostd_daemon::network::load_file;
+
+/// Where the configuration is if nothing is said.
+const CONFIG: &str = "/etc/hostd/hostd.toml";
+
+/// A node of the grid on this machine
+#[derive(Parser)]
+#[command(name = "hostd", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say whether a configuration is one, and what comes of it
+    Check {
+        /// The file
+        #[arg(default_value = CONFIG)]
+        config: PathBuf,
+    },
+    Status(look::StatusArguments),
+}
+
+/// What flags say of the configuration
+#[derive(Args)]
+struct Overrides {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+    /// The folder of everything that must survive
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// Path or address of network.json
+    #[arg(long, value_name = "PATH|URL")]
+    network: Option<String>,
+    /// The farm's number
+    #[arg(long, value_name = "NUMBER")]
+    farm: Option<u32>,
+    /// The socket that tells how the node is
+    #[arg(long, value_name = "PATH")]
+    status: Option<PathBuf>,
+}
+
+impl Overrides {
+    /// The configuration: flags override the file, and the file what is usual.
+    fn config(self) -> anyhow::Result<Config> {
+        let mut config = Config::read(&self.config)?;
+        if let Some(state) = self.state {
+            config.state = state;
+        }
+        if let Some(network) = self.network {
+            config.network = network;
+        }
+        if let Some(farm) = self.farm {
+            config.farm = farm;
+        }
+        config.status = self.status.or(config.status);
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Check { config } => check(config),
+        Command::Status(arguments) => look::status(arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads everything that a start would read, and changes nothing.
+fn check(path: PathBuf) -> anyhow::Result<()> {
+    let nothing = Overrides { config: path, state: None, network: None, farm: None, status: None };
+    let config = nothing.config()?;
+    let is_url = config.network.starts_with("http://") || config.network.starts_with("https://");
+    if !is_url {
+        load_file(config.network.as_ref()).context("network")?;
+    }
+    print!("{}", toml::to_string(&config)?);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,1 +1,3 @@
 //! Runs workloads on this machine.
+
+pub mod facts;

@@ -14,7 +14,7 @@ use hostd_grid::capacity::Capacity;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::{VerifiedDeployment, Workload, WorkloadType};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A step that is under way.
 pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -107,7 +107,83 @@ pub struct About {
     pub wireguard_ports: Vec<u16>,
 }
 
+/// What the machine itself is, as the chain and others may know it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hardware {
+    /// Network cards by name; clients look for `zos`.
+    pub cards: BTreeMap<String, Card>,
+    /// Whether its firmware checked what it boots.
+    pub secure_boot: bool,
+    /// What its board says.
+    pub board_serial: Option<String>,
+    /// What its firmware says of it, part by part.
+    pub firmware: Vec<FirmwarePart>,
+}
+
+/// A network card.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Card {
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Its hardware address, `02:00:00:00:00:01`.
+    pub mac: String,
+}
+
+/// What firmware says of one part of the machine (SMBIOS 3.7 section 7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirmwarePart {
+    /// The number of its kind: 0 for the firmware itself, 1 for the machine, 2 for its board …
+    pub kind: u8,
+    /// What people call that kind.
+    pub title: &'static str,
+    /// What it says, by name.
+    pub properties: BTreeMap<&'static str, String>,
+}
+
+/// What a workload has sent and received over public addresses, for which its owner pays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traffic {
+    /// Which workload.
+    pub id: WorkloadId,
+    /// Bytes, both ways, since some time that does not change until the machine starts again.
+    pub bytes: u64,
+}
+
+/// What an owner may want of a machine that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineAction {
+    /// Start it, if it was stopped.
+    Start,
+    /// Stop it, until it is to start. It stays reserved, and stays stopped when the node starts again.
+    Stop,
+    /// Stop it and start it.
+    Restart,
+}
+
+/// One part of a node, and how it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Module {
+    /// What it is doing, in words.
+    #[serde(default)]
+    pub status: String,
+    /// What is wrong with it; empty if nothing is.
+    #[serde(default)]
+    pub error: String,
+}
+
+/// How a machine is, for whoever would have opened a shell to find out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Diagnosis {
+    /// Its parts by name, for everybody to see.
+    pub modules: BTreeMap<String, Module>,
+    /// Whatever helps, for the farmer alone: the kernel's log, processes, disks, cards.
+    pub details: serde_json::Map<String, serde_json::Value>,
+}
+
 /// A machine that workloads run on.
+///
+/// Methods with a body are what a machine can do without: one that does not say otherwise has no
+/// traffic to bill, can't stop its machines, and finds nothing wrong with itself.
 pub trait Host: Send + Sync {
     /// Types of workloads that it can run.
     fn supported(&self) -> &[WorkloadType];
@@ -141,4 +217,32 @@ pub trait Host: Send + Sync {
 
     /// What it says about itself.
     fn about(&self) -> About;
+
+    /// What it is.
+    fn hardware(&self) -> Hardware {
+        Hardware::default()
+    }
+
+    /// What workloads have sent and received over public addresses.
+    fn traffic(&self) -> Doing<'_, Result<Vec<Traffic>, HostError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Starts or stops a machine that is there, for its owner.
+    fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
+        let _ = (task, action);
+        let reason = "this node does not start or stop single machines".to_owned();
+        Box::pin(async { Err(HostError(reason)) })
+    }
+
+    /// Machines that crash again and again, so that the host has given them up, and why, in words. Each
+    /// is in the [inventory](Self::inventory) until it is removed, so that nothing starts it again.
+    fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// How it is.
+    fn diagnose(&self) -> Doing<'_, Diagnosis> {
+        Box::pin(async { Diagnosis::default() })
+    }
 }

@@ -12,22 +12,33 @@
 //! | [`host`] | what can be done to the machine |
 //! | [`commands`] | what other twins may ask, by name |
 //! | [`tfchain`] | TFChain as that ledger |
+//! | [`kyc`] | the service that knows which twins are somebody |
+//! | [`place`] | where a node is on the map |
+//! | [`state`] | what is remembered, and can be done without |
+//! | [`health`] | how duties go |
 //! | [`node`] | all of it: registered, reachable, doing its duties |
 
 #![forbid(unsafe_code)]
 
 pub mod commands;
 pub mod engine;
+pub mod health;
 pub mod host;
+pub mod kyc;
 pub mod ledger;
 pub mod node;
+pub mod place;
+mod power;
+pub mod state;
 pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod tfchain;
+mod traffic;
 
 pub use engine::{Engine, EngineConfig};
 pub use host::Host;
 pub use ledger::Ledger;
 pub use node::{Node, NodeConfig};
+pub use place::Place;
 pub use store::{Store, StoreKey};

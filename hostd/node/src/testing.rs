@@ -14,7 +14,9 @@ use hostd_grid::signature::{AccountKey, Scheme};
 use hostd_grid::{ContractId, SignedDeployment, TwinId, VerifiedDeployment, WorkloadType};
 use serde_json::{Value, json};
 
-use crate::host::{About, Doing, Host, HostError, Pool, Resources, Task, UpdateError};
+use crate::host::{
+    About, Doing, Host, HostError, MachineAction, Pool, Resources, Task, UpdateError,
+};
 use crate::ledger::{Contract, ContractState, Ledger, LedgerError, Reply, Subject};
 
 /// The node of all tests.
@@ -158,6 +160,8 @@ pub(crate) struct TestHost {
     pub(crate) calls: Mutex<Vec<String>>,
     /// Names of workloads that fail, however they are made.
     pub(crate) failing: Mutex<BTreeSet<String>>,
+    /// Machines that are given up until they are removed.
+    pub(crate) fallen: Mutex<Vec<(WorkloadId, String)>>,
 }
 
 impl TestHost {
@@ -205,6 +209,7 @@ impl Host for TestHost {
         Box::pin(async move {
             self.note("remove", &id)?;
             self.there.lock().unwrap().remove(&id);
+            self.fallen.lock().unwrap().retain(|(fallen, _)| *fallen != id);
             Ok(())
         })
     }
@@ -215,6 +220,14 @@ impl Host for TestHost {
 
     fn resume(&self, task: Task) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async move { self.note("resume", &task.id()) })
+    }
+
+    fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
+        Box::pin(async move { self.note(&format!("{action:?}"), &task.id()) })
+    }
+
+    fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
+        Box::pin(async { Ok(self.fallen.lock().unwrap().clone()) })
     }
 
     fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {

@@ -9,18 +9,26 @@ use hostd_grid::deployment::Keys;
 use hostd_grid::signature::AccountKey;
 use hostd_grid::{ContractId, TwinId};
 
+use crate::kyc::Kyc;
 use crate::ledger::{Contract, ContractState, Ledger, LedgerError, Reply, Subject};
 
 /// The chain, asked and told in the name of a node.
 pub struct TfChain {
     chain: SigningChain,
     node_id: u32,
+    kyc: Option<Kyc>,
 }
 
 impl TfChain {
     /// For the node of that number, whose identity `chain` signs with.
     pub fn new(chain: SigningChain, node_id: u32) -> Self {
-        Self { chain, node_id }
+        Self { chain, node_id, kyc: None }
+    }
+
+    /// Asks the service at that address who is somebody; nobody is asked if it is empty.
+    #[must_use]
+    pub fn with_kyc(self, url: &str) -> Self {
+        Self { kyc: Kyc::new(url), ..self }
     }
 }
 
@@ -47,6 +55,15 @@ impl Ledger for TfChain {
                 keys.extend(twin.map(|twin| (id, AccountKey(twin.account_id))));
             }
             Ok(keys)
+        })
+    }
+
+    fn is_verified(&self, twin: TwinId) -> Reply<'_, bool> {
+        Box::pin(async move {
+            match &self.kyc {
+                Some(kyc) => kyc.is_verified(twin).await.map_err(LedgerError::Refused),
+                None => Ok(true),
+            }
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hostd_rmb::identity::Identity;
 use hostd_rmb::peer::{Call, CallError, Peer, PeerConfig};
 use hostd_rmb::relay::TrustedRoots;
@@ -15,7 +16,9 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::engine::EngineConfig;
+use crate::health::{Duty, Health};
 use crate::ledger::Ledger;
+use crate::place::Place;
 use crate::store::{Store, StoreKey};
 use crate::testing::{Body, NODE, TestHost, TestLedger, signed};
 
@@ -97,6 +100,12 @@ impl Bus {
     }
 }
 
+/// What a node knows whose farmer is somebody else than the user.
+fn known() -> Known {
+    let place = Place { country_name: "Belgium".into(), ..Place::default() };
+    Known::new(place, Vec::new(), Arc::new(Health::default()))
+}
+
 #[tokio::test]
 async fn a_user_reserves_and_looks_over_the_bus() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,7 +114,8 @@ async fn a_user_reserves_and_looks_over_the_bus() {
     let config = EngineConfig { node_id: NODE, confirm_patience: Duration::from_millis(100) };
     let (chain, machine) = (Arc::clone(&ledger) as Arc<dyn Ledger>, host as Arc<dyn Host>);
     let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
-    let bus = Bus::start(commands(&Arc::new(engine), &machine)).await;
+    let known = Arc::new(known());
+    let bus = Bus::start(commands(&Arc::new(engine), &machine, &known)).await;
 
     let version = json!({"zos": "1.0.0", "zinit": ""});
     assert_eq!(bus.call("zos.system.version", "").await, Ok(version));
@@ -143,4 +153,93 @@ async fn a_user_reserves_and_looks_over_the_bus() {
     assert_eq!(refusal, "no public ipv6 found");
     let statistics = bus.call("zos.statistics.get", "").await.unwrap();
     assert_eq!(statistics["users"]["workloads"], 1);
+}
+
+#[tokio::test]
+async fn a_node_tells_everybody_something_and_its_farmer_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), StoreKey::from_seed(&[9; 32])).unwrap();
+    let (ledger, host) = (Arc::new(TestLedger::default()), Arc::new(TestHost::default()));
+    let (chain, machine) = (Arc::clone(&ledger) as Arc<dyn Ledger>, host as Arc<dyn Host>);
+    let config = EngineConfig::new(NODE);
+    let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
+    let health = Arc::new(Health::default());
+    let place = Place { country_name: "Belgium".into(), ..Place::default() };
+    let known = Arc::new(Known::new(place, Vec::new(), Arc::clone(&health)));
+    let bus = Bus::start(commands(&Arc::new(engine), &machine, &known)).await;
+
+    let place = bus.call("zos.location.get", "").await.unwrap();
+    assert_eq!(place["country_name"], "Belgium");
+    assert_eq!(bus.call("zos.gpu.list", "").await, Ok(Value::Null));
+    assert_eq!(bus.call("zos.network.list_public_ips", "").await, Ok(json!([])));
+    let refusal = bus.call("zos.network.public_config_get", "").await;
+    assert_eq!(refusal, Err("public config not found".to_owned()));
+    let refusal = bus.call("zos.perf.get", r#"{"Name": "iperf"}"#).await;
+    assert_eq!(refusal, Err("result not found".to_owned()));
+    let test = bus.call("zos.perf.get", r#"{"Name": "healthcheck"}"#).await.unwrap();
+    assert_eq!(test["result"]["network"], json!(["relay: not connected to any relay"]));
+    let firmware = bus.call("zos.system.dmi", "").await.unwrap();
+    assert_eq!(firmware["sections"], json!([]));
+
+    for prefix in ["zos.admin", "zos.network.admin"] {
+        let command = format!("{prefix}.interfaces");
+        assert_eq!(bus.call(&command, "").await, Err("unauthorized".to_owned()), "{command}");
+    }
+    health.note(Duty::Uptime, &Err("nobody listens"));
+    let shown = bus.call("zos.system.diagnostics", "").await.unwrap();
+    assert_eq!(shown["healthy"], false);
+    assert_eq!(shown["modules"]["uptime"]["error"], "nobody listens");
+    assert_eq!(shown.get("details"), None);
+
+    known.set_farmer(USER);
+    assert_eq!(bus.call("zos.admin.interfaces", "").await, Ok(json!({})));
+    let refusal = bus.call("zos.admin.set_public_nic", "\"eth1\"").await;
+    assert_eq!(refusal, Err("not supported".to_owned()));
+    let shown = bus.call("zos.system.diagnostics", "").await.unwrap();
+    assert_eq!(shown["details"], json!({}));
+    for command in ["zos.debug.deployment.health", "zos.vm.logs", "zos"] {
+        let unknown = Err("function is not found".to_owned());
+        assert_eq!(bus.call(command, "").await, unknown, "{command}");
+    }
+}
+
+#[tokio::test]
+async fn a_deployment_is_tried_before_it_is_paid_and_its_machine_is_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), StoreKey::from_seed(&[9; 32])).unwrap();
+    let (ledger, host) = (Arc::new(TestLedger::default()), Arc::new(TestHost::default()));
+    let config = EngineConfig { node_id: NODE, confirm_patience: Duration::from_millis(100) };
+    let chain = Arc::clone(&ledger) as Arc<dyn Ledger>;
+    let machine = Arc::clone(&host) as Arc<dyn Host>;
+    let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
+    let bus = Bus::start(commands(&Arc::new(engine), &machine, &Arc::new(known()))).await;
+
+    let names = ["vm", "disk", "net"];
+    let body = Body::of(&names, &names);
+    let trial = bus.call("zos.deployment.validate", signed(&body)).await.unwrap();
+    assert_eq!(trial["is_possible"], true, "{trial}");
+    assert_eq!(trial["is_signed"], true);
+    assert_eq!(trial["hash"], crate::testing::verified(&body).hash().to_string());
+    let huge = Body { size: 1 << 50, ..Body::of(&["disk", "volume"], &["disk", "volume"]) };
+    let trial = bus.call("zos.deployment.validate", signed(&huge)).await.unwrap();
+    assert_eq!(trial["is_possible"], false);
+    let problems = trial["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert_eq!(problems[0], "this node does not support workloads of type 'volume' yet");
+    assert!(host.take_calls().is_empty(), "nothing was done");
+
+    let control = |name: &str| json!({"contract_id": 5, "name": name}).to_string();
+    let refusal = bus.call("zos.vm.stop", control("vm")).await;
+    assert_eq!(refusal, Err("deployment not found".to_owned()));
+    ledger.pay(&body);
+    bus.call("zos.deployment.deploy", signed(&body)).await.unwrap();
+    let start = std::time::Instant::now();
+    while let Err(refusal) = bus.call("zos.vm.stop", control("vm")).await {
+        assert_eq!(refusal, "there is no workload 'vm' that runs");
+        assert!(start.elapsed() < PATIENCE, "in vain");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(host.take_calls().last().unwrap(), "Stop 1-5-vm");
+    let refusal = bus.call("zos.vm.restart", control("disk")).await;
+    assert_eq!(refusal, Err("workload 'disk' is a zmount, not a machine".to_owned()));
 }

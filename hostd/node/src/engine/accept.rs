@@ -13,7 +13,9 @@ use hostd_grid::deployment::{
     CreateError, SenderError, UpgradeError, ValidationError, VerifyError,
 };
 use hostd_grid::workload::State;
-use hostd_grid::{Deployment, SignedDeployment, TwinId, VerifiedDeployment, WorkloadType, json};
+use hostd_grid::{
+    Deployment, Name, SignedDeployment, TwinId, VerifiedDeployment, WorkloadType, json,
+};
 use tracing::info;
 
 use super::record::{Record, Standing};
@@ -38,6 +40,10 @@ pub enum AcceptError {
     Invalid(#[from] ValidationError),
     #[error(transparent)]
     Sender(#[from] SenderError),
+    #[error("user with twin id {0} is not verified")]
+    Unverified(TwinId),
+    #[error("failed to get twin verification status: {0}")]
+    Verification(LedgerError),
     #[error("failed to get the keys of its signers: {0}")]
     Keys(LedgerError),
     #[error(transparent)]
@@ -149,6 +155,7 @@ impl Shared {
         let signed = SignedDeployment::read(message)?;
         signed.validate()?;
         signed.check_sender(sender)?;
+        self.check_verified(sender).await?;
         let keys = self.ledger.keys(signed.signers()).await.map_err(AcceptError::Keys)?;
         let body = signed.verify(&keys)?;
         let kinds = body.deployment().workloads.iter().map(|workload| workload.data.kind());
@@ -159,7 +166,15 @@ impl Shared {
         }
     }
 
-    fn check_room(&self, twin: TwinId) -> Result<(), AcceptError> {
+    /// Checks that the grid's operator knows who that is.
+    pub(super) async fn check_verified(&self, twin: TwinId) -> Result<(), AcceptError> {
+        match self.ledger.is_verified(twin).await.map_err(AcceptError::Verification)? {
+            true => Ok(()),
+            false => Err(AcceptError::Unverified(twin)),
+        }
+    }
+
+    pub(super) fn check_room(&self, twin: TwinId) -> Result<(), AcceptError> {
         let slots = self.slots();
         if slots.len() >= DEPLOYMENT_COUNT_MAX {
             return Err(AcceptError::TooMany(slots.len()));
@@ -180,26 +195,25 @@ impl Shared {
 
     /// Checks that no other deployment of the twin has a network of the same name.
     fn check_names(&self, key: Key, body: &Deployment) -> Result<(), AcceptError> {
-        let shared = |deployment: &Deployment| {
-            let workloads = deployment.workloads.iter();
-            let shared = workloads.filter(|workload| workload.data.kind().is_shared());
-            shared.map(|workload| workload.name.clone()).collect::<Vec<_>>()
-        };
-        let wanted = shared(body);
-        for slot in self.slots() {
+        match self.taken_name(key, &shared_names(body)) {
+            Some(name) => Err(AcceptError::Conflict(name.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// Which of these names another deployment of the twin has for something that all may use.
+    pub(super) fn taken_name(&self, key: Key, wanted: &[Name]) -> Option<Name> {
+        self.slots().into_iter().find_map(|slot| {
             if slot.key == key || slot.key.twin_id != key.twin_id {
-                continue;
+                return None;
             }
             let record = slot.record();
             if matches!(record.standing, Standing::Rejected) {
-                continue;
+                return None;
             }
-            let taken = shared(record.newest().deployment());
-            if let Some(name) = wanted.iter().find(|name| taken.contains(name)) {
-                return Err(AcceptError::Conflict(name.to_string()));
-            }
-        }
-        Ok(())
+            let taken = shared_names(record.newest().deployment());
+            wanted.iter().find(|name| taken.contains(name)).cloned()
+        })
     }
 
     /// Writes a new deployment down.
@@ -243,6 +257,13 @@ impl Shared {
         }
         written
     }
+}
+
+/// Names of workloads that other deployments may use.
+fn shared_names(deployment: &Deployment) -> Vec<Name> {
+    let workloads = deployment.workloads.iter();
+    let shared = workloads.filter(|workload| workload.data.kind().is_shared());
+    shared.map(|workload| workload.name.clone()).collect()
 }
 
 fn first_entries(body: &VerifiedDeployment) -> Vec<Entry> {

@@ -22,10 +22,12 @@
 //! made; whatever comes later with the same version is not taken, unless it is the same bytes.
 
 mod accept;
+mod control;
 mod order;
 mod reconcile;
 mod record;
 mod settle;
+mod trial;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,11 +47,13 @@ use crate::store::{Entry, Key, Log, Store, StoreError};
 use record::Record;
 
 pub use accept::AcceptError;
+pub use control::ControlError;
 pub use reconcile::ReconcileError;
-pub use view::{Statistics, Users};
+pub use trial::Trial;
+pub use view::{Overview, Statistics, Users, WorkloadOverview};
 
 /// Steps that run on the host at a time.
-const STEP_COUNT_MAX: usize = 64;
+const STEP_COUNT_MAX: u32 = 64;
 /// First pause after a step that failed for reasons that may pass.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -144,7 +148,7 @@ impl Engine {
             damaged: inventory.damaged.into_iter().map(|(key, _)| key).collect(),
             deployments: Mutex::new(deployments),
             accepting: tokio::sync::Mutex::default(),
-            steps: Semaphore::new(STEP_COUNT_MAX),
+            steps: Semaphore::new(STEP_COUNT_MAX as usize),
             tasks: Mutex::default(),
         });
         shared.restore().await;
@@ -273,13 +277,13 @@ fn result(state: State, message: impl Into<String>) -> WorkloadResult {
 }
 
 /// Seconds since 1970.
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.ok().and_then(|time| i64::try_from(time.as_secs()).ok()).unwrap_or(0)
 }
 
 /// Does something that may wait for the disk, to its end.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         // It was not aborted, since it had begun, or the whole runtime ends.
@@ -291,7 +295,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Locks what is never left half done, so that a panic elsewhere does not matter.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -220,7 +220,7 @@ impl Record {
         deployment.workloads.iter().find(|workload| workload.name == *name)
     }
 
-    fn task(&self, version: u32, name: &Name) -> Option<Task> {
+    pub(super) fn task(&self, version: u32, name: &Name) -> Option<Task> {
         let body = self.bodies.get(&version)?;
         let mut workloads = body.deployment().workloads.iter();
         Task::new(Arc::clone(body), workloads.position(|workload| workload.name == *name)?)

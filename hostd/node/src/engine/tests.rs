@@ -289,3 +289,44 @@ impl WorkloadIdOf {
         hostd_grid::derived::WorkloadId { twin_id, contract_id, name }
     }
 }
+
+#[tokio::test]
+async fn a_machine_that_was_given_up_is_taken_down_and_stays_down() {
+    let bench = Bench::new();
+    let names = ["vm", "disk", "net"];
+    let engine = bench.running(&Body::of(&names, &names)).await;
+    engine.take_down_fallen().await.unwrap();
+    assert_eq!(states(&engine), ["vm 0 ok", "disk 0 ok", "net 0 ok"]);
+    bench.host.take_calls();
+    let there = bench.host.there.lock().unwrap().clone();
+    let id = there.into_iter().find(|id| id.name.as_str() == "vm").unwrap();
+    bench.host.fallen.lock().unwrap().push((id, "so many crashes".into()));
+    engine.take_down_fallen().await.unwrap();
+    assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
+    let message = engine.get(TWIN, CONTRACT).unwrap().workloads[0].result.message.clone();
+    assert_eq!(message, "workload decommissioned by system, reason: so many crashes");
+    assert_eq!(bench.host.take_calls(), ["remove 1-5-vm"]);
+
+    // It is not made again, now or after a restart.
+    engine.rest().await;
+    drop(engine);
+    let engine = bench.start().await;
+    engine.reconcile().await.unwrap();
+    assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
+    assert_eq!(bench.host.take_calls(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_engine_that_rests_begins_nothing() {
+    let bench = Bench::new();
+    let engine = bench.start().await;
+    engine.rest().await;
+    let body = Body::default();
+    bench.ledger.pay(&body);
+    engine.deploy(TWIN, &signed(&body)).await.unwrap();
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(bench.host.take_calls(), Vec::<String>::new());
+    drop(engine);
+    let engine = bench.start().await;
+    until("it runs", || states(&engine) == ["db 0 ok"]).await;
+}

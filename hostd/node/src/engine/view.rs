@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use hostd_grid::capacity::Capacity;
 use hostd_grid::workload::{Interface, State, WorkloadData};
-use hostd_grid::{ContractId, Deployment, Name, TwinId, Workload};
+use hostd_grid::{ContractId, Deployment, Name, TwinId, Workload, WorkloadType};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::record::{Record, Standing};
 use super::{Engine, Shared, Slot};
@@ -37,6 +38,39 @@ pub struct Users {
     pub workloads: usize,
     /// When the last one was made, in seconds since 1970; 0 if never.
     pub last_deployment_timestamp: i64,
+}
+
+/// A deployment, without anything that its owner alone may know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Overview {
+    /// Whose it is.
+    pub twin_id: u32,
+    /// Its contract.
+    pub contract_id: u64,
+    /// Its newest version.
+    pub version: u32,
+    /// How its contract stands: `paid`, `not paid`, `not confirmed`, `rejected` or `over`.
+    pub contract: &'static str,
+    /// Its workloads.
+    pub workloads: Vec<WorkloadOverview>,
+}
+
+/// A workload, without what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkloadOverview {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The version in which it was added or last changed.
+    pub version: u32,
+    /// Its state.
+    pub state: &'static str,
+    /// Since when, in seconds since 1970.
+    pub since: i64,
+    /// Why.
+    pub message: String,
 }
 
 impl Engine {
@@ -93,6 +127,32 @@ impl Engine {
         addresses.into_iter().collect()
     }
 
+    /// Public addresses that workloads have, with their prefixes.
+    pub fn public_addresses(&self) -> Vec<String> {
+        let mut addresses = Vec::new();
+        for slot in self.shared.slots() {
+            let record = slot.record();
+            for (_, workload, place) in record.running() {
+                let is_public = matches!(
+                    workload.data.kind(),
+                    WorkloadType::PublicIp | WorkloadType::PublicIpv4
+                );
+                let shown = place.shown().filter(|_| is_public);
+                let result = shown.map(|(_, result)| result).filter(|it| it.state == State::Ok);
+                let data = result.map(|result| serde_json::from_str(result.data.as_str()));
+                let Some(Ok(Value::Object(data))) = data else { continue };
+                let texts = ["ip", "ip6"].into_iter().filter_map(|key| data.get(key)?.as_str());
+                addresses.extend(texts.filter(|text| !text.is_empty()).map(str::to_owned));
+            }
+        }
+        addresses
+    }
+
+    /// All deployments, for whoever looks after the machine: what and how, not what is in it.
+    pub fn overview(&self) -> Vec<Overview> {
+        self.shared.slots().into_iter().map(|slot| slot.record().overview()).collect()
+    }
+
     /// What there is, and what is taken.
     pub fn statistics(&self) -> Statistics {
         let Resources { total, system, .. } = self.shared.host.resources();
@@ -116,6 +176,32 @@ impl Engine {
 }
 
 impl Record {
+    fn overview(&self) -> Overview {
+        let contract = match &self.standing {
+            _ if self.is_in_grace => "not paid",
+            Standing::Unconfirmed => "not confirmed",
+            Standing::Confirmed(_) => "paid",
+            Standing::Rejected => "rejected",
+            Standing::Cancelled => "over",
+        };
+        let shown = self.shown();
+        let workloads = shown.workloads.into_iter().map(|workload| WorkloadOverview {
+            kind: workload.data.kind().name(),
+            name: workload.name.to_string(),
+            version: workload.version,
+            state: workload.result.state.name(),
+            since: workload.result.created.0,
+            message: workload.result.message,
+        });
+        Overview {
+            twin_id: self.key.twin_id.0,
+            contract_id: self.key.contract_id.0,
+            version: self.version(),
+            contract,
+            workloads: workloads.collect(),
+        }
+    }
+
     /// The newest version, with each workload as it stands.
     fn shown(&self) -> Deployment {
         let mut deployment = self.newest().deployment().clone();
@@ -135,6 +221,15 @@ impl Shared {
     /// Whether there is memory for a workload, beside all others.
     pub(super) fn check_memory(&self, slot: &Slot, workload: &Workload) -> Result<(), String> {
         let needed = workload.data.capacity().mru;
+        self.check_memory_size(needed, |key, name| key != slot.key || *name != workload.name)
+    }
+
+    /// Whether there is so much memory, beside what `is_other` says of.
+    pub(super) fn check_memory_size(
+        &self,
+        needed: u64,
+        is_other: impl Fn(Key, &Name) -> bool,
+    ) -> Result<(), String> {
         if needed == 0 {
             return Ok(());
         }
@@ -146,7 +241,7 @@ impl Shared {
                 continue;
             }
             for (name, there, _) in record.running() {
-                if other.key != slot.key || *name != workload.name {
+                if is_other(other.key, name) {
                     reserved += there.data.capacity();
                 }
             }

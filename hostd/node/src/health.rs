@@ -1,0 +1,134 @@
+//! How a node's duties go: what was done when, and what keeps the rest.
+//!
+//! Each duty says so itself, in [`Health::note`]; whoever wants to know reads it, over the message bus
+//! or on the machine.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use crate::engine::now;
+use crate::host::Module;
+
+/// Something that a node does again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    /// The chain knows the node as it is.
+    Registration,
+    /// The chain knows that the node is there.
+    Uptime,
+    /// The chain's events are followed.
+    Events,
+    /// Deployments, contracts and the machine are compared.
+    Comparison,
+    /// The chain knows what contracts have sent.
+    Traffic,
+    /// The chain knows whether the node runs.
+    Power,
+}
+
+impl Duty {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Registration,
+        Self::Uptime,
+        Self::Events,
+        Self::Comparison,
+        Self::Traffic,
+        Self::Power,
+    ];
+
+    /// Its name, also in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Registration => "registration",
+            Self::Uptime => "uptime",
+            Self::Events => "events",
+            Self::Comparison => "comparison",
+            Self::Traffic => "traffic",
+            Self::Power => "power",
+        }
+    }
+}
+
+/// How a duty goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Progress {
+    /// When it was last done, in seconds since 1970.
+    pub done_at: Option<i64>,
+    /// Why the last try failed; none if it did not.
+    pub error: Option<String>,
+    /// How often it failed.
+    pub failure_count: u64,
+}
+
+/// How all duties go.
+#[derive(Debug, Default)]
+pub struct Health {
+    duties: Mutex<BTreeMap<Duty, Progress>>,
+}
+
+impl Health {
+    /// A duty was done, or not.
+    pub fn note<E: std::fmt::Display>(&self, duty: Duty, done: &Result<(), E>) {
+        let mut duties = self.duties();
+        let progress = duties.entry(duty).or_default();
+        match done {
+            Ok(()) => {
+                progress.done_at = Some(now());
+                progress.error = None;
+            }
+            Err(error) => {
+                progress.error = Some(error.to_string());
+                progress.failure_count += 1;
+            }
+        }
+    }
+
+    /// How each duty goes that was tried.
+    pub fn progress(&self) -> BTreeMap<Duty, Progress> {
+        self.duties().clone()
+    }
+
+    /// The same as parts of the node.
+    pub(crate) fn modules(&self) -> BTreeMap<String, Module> {
+        let described = |(duty, progress): (Duty, Progress)| {
+            let status = match progress.done_at {
+                Some(at) => format!("done at {at}"),
+                None => "not done yet".to_owned(),
+            };
+            (duty.name().to_owned(), Module { status, error: progress.error.unwrap_or_default() })
+        };
+        self.progress().into_iter().map(described).collect()
+    }
+
+    fn duties(&self) -> MutexGuard<'_, BTreeMap<Duty, Progress>> {
+        self.duties.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_clears_what_failed() {
+        let health = Health::default();
+        health.note(Duty::Uptime, &Err("nobody listens"));
+        let module = health.modules().remove("uptime").unwrap();
+        assert_eq!((&*module.status, &*module.error), ("not done yet", "nobody listens"));
+        health.note(Duty::Uptime, &Ok::<(), String>(()));
+        let progress = &health.progress()[&Duty::Uptime];
+        assert_eq!((progress.error.as_ref(), progress.failure_count), (None, 1));
+        assert!(progress.done_at.is_some());
+        assert_eq!(health.progress().len(), 1);
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: std::collections::BTreeSet<_> = Duty::ALL.map(Duty::name).into();
+        assert_eq!(names.len(), Duty::ALL.len());
+    }
+}

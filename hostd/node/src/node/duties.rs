@@ -1,0 +1,221 @@
+//! What a node does again and again, and what it does when that fails.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hostd_chain::ChainError;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+
+use super::Shared;
+use crate::engine::{blocking, lock, now};
+use crate::health::Duty;
+use crate::host::Traffic;
+use crate::traffic::{Meter, Queue};
+
+/// How often a node says that it is there.
+const UPTIME_INTERVAL: Duration = Duration::from_secs(40 * 60);
+/// How often everything is compared.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
+/// How long a duty that failed waits before it is tried again.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the host is asked which machines it has given up.
+const FALLEN_INTERVAL: Duration = Duration::from_secs(10);
+/// How often traffic is counted.
+const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How much time a report of traffic is about, in seconds.
+const REPORT_WINDOW: i64 = 3600;
+
+impl Shared {
+    /// Says every now and then that the node is there, and then whether it runs.
+    pub(super) async fn report_uptime(self: Arc<Self>) {
+        let mut is_power_settled = false;
+        loop {
+            let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+            let unix = unix.map_or(0, |time| time.as_secs());
+            let reported = self.signing.report_uptime(uptime(), unix).await;
+            self.health.note(Duty::Uptime, &reported);
+            if let Err(error) = reported {
+                warn!(%error, "uptime was not reported");
+                sleep(RETRY_INTERVAL).await;
+                continue;
+            }
+            let mut pause = UPTIME_INTERVAL;
+            if !is_power_settled {
+                let settled = self.settle_power().await;
+                self.health.note(Duty::Power, &settled);
+                match settled {
+                    Ok(()) => is_power_settled = true,
+                    Err(error) => {
+                        warn!(%error, "the chain does not know that the node runs");
+                        pause = RETRY_INTERVAL;
+                    }
+                }
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Compares everything every now and then, and soon after a failure that passes.
+    pub(super) async fn compare(self: Arc<Self>) {
+        loop {
+            let compared = self.engine.reconcile().await;
+            self.health.note(Duty::Comparison, &compared);
+            let pause = match compared {
+                Ok(()) => RECONCILE_INTERVAL,
+                Err(error) => {
+                    warn!(%error, "not everything was compared");
+                    RETRY_INTERVAL
+                }
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Takes down machines that the host has given up.
+    pub(super) async fn watch_machines(self: Arc<Self>) {
+        loop {
+            if let Err(error) = self.engine.take_down_fallen().await {
+                warn!(%error, "which machines have fallen is not known");
+            }
+            sleep(FALLEN_INTERVAL).await;
+        }
+    }
+
+    /// Counts what contracts have sent and received, and reports it.
+    pub(super) async fn count_traffic(self: Arc<Self>, reports: Reports) {
+        let mut count = interval(TRAFFIC_INTERVAL);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = count.tick() => match self.host.traffic().await {
+                    Ok(traffic) => {
+                        let counted = reports.on_disk(move |files| files.count(&traffic, now()));
+                        if let Err(error) = counted.await {
+                            warn!(%error, "traffic was not counted");
+                        }
+                    }
+                    Err(error) => warn!(%error, "traffic was not counted"),
+                },
+                // While a report waits, the chain is asked again soon.
+                () = sleep(RETRY_INTERVAL), if reports.are_waiting() => {}
+            }
+            let sent = self.send_reports(&reports).await;
+            self.health.note(Duty::Traffic, &sent);
+        }
+    }
+
+    /// Sends all reports that wait.
+    async fn send_reports(&self, reports: &Reports) -> Result<(), String> {
+        let text = |error: io::Error| format!("reports on disk: {error}");
+        while let Some(report) = reports.on_disk(|files| files.queue.first()).await.map_err(text)? {
+            match self.signing.add_nru_reports(&report).await {
+                Ok(()) => info!(count = report.len(), "traffic was reported"),
+                // The chain's reasons don't pass.
+                Err(error @ ChainError::Refused { .. }) => {
+                    warn!(%error, "the chain takes no report of traffic");
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+            reports.on_disk(|files| files.queue.pop()).await.map_err(text)?;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds since the machine started, sleep included.
+fn uptime() -> u64 {
+    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
+}
+
+/// Traffic that was not reported yet, on disk.
+#[derive(Clone)]
+pub(super) struct Reports(Arc<Mutex<Files>>);
+
+/// The files, and what they say.
+struct Files {
+    folder: PathBuf,
+    meter: Meter,
+    queue: Queue,
+}
+
+impl Reports {
+    pub(super) fn open(folder: &Path) -> io::Result<Self> {
+        let queue = Queue::open(folder)?;
+        let meter = Meter::read(folder, now());
+        Ok(Self(Arc::new(Mutex::new(Files { folder: folder.to_owned(), meter, queue }))))
+    }
+
+    /// Does something that waits for the disk.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Files) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let files = Arc::clone(&self.0);
+        blocking(move || work(&mut lock(&files))).await
+    }
+
+    fn are_waiting(&self) -> bool {
+        lock(&self.0).queue.len() > 0
+    }
+}
+
+impl Files {
+    /// Takes note of all counters, and makes a report when it is time.
+    fn count(&mut self, traffic: &[Traffic], now: i64) -> io::Result<()> {
+        let before = self.meter.clone();
+        self.meter.add(traffic);
+        let report = match self.meter.age(now) < REPORT_WINDOW {
+            true => Vec::new(),
+            false => self.meter.report(now),
+        };
+        if self.meter.age(now) >= REPORT_WINDOW {
+            self.meter.restart(now);
+        }
+        if self.meter != before {
+            self.meter.write(&self.folder)?;
+        }
+        self.queue.push(&report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hostd_grid::derived::WorkloadId;
+    use hostd_grid::{ContractId, TwinId};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_hour_of_traffic_becomes_a_report_that_survives() {
+        let folder = tempfile::tempdir().unwrap();
+        let reports = Reports::open(folder.path()).unwrap();
+        let count = async |bytes, now: i64| {
+            let (twin_id, contract_id) = (TwinId(1), ContractId(5));
+            let id = WorkloadId { twin_id, contract_id, name: "ip".into() };
+            let traffic = [Traffic { id, bytes }];
+            reports.on_disk(move |files| files.count(&traffic, now)).await.unwrap();
+        };
+        let start = now();
+        count(10, start).await;
+        assert!(!reports.are_waiting());
+        count(15, start + 3700).await;
+        assert!(reports.are_waiting());
+        count(16, start + 3800).await;
+
+        let reports = Reports::open(folder.path()).unwrap();
+        let report = reports.on_disk(|files| files.queue.first()).await.unwrap().unwrap();
+        assert_eq!((report.len(), report[0].contract_id, report[0].nru), (1, 5, 15));
+        assert!((3600..3800).contains(&report[0].window), "{}", report[0].window);
+        reports.on_disk(|files| files.queue.pop()).await.unwrap();
+        assert!(!reports.are_waiting());
+    }
+
+    #[test]
+    fn the_machine_runs_for_longer_than_this_test() {
+        assert!(uptime() > 0);
+    }
+}

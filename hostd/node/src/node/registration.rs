@@ -1,0 +1,125 @@
+//! The chain knows the node as it is: its account, its twin, and what it has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hostd_chain::calls::NodeSpec;
+use hostd_chain::types::{Interface, Resources};
+use hostd_chain::{ChainError, SigningChain};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::{Shared, Site};
+use crate::health::Duty;
+use crate::host::Host;
+use crate::state::Numbers;
+
+/// How often the chain is asked whether it still knows the node as it is.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30 * 60);
+/// How often the node looks whether it is what it was.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// First pause after a failure.
+const RETRY_MIN: Duration = Duration::from_secs(5);
+/// Longest pause.
+const RETRY_MAX: Duration = Duration::from_secs(120);
+/// Which card's addresses the chain gets.
+const CARD: &str = "zos";
+
+/// Account, twin, node: each made or updated only if it has to be.
+pub(super) async fn register(
+    chain: &SigningChain,
+    site: &Site,
+    host: &dyn Host,
+) -> Result<Numbers, ChainError> {
+    chain.ensure_account(&site.activation_urls).await?;
+    let twin = chain.ensure_twin(Some(&site.relays), Some(&site.encryption_key)).await?;
+    let node = chain.ensure_node(&spec(site, host)).await?;
+    Ok(Numbers::new(node, twin, chain.account(), chain.chain().genesis()))
+}
+
+/// What the chain is to know.
+fn spec(site: &Site, host: &dyn Host) -> NodeSpec {
+    let total = host.resources().total;
+    let hardware = host.hardware();
+    let interfaces = hardware.cards.get(CARD).map(|card| Interface {
+        name: CARD.into(),
+        mac: card.mac.as_str().into(),
+        ips: card.ips.iter().map(|ip| ip.to_string().into()).collect(),
+    });
+    NodeSpec {
+        farm_id: site.farm_id,
+        resources: Resources { hru: total.hru, sru: total.sru, cru: total.cru, mru: total.mru },
+        location: site.place.on_chain(),
+        interfaces: interfaces.into_iter().collect(),
+        secure_boot: hardware.secure_boot,
+        virtualized: !host.about().hypervisor.is_empty(),
+        serial_number: hardware.board_serial,
+    }
+}
+
+impl Shared {
+    /// Registers again and again. Says so if the chain gives the node other numbers, and ends then.
+    pub(super) async fn keep_registered(
+        self: Arc<Self>,
+        mut is_registered: bool,
+        renumber: watch::Sender<bool>,
+    ) {
+        let mut retry = RETRY_MIN;
+        loop {
+            if !is_registered {
+                let registered = register(&self.signing, &self.site, &*self.host).await;
+                match registered {
+                    Ok(numbers) if numbers != self.numbers => {
+                        warn!(?numbers, "the chain gave this node other numbers");
+                        numbers.remember(&*self.state);
+                        renumber.send_replace(true);
+                        return;
+                    }
+                    Ok(_) => is_registered = true,
+                    Err(error) => {
+                        warn!(%error, "not registered");
+                        self.health.note(Duty::Registration, &Err(error));
+                    }
+                }
+            }
+            if is_registered {
+                let learned = self.learn().await;
+                self.health.note(Duty::Registration, &learned);
+                is_registered = learned.is_ok();
+            }
+            if is_registered {
+                retry = RETRY_MIN;
+                self.until_something_changes().await;
+                is_registered = false;
+            } else {
+                sleep(retry).await;
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+
+    /// Waits until it is time to ask the chain again.
+    async fn until_something_changes(&self) {
+        let (before, since) = (spec(&self.site, &*self.host), Instant::now());
+        while since.elapsed() < CHECK_INTERVAL {
+            sleep(LOOK_INTERVAL).await;
+            if spec(&self.site, &*self.host) != before {
+                info!("this node is not what it was");
+                return;
+            }
+        }
+    }
+
+    /// Asks the chain who the farmer is, and how the farmer wants the node to be reached.
+    async fn learn(&self) -> Result<(), ChainError> {
+        let chain = self.signing.chain();
+        if let Some(farm) = chain.farm(self.site.farm_id).await? {
+            self.known.set_farmer(farm.twin_id);
+        }
+        if let Some(node) = chain.node(self.numbers.node_id).await? {
+            self.known.set_public_config(node.public_config);
+        }
+        Ok(())
+    }
+}
