@@ -89,14 +89,15 @@ fn look(world: &World, contract: u64) {
     assert!(logs.out.contains("web version 0 was taken in and waits"), "{}", logs.out);
     assert!(logs.out.contains("web version 0 runs"), "{}", logs.out);
     world.grid(&["wait", &contract]).done();
-    world.grid(&["show", "4711"]).failed(&["there is no contract 4711"]);
+    world.grid(&["show", "4711"]).failed(&["there is no contract 4711"]).with(3);
 }
 
 #[test]
 fn what_fails_costs_nothing() {
     let world = World::new(&[]);
     let zdb = |name, node| world.grid(&["deploy", "zdb", name, "--node", node, "--size", "1G"]);
-    zdb("db", "99").failed(&["there is no node 99"]);
+    zdb("db", "99").failed(&["there is no node 99"]).with(3);
+    world.grid(&["deploy"]).failed(&["grid deploy --help"]).with(2);
     world.machine.forget_volumes();
     let volume = world.grid(&["deploy", "volume", "spare", "--node", "1", "--size", "1G"]);
     let volume = volume.failed(&["node 1 does not support volume yet"]);
@@ -119,4 +120,29 @@ fn what_fails_costs_nothing() {
     });
     assert_eq!(world.machine.names(), names(&[]));
     world.zdb("db");
+}
+
+#[test]
+fn a_node_is_chosen_and_one_thing_is_changed() {
+    let world = World::new(&[]);
+    until("the proxy knows that the node is up", || {
+        world.grid(&["node", "ls"]).done().out.contains(" up ")
+    });
+    let made = world.grid(&["deploy", "zdb", "db", "--size", "1G", "--json"]).json();
+    let contract = made[0]["contract_id"].as_u64().unwrap().to_string();
+    assert_eq!((&made[0]["node"], &made[0]["action"]), (&json!(1), &json!("create")), "{made}");
+    // The same again stays where it is.
+    let again = world.grid(&["deploy", "zdb", "db", "--size", "1G", "--json"]).json();
+    assert_eq!(again[0]["action"], "nothing", "{again}");
+    until("the proxy knows the contract", || {
+        world.grid(&["ls", "--json"]).json()[0]["contract_id"].to_string() == contract
+    });
+
+    let grown = world.grid(&["update", &contract, "--size", "3G"]).done();
+    assert_eq!(grown.out, "updated: zdb db on node 1, db, version 1\n");
+    world.grid(&["update", &contract]).failed(&["say what is to be different"]).with(2);
+    assert_eq!(world.machine.take_done(), ["make db", "change db"]);
+    let shown = world.grid(&["show", &contract, "--json"]).json();
+    assert_eq!(shown["workloads"][0]["data"]["size"], json!(3_u64 << 30));
+    world.grid(&["deploy", "zdb", "huge", "--size", "100T"]).failed(&["no node"]);
 }

@@ -37,7 +37,7 @@ fn without_a_relay_the_chain_is_obeyed_and_nobody_is_answered() {
     world.cut_relay();
     until("the relay knows", || world.devgrid(&["status"])["relay_sessions"] == 0);
     let zdb = ["deploy", "zdb", "new", "--node", "1", "--size", "1G"];
-    let refused = world.grid(&zdb).failed(&["node 1", "offline"]);
+    let refused = world.grid(&zdb).failed(&["node 1", "offline"]).with(75);
     assert!(!refused.err.contains("contract"), "none was made: {}", refused.err);
     world.grid(&["cancel", &over.to_string()]).done();
     until("the chain is obeyed", || world.machine.take_done() == ["remove over"]);
@@ -55,7 +55,7 @@ fn when_the_whole_grid_fails_the_node_goes_on() {
     world.machine.take_done();
 
     world.kill_grid();
-    world.grid(&["show", &kept.to_string()]).failed(&["the chain can't be reached"]);
+    world.grid(&["show", &kept.to_string()]).failed(&["the chain can't be reached"]).with(75);
     std::thread::sleep(QUIET_TIME);
     assert_eq!(world.machine.take_done(), [""; 0]);
 

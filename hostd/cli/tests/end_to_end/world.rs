@@ -11,7 +11,8 @@ use hostd_chain::calls::NodeSpec;
 use hostd_chain::types::{Interface, Location, Resources};
 use hostd_chain::{Chain, ChainConfig, SigningChain};
 use hostd_grid::network::Network;
-use hostd_node::{Node, NodeConfig, StoreKey};
+use hostd_node::state::MemoryState;
+use hostd_node::{Node, NodeConfig, Place, StoreKey};
 use hostd_rmb::identity::Identity;
 use hostd_rmb::relay::TrustedRoots;
 use hostd_rmb::signature::Scheme;
@@ -37,6 +38,8 @@ pub(crate) struct World {
     devgrid: Process,
     node: Option<Node>,
     pub(crate) machine: Arc<Machine>,
+    /// What the node's program remembers; it outlives the program, as the machine does.
+    remembered: Arc<MemoryState>,
     pub(crate) node_id: u32,
     farm_id: u32,
     chain_line: Line,
@@ -50,6 +53,7 @@ pub(crate) struct World {
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) is_done: bool,
+    code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
 }
@@ -70,6 +74,7 @@ impl World {
             devgrid,
             node,
             machine,
+            remembered: Arc::default(),
             node_id,
             farm_id,
             chain_line,
@@ -166,13 +171,24 @@ impl World {
         let relay = format!("ws://{}", self.relay_line.address);
         let config = NodeConfig {
             folder: self.dir.path().join("node"),
+            reports: self.dir.path().join("reports"),
             key: StoreKey::from_seed(&NODE_SEED),
+            state: Arc::clone(&self.remembered) as Arc<_>,
             relays: vec![relay.parse().unwrap()],
             roots,
             activation_urls: self.network.activation_urls.clone(),
+            kyc_url: self.network.kyc_url.clone(),
             limits: Default::default(),
             confirm_patience: Duration::from_secs(1),
-            spec: spec(self.farm_id),
+            farm_id: self.farm_id,
+            place: Place {
+                latitude: 51.05,
+                longitude: 3.71,
+                country_name: "Belgium".into(),
+                city_name: "Ghent".into(),
+                ..Place::default()
+            },
+            admin_twins: Vec::new(),
         };
         let identity = Arc::new(Identity::from_seed(Scheme::Ed25519, &NODE_SEED).unwrap());
         let machine = Arc::clone(&self.machine);
@@ -253,6 +269,12 @@ impl Said {
         self
     }
 
+    /// It ended with that status.
+    pub(crate) fn with(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{}{}", self.out, self.err);
+        self
+    }
+
     /// It printed JSON.
     pub(crate) fn json(self) -> Value {
         let said = self.done();
@@ -302,6 +324,7 @@ pub(crate) fn text(path: &Path) -> &str {
 fn said(output: std::process::Output) -> Said {
     Said {
         is_done: output.status.success(),
+        code: output.status.code(),
         out: String::from_utf8(output.stdout).unwrap(),
         err: String::from_utf8(output.stderr).unwrap(),
     }
@@ -339,7 +362,7 @@ fn address(url: &str) -> SocketAddr {
     url.rsplit('/').next().unwrap().parse().unwrap()
 }
 
-/// What the node says of itself.
+/// What a node says of itself.
 pub(crate) fn spec(farm_id: u32) -> NodeSpec {
     let resources = Resources { hru: 64 << 40, sru: 8 << 40, cru: 64, mru: 256 << 30 };
     NodeSpec {
