@@ -8,6 +8,11 @@ export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 
 # Our programs, optimised: always the same set in one call, so that what they have in common is built once.
 build_programs() { cargo build --quiet --release -p flist -p zdb-server -p mycelium-node -p lab -p boot-image -p measure; }
+# What `ci/bench grid` runs, apart: a chain takes minutes to build, and nothing else needs one.
+build_grid() {
+    cargo build --quiet --release -p measure -p devgrid -p devchain -p rmb-relay -p hostd-chain -p hostd-grid \
+        --bins --examples
+}
 
 # A heading on standard error; bold where a person looks at it.
 say() {

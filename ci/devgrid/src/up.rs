@@ -141,7 +141,7 @@ fn introduce(dir: &Path, network: &Network) {
     }
     println!("network     {dir}/network.json");
     println!();
-    println!("next: grid --network {dir}/network.json login");
+    println!("next: grid login --network {dir}/network.json");
     println!("      devgrid fund --dir {dir} ACCOUNT 1000");
     println!("      devgrid status --dir {dir}");
     let _ = std::io::stdout().flush();

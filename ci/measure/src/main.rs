@@ -7,6 +7,7 @@
 
 mod disk;
 mod flist;
+mod grid;
 mod mycelium;
 mod process;
 mod table;
@@ -53,6 +54,12 @@ enum Part {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
         rounds: u32,
     },
+    /// A grid on one machine: its chain, its relay, and what clients of both cost
+    Grid {
+        /// Only counted limits; exit 1 when one is missed
+        #[arg(long)]
+        check: bool,
+    },
     /// Booting a VM, against QEMU's microvm, in instructions
     Vmm {
         /// Only counted limits of ours; exit 1 when one is missed
@@ -69,6 +76,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Part::Zdb { check: false, rounds } => (false, zdb::timed(rounds)?),
         Part::Mycelium { check: true, .. } => (true, mycelium::counted()?),
         Part::Mycelium { check: false, rounds } => (false, mycelium::timed(rounds)?),
+        Part::Grid { check: true } => (true, grid::counted()?),
+        Part::Grid { check: false } => (false, grid::timed()?),
         Part::Vmm { check: true } => (true, vmm::counted()?),
         Part::Vmm { check: false } => (false, vmm::compared()?),
     };

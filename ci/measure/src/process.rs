@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// No measured program may take longer.
 const TIME_MAX: Duration = Duration::from_secs(600);
@@ -258,6 +259,22 @@ pub(crate) fn instructions<S: AsRef<OsStr>>(arguments: &[S]) -> anyhow::Result<f
     let text = fs::read_to_string(log)?;
     let count = text.lines().find_map(|line| line.split("Collected : ").nth(1));
     Ok(count.context("callgrind printed no count")?.trim().parse()?)
+}
+
+/// Raises the limit on open files for us and the servers we start; how many connections that allows.
+pub(crate) fn raise_descriptor_limit() -> usize {
+    /// What both sides open besides.
+    const OTHERS: u64 = 1500;
+    const WANTED: u64 = 64 * 1024;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: Some(WANTED), maximum: Some(WANTED) };
+    if setrlimit(Resource::Nofile, wanted).is_err() {
+        // Only root may raise the upper limit; what is below it is ours.
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(WANTED);
+    usize::try_from(current.saturating_sub(OTHERS)).unwrap_or(0)
 }
 
 /// Writes back what is dirty and empties the kernel's caches of files and names.

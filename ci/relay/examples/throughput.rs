@@ -1,8 +1,9 @@
-//! What the relay carries, from one session to another, on one machine: prints a table.
+//! What the relay carries, from one session to another, on one machine: prints a line a figure, its name
+//! and its value with a tab in between (`ci/bench grid` reads them).
 //!
 //! Sender, relay and receiver are tasks of one process on two threads, over loopback, so the figures
 //! include two websocket clients. Run it optimised: `cargo run --release -p rmb-relay --example
-//! throughput [--sessions N]`.
+//! throughput [--sessions N]`. Only idle sessions: `--sessions N --idle`.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -44,12 +45,13 @@ fn main() -> Result<(), Error> {
         (Some("--sessions"), Some(count)) => count.parse()?,
         _ => 0,
     };
+    let only_idle = arguments.next().as_deref() == Some("--idle");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(measure(sessions))
+    runtime.block_on(measure(sessions, only_idle))
 }
 
-async fn measure(sessions: usize) -> Result<(), Error> {
+async fn measure(sessions: usize, only_idle: bool) -> Result<(), Error> {
     let identity = Arc::new(Identity::from_seed(Scheme::Ed25519, &[7; 32])?);
     let config = RelayConfig {
         domains: vec!["127.0.0.1".into()],
@@ -63,13 +65,15 @@ async fn measure(sessions: usize) -> Result<(), Error> {
     let serving = Arc::clone(&relay);
     let _server = tokio::spawn(async move { serving.serve(listener).await });
 
-    let a = connect(address, &identity, 1).await?;
-    let b = connect(address, &identity, 2).await?;
-    let (a, b) = one_way(a, b, "warm-up", 100, 5_000).await?;
-    let (a, b) = one_way(a, b, "one way, 100 B payload", 100, 100_000).await?;
-    let (a, b) = one_way(a, b, "one way, 4 KiB payload", 4096, 50_000).await?;
-    let (a, b) = one_way(a, b, "one way, 64 KiB payload", 65_536, 10_000).await?;
-    round_trips(a, b, 3_000, Duration::from_millis(1)).await?;
+    if !only_idle {
+        let a = connect(address, &identity, 1).await?;
+        let b = connect(address, &identity, 2).await?;
+        let (a, b) = one_way(a, b, "warm-up", 100, 5_000).await?;
+        let (a, b) = one_way(a, b, "100 B", 100, 100_000).await?;
+        let (a, b) = one_way(a, b, "4 KiB", 4096, 50_000).await?;
+        let (a, b) = one_way(a, b, "64 KiB", 65_536, 10_000).await?;
+        round_trips(a, b, 3_000, Duration::from_millis(1)).await?;
+    }
     if sessions > 0 {
         idle(address, &identity, sessions).await?;
     }
@@ -106,7 +110,8 @@ async fn one_way(
     let seconds = begin.elapsed().as_secs_f64();
     let rate = f64::from(u32::try_from(count)?) / seconds;
     let mib = rate * f64::from(u32::try_from(size)?) / f64::from(1 << 20);
-    println!("{name:28} {rate:>10.0} messages/s {mib:>8.1} MiB/s");
+    figure(&format!("one way, {name}: messages/s"), rate);
+    figure(&format!("one way, {name}: MiB/s"), mib);
     Ok((sending.await??, b))
 }
 
@@ -139,8 +144,10 @@ async fn round_trips(
     answering.abort();
     times.sort();
     let at = |percent: usize| times.get(count * percent / 100).copied().unwrap_or_default();
-    let (p50, p99) = (at(50), at(99));
-    println!("{:28} p50 {p50:?}, p99 {p99:?}", "round trip, 1000 a second");
+    for percent in [50, 99] {
+        let name = format!("round trip, 1000 a second, p{percent}: ms");
+        figure(&name, at(percent).as_secs_f64() * 1e3);
+    }
     Ok(())
 }
 
@@ -152,9 +159,13 @@ async fn idle(address: SocketAddr, identity: &Identity, count: usize) -> Result<
         sockets.push(connect_bare(address, identity, 1000 + u32::try_from(number)?).await?);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let each = (resident_kib()?.saturating_sub(before)) * 1024 / count;
-    println!("{:28} {count}, {each} bytes each, clients' sockets included", "idle sessions");
+    let grown = resident_kib()?.saturating_sub(before);
+    figure("idle sessions: MiB", f64::from(u32::try_from(grown)?) / 1024.0);
     Ok(())
+}
+
+fn figure(what: &str, value: f64) {
+    println!("{what}\t{value:.3}");
 }
 
 fn resident_kib() -> Result<usize, Error> {

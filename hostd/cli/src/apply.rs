@@ -11,12 +11,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use hostd_chain::ChainError;
 use hostd_chain::calls::NodeContractSpec;
 use hostd_chain::types::ContractData;
 use hostd_grid::challenge::{DeploymentHash, Form};
 use hostd_grid::signature::Scheme;
 use hostd_grid::workload::State;
 use hostd_grid::{ContractId, Deployment, Name, SignedDeployment, TwinId, WorkloadData};
+use hostd_rmb::peer::CallError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -30,6 +32,8 @@ const LOOK_PAUSE_MIN: Duration = Duration::from_millis(200);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long a deployment may stand still before it is given up.
 const PROGRESS_TIME_MAX: Duration = Duration::from_secs(600);
+/// How long a node that took a deployment in may be away: it may start anew.
+const AWAY_TIME_MAX: Duration = Duration::from_secs(180);
 /// Bytes that a contract carries.
 const DATA_SIZE_MAX: usize = 512;
 /// What a node says of a contract whose deployment never came.
@@ -382,10 +386,23 @@ pub(crate) async fn wait(
     names: &[Name],
     say: impl Fn(&str),
 ) -> anyhow::Result<()> {
-    let (mut pause, mut seen) = (LOOK_PAUSE_MIN, 0);
+    let (mut pause, mut seen, mut is_away) = (LOOK_PAUSE_MIN, 0, false);
     let mut progress = tokio::time::Instant::now();
     loop {
-        let changes = changes(bus, node, contract).await?;
+        let changes = match changes(bus, node, contract).await {
+            Ok(changes) => changes,
+            Err(error) if !is_passing(&error) || progress.elapsed() > AWAY_TIME_MAX => {
+                return Err(error);
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut is_away, true) {
+                    say(&format!("no answer for now, trying again ({error:#})"));
+                }
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+        };
+        is_away = false;
         for change in changes.iter().skip(seen) {
             say(&format!("{} {} {}", change.kind, change.name, explained(&change.result.state)));
         }
@@ -416,6 +433,26 @@ pub(crate) async fn wait(
         );
         tokio::time::sleep(pause).await;
         pause = (pause * 5 / 4).min(LOOK_PAUSE_MAX);
+    }
+}
+
+/// Whether the same question may be answered later: the node starts anew, or nobody is reached.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let by_call = error.downcast_ref().is_some_and(|error| {
+        use CallError::{NoAnswer, NotSent, Relay, Twins};
+        matches!(error, Relay(_) | NoAnswer { .. } | NotSent(_) | Twins(_))
+    });
+    by_call || error.downcast_ref().is_some_and(ChainError::is_unreachable)
+}
+
+/// What was done, or would be, in words.
+pub(crate) fn told(action: &str, is_dry_run: bool) -> &'static str {
+    match (action, is_dry_run) {
+        ("create", false) => "created",
+        ("create", true) => "would create",
+        ("update", false) => "updated",
+        ("update", true) => "would update",
+        _ => "as it should be",
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use hostd_chain::types::{ContractData, Node, PowerState};
+use hostd_grid::timestamp::Timestamp;
 use serde_json::{Value, json};
 
 use crate::apply::{self, changes, deployment, explained};
@@ -276,7 +277,9 @@ pub(crate) async fn logs(
     for change in happened {
         let apply::HappenedResult { created, state, message } = change.result;
         let (kind, name, state) = (change.kind, change.name, explained(&state));
-        println!("{created} {kind} {name} version {} {state} {message}", change.version);
+        let time = Timestamp(created);
+        let message = if message.is_empty() { message } else { format!(": {message}") };
+        println!("{time} {kind} {name} version {} {state}{message}", change.version);
     }
     Ok(())
 }

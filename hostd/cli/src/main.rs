@@ -189,7 +189,8 @@ async fn deploy(session: &Session, arguments: DeployArguments, json: bool) -> an
             true => String::new(),
             false => format!(" ({})", outcome.workloads.join(", ")),
         };
-        let (action, kind, name) = (outcome.action, outcome.kind, outcome.name);
+        let action = apply::told(outcome.action, dry_run);
+        let (kind, name) = (outcome.kind, outcome.name);
         println!("{action}: {kind} {name} on node {}{contract}{changed}", outcome.node);
     }
     Ok(())

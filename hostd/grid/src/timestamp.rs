@@ -1,5 +1,7 @@
 //! Points in time as deployments have them: seconds since 1970, or on input a date of RFC 3339.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Seconds since 1970-01-01T00:00:00Z.
@@ -8,6 +10,8 @@ use serde::Serialize;
 pub struct Timestamp(pub i64);
 
 const SECONDS_OF_DAY: i64 = 86_400;
+/// Days of 400 years.
+const DAYS_OF_CYCLE: i64 = 146_097;
 
 impl Timestamp {
     /// Reads `YYYY-MM-DDThh:mm:ss[.fraction](Z|±hh:mm)`, strictly. A fraction is dropped.
@@ -32,6 +36,16 @@ impl Timestamp {
             days_since_1970(year, month, day) * SECONDS_OF_DAY + hour * 3600 + minute * 60 + second
                 - offset;
         in_range.then_some(Self(seconds))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    /// As RFC 3339 has it, in UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, second) = (self.0.div_euclid(SECONDS_OF_DAY), self.0.rem_euclid(SECONDS_OF_DAY));
+        let (year, month, day) = date(days);
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
 
@@ -78,14 +92,33 @@ fn days_of_month(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days of the proleptic Gregorian calendar from 1970-01-01 to a date.
+/// Days of the proleptic Gregorian calendar from 0000-01-01 to the first of a year.
+fn days_before(year: i64) -> i64 {
+    year * 365 + (year + 3).div_euclid(4) - (year + 99).div_euclid(100)
+        + (year + 399).div_euclid(400)
+}
+
+/// Days from 1970-01-01 to a date.
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    let before = |year: i64| {
-        year * 365 + (year + 3).div_euclid(4) - (year + 99).div_euclid(100)
-            + (year + 399).div_euclid(400)
-    };
     let months: i64 = (1..month).map(|month| days_of_month(year, month)).sum();
-    before(year) - before(1970) + months + day - 1
+    days_before(year) - days_before(1970) + months + day - 1
+}
+
+/// Year, month and day, so many days after 1970-01-01.
+fn date(days: i64) -> (i64, i64, i64) {
+    let days = days + days_before(1970);
+    // The calendar is the same again every 400 years.
+    let (cycle, days) = (days.div_euclid(DAYS_OF_CYCLE), days.rem_euclid(DAYS_OF_CYCLE));
+    let mut year = days / 366;
+    while days_before(year + 1) <= days {
+        year += 1;
+    }
+    let (mut month, mut day) = (1, days - days_before(year));
+    while day >= days_of_month(year, month) {
+        day -= days_of_month(year, month);
+        month += 1;
+    }
+    (cycle * 400 + year, month, day + 1)
 }
 
 #[cfg(test)]
@@ -104,6 +137,24 @@ mod tests {
         assert_eq!(read("1969-12-31T23:59:59Z"), Some(-1));
         assert_eq!(read("0000-01-01T00:00:00Z"), Some(-62_167_219_200));
         assert_eq!(read("9999-12-31T23:59:59-23:59"), Some(253_402_300_799 + 86_340));
+    }
+
+    #[test]
+    fn dates_are_shown_as_they_are_read() {
+        for text in [
+            "1970-01-01T00:00:00Z",
+            "2023-11-14T22:13:20Z",
+            "2000-02-29T23:59:59Z",
+            "1969-12-31T23:59:59Z",
+            "0000-01-01T00:00:00Z",
+            "2100-03-01T00:00:00Z",
+            "9999-12-31T23:59:59Z",
+        ] {
+            assert_eq!(Timestamp::from_rfc3339(text).unwrap().to_string(), text);
+        }
+        for seconds in [i64::MIN, i64::MAX] {
+            assert!(Timestamp(seconds).to_string().ends_with('Z'), "{seconds}");
+        }
     }
 
     #[test]

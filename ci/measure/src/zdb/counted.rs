@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::peers::{Peer, load, raise_descriptor_limit};
+use super::peers::{Peer, load};
 use super::{MIB, figure, push};
-use crate::process::Traced;
+use crate::process::{Traced, raise_descriptor_limit};
 use crate::table::{Goal, Table};
 
 /// Keys of the counted namespace.

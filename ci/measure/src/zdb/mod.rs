@@ -9,8 +9,9 @@ mod peers;
 
 use anyhow::Context;
 pub(crate) use counted::counted;
-use peers::{Benchmark, Peer, load, raise_descriptor_limit};
+use peers::{Benchmark, Peer, load};
 
+use crate::process::raise_descriptor_limit;
 use crate::table::{Goal, Row, Table};
 
 /// Keys of the large namespace.

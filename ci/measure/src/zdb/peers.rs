@@ -6,7 +6,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::process::{Resource, Rlimit};
 use zdb_client::{Client, Endpoint, Timeouts, Value};
 
 use crate::process::Daemon;
@@ -212,22 +211,6 @@ fn connect(port: u16) -> anyhow::Result<Client> {
     let endpoint = Endpoint::Tcp("127.0.0.1".to_owned(), port);
     let timeouts = Timeouts { request: Duration::from_secs(120), ..Timeouts::default() };
     Ok(Client::connect(&endpoint, &timeouts)?)
-}
-
-/// Raises the limit on open files for us and the servers we start; how many connections that allows.
-pub(super) fn raise_descriptor_limit() -> usize {
-    /// What both sides open besides.
-    const OTHERS: u64 = 1500;
-    const WANTED: u64 = 64 * 1024;
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let wanted = Rlimit { current: Some(WANTED), maximum: Some(WANTED) };
-    if rustix::process::setrlimit(Resource::Nofile, wanted).is_err() {
-        // Only root may raise the upper limit; what is below it is ours.
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-        let _ = rustix::process::setrlimit(Resource::Nofile, raised);
-    }
-    let current = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(WANTED);
-    usize::try_from(current.saturating_sub(OTHERS)).unwrap_or(0)
 }
 
 fn free_port() -> anyhow::Result<u16> {
