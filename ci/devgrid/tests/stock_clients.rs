@@ -89,7 +89,7 @@ fn cache() -> PathBuf {
 fn run_clients(installed: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let (grid, network) = Grid::up_with(dir, WSS_PORT, &["--tls-name", IDENTITY_SERVICE]);
+    let (grid, network) = Grid::up(dir, WSS_PORT, &["--tls-name", IDENTITY_SERVICE]);
     let ca = dir.join("ca.pem");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let authority = std::fs::read(&ca).unwrap();
