@@ -68,15 +68,15 @@ test("a machine with a disk comes, is read and goes", { timeout: 120_000 }, asyn
   };
   const options = { name: "machines", network: { name: "net", ip_range: "10.20.0.0/16" }, machines: [machine] };
   const { contracts } = await grid.machines.deploy(options);
-  assert.equal(contracts.created.length, 1, "one deployment has the network and the machine");
+  assert.equal(contracts.created.length, 1, "its network has one too, which is not told");
   assert.deepEqual(await grid.machines.list(), ["machines"]);
   const [found] = await grid.machines.getObj("machines");
   assert.equal(found.status, "ok");
   assert.equal(found.nodeId, node.id);
   assert.match(found.interfaces[0].ip, /^10\.20\./);
   assert.equal(found.mounts[0].mountPoint, "/data");
-  const mine = await until(() => grid.contracts.listMyContracts(), mine => mine.nodeContracts.length === 1);
-  assert.deepEqual(mine.nodeContracts.map(one => one.nodeID), [node.id]);
+  const mine = await until(() => grid.contracts.listMyContracts(), mine => mine.nodeContracts.length === 2);
+  assert.deepEqual(mine.nodeContracts.map(one => one.nodeID), [node.id, node.id]);
   await grid.machines.delete({ name: "machines" });
   assert.deepEqual(await grid.machines.list(), []);
   await until(() => grid.contracts.listMyContracts(), mine => mine.nodeContracts.length === 0);
