@@ -15,6 +15,7 @@
 
 mod chain;
 pub mod genesis;
+mod legacy;
 pub mod pallets;
 mod rpc;
 pub mod runtime;

@@ -32,6 +32,7 @@ use sp_runtime::{
 use sp_version::RuntimeVersion;
 
 use crate::{
+    legacy,
     pallets::{kv_store, smart_contract, tfgrid, tft_price},
     types::{Balance, BlockNumber},
 };
@@ -245,6 +246,17 @@ construct_runtime!(
     }
 );
 
+/// The metadata that clients read, at the version that all of them know.
+#[must_use]
+pub fn metadata() -> Vec<u8> {
+    legacy::list_transfer(Runtime::metadata().into())
+}
+
+/// The metadata at a version, if there is any.
+pub(crate) fn metadata_at(version: u32) -> Option<Vec<u8>> {
+    Runtime::metadata_at_version(version).map(|metadata| legacy::list_transfer(metadata.to_vec()))
+}
+
 sp_api::impl_runtime_apis! {
     impl sp_api::Core<Block> for Runtime {
         fn version() -> RuntimeVersion {
@@ -262,11 +274,11 @@ sp_api::impl_runtime_apis! {
 
     impl sp_api::Metadata<Block> for Runtime {
         fn metadata() -> sp_core::OpaqueMetadata {
-            sp_core::OpaqueMetadata::new(Runtime::metadata().into())
+            sp_core::OpaqueMetadata::new(metadata())
         }
 
         fn metadata_at_version(version: u32) -> Option<sp_core::OpaqueMetadata> {
-            Runtime::metadata_at_version(version)
+            metadata_at(version).map(sp_core::OpaqueMetadata::new)
         }
 
         fn metadata_versions() -> Vec<u32> {

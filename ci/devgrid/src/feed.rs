@@ -1,9 +1,11 @@
 //! From the chain to the tables.
 //!
-//! At the start the tables are rebuilt: every event since block 1 is applied in order, and then what the
-//! state says has the last word. From then on each new block adds its events. The chain keeps all its
-//! blocks, so a feed that lags catches up by reading them.
+//! At the start the tables go on where they were [saved](crate::index::saved), or begin empty: every event
+//! since then is applied in order, and then what the state says has the last word. From then on each
+//! new block adds its events. The chain keeps all its blocks, so a feed that lags catches up by reading
+//! them.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use devchain::pallets::{smart_contract, tfgrid};
@@ -15,11 +17,19 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::index::{
     Bill, Contract, ContractKind, ContractState, Farm, Index, Interface, Node, PublicConfig,
-    PublicIp, Resources, Tables, Twin,
+    PublicIp, Resources, Tables, Twin, saved,
 };
 
-/// Fills `index` from all that `chain` has.
-pub(crate) fn rebuild(chain: &DevChain, index: &Index) {
+/// After how many blocks the tables are saved, so that a start after an end that nobody asked for has no
+/// more than these to read.
+const SAVE_INTERVAL_BLOCKS: u32 = 10_000;
+
+/// Fills `index` from what was saved in `folder` and all that `chain` has.
+pub(crate) fn rebuild(chain: &DevChain, index: &Index, folder: &Path) {
+    let hash_of = |number| chain.block(number).map(|block| block.hash.0);
+    if let Some(tables) = saved::load(folder, chain.genesis().0, hash_of) {
+        *index.write() = tables;
+    }
     catch_up(chain, index);
     let Some(view) = chain.view(None) else { return };
     let mut tables = index.write();
@@ -45,12 +55,27 @@ pub(crate) fn rebuild(chain: &DevChain, index: &Index) {
     }
 }
 
-/// Keeps `index` at the head of `chain`, until the chain ends.
-pub(crate) async fn run(chain: DevChain, index: Arc<Index>) {
+/// Keeps `index` at the head of `chain`, until the chain ends. Saves it to `folder` now and then.
+pub(crate) async fn run(chain: DevChain, index: Arc<Index>, folder: PathBuf) {
     let mut blocks = chain.subscribe();
     catch_up(&chain, &index);
+    let mut saved = index.read().block;
     while let Ok(_) | Err(RecvError::Lagged(_)) = blocks.recv().await {
         catch_up(&chain, &index);
+        let block = index.read().block;
+        if block.saturating_sub(saved) >= SAVE_INTERVAL_BLOCKS {
+            saved = block;
+            save(&chain, &index, &folder);
+        }
+    }
+}
+
+/// Saves `index` to `folder`. If that fails, the next start has more to read.
+pub(crate) fn save(chain: &DevChain, index: &Index, folder: &Path) {
+    let tables = index.read();
+    let Some(block) = chain.block(tables.block) else { return };
+    if let Err(error) = saved::save(folder, chain.genesis().0, block.hash.0, &tables) {
+        tracing::warn!(%error, "the index was not saved");
     }
 }
 
@@ -101,7 +126,7 @@ fn grid_event(tables: &mut Tables, event: &tfgrid::Event<devchain::runtime::Runt
         }
         Event::NodeUptimeReported(id, now, uptime) => {
             if let Some(node) = tables.nodes.get_mut(id) {
-                (node.uptime, node.updated_at) = (*uptime, *now);
+                (node.uptime, node.updated_at) = (Some(*uptime), *now);
             }
         }
         Event::NodePublicConfigStored(id, config) => {
@@ -264,8 +289,9 @@ fn put_node(tables: &mut Tables, node: &chain::Node) {
         power_down: before.is_some_and(|before| before.power_down),
         power_target_down: before.is_some_and(|before| before.power_target_down),
         extra_fee: before.map_or(0, |before| before.extra_fee),
-        uptime: before.map_or(0, |before| before.uptime),
+        uptime: before.and_then(|before| before.uptime),
         updated_at: before.map_or(tables.now, |before| before.updated_at),
+        features: before.map(|before| before.features.clone()).unwrap_or_default(),
     };
     tables.nodes.insert(node.id, row);
 }

@@ -1,7 +1,7 @@
 //! A running grid: the chain, its index, the relay and the services, on sockets it is given.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::index::Index;
 use crate::tls::{self, TlsListener};
 use crate::twins::ChainTwins;
-use crate::{admin, feed, graphql, rest, services};
+use crate::{admin, browser, census, feed, graphql, rest, services};
 
 /// The names by which twins say that they are at this relay.
 const RELAY_NAMES: [&str; 2] = ["127.0.0.1", "localhost"];
@@ -36,6 +36,9 @@ pub(crate) struct Sockets {
 
 /// A grid, until it is dropped.
 pub(crate) struct Grid {
+    dir: PathBuf,
+    chain: DevChain,
+    index: Arc<Index>,
     network: Network,
     reset: mpsc::Receiver<()>,
     rpc: RpcServer,
@@ -43,44 +46,50 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// Opens the chain as `options` say, and serves everything at `sockets`. Certificates and images
-    /// are in `dir`.
+    /// Opens the chain as `options` say, and serves everything at `sockets`. Certificates, images and
+    /// the saved index are in `dir`. Beside loopback's own names, TLS is for `tls_names`.
     pub(crate) async fn start(
         dir: &Path,
         options: ChainOptions,
         sockets: &Sockets,
+        tls_names: &[String],
     ) -> anyhow::Result<Self> {
-        let index = Arc::new(Index::default());
-        let chain = tokio::task::spawn_blocking({
-            let index = Arc::clone(&index);
-            move || {
-                let chain = DevChain::open(options).context("the chain can't be opened")?;
-                feed::rebuild(&chain, &index);
-                anyhow::Ok(chain)
-            }
-        })
-        .await??;
+        let (chain, index) = open(dir.to_owned(), options).await?;
         let network = network(&chain, sockets)?;
         let rpc = chain.serve(sockets.chain.try_clone()?).context("the chain can't be served")?;
-        let relay = Arc::new(relay(&chain)?);
+        let relay = Arc::new(relay(&chain, tls_names)?);
         let mut tasks = JoinSet::new();
+        let services = services(dir, &chain, &index)?;
         if let Some(socket) = &sockets.relay_tls {
-            let listener = TlsListener::new(listener(socket)?, tls::server_config(dir)?)?;
-            let router = relay.router();
+            let config = tls::server_config(dir, tls_names)?;
+            let listener = TlsListener::new(listener(socket)?, config)?;
+            let router = services.clone().merge(relay.router());
             tasks.spawn(async move { Ok(axum::serve(listener, router).await?) });
         }
         let (reset, asked) = mpsc::channel(1);
-        let router = services(dir, &chain, &index, &relay, reset)?;
+        let admin = admin::Admin {
+            chain: chain.clone(),
+            index: Arc::clone(&index),
+            relay: Arc::clone(&relay),
+            reset,
+        };
         let http = listener(&sockets.http)?;
+        let router = services.merge(admin::router(admin));
         let router = router.into_make_service_with_connect_info::<SocketAddr>();
         tasks.spawn(async move { Ok(axum::serve(http, router).await?) });
+        let address = format!("ws://{}", sockets.relay.local_addr()?).parse()?;
+        let [name, _] = RELAY_NAMES;
+        tasks.spawn(census::run(chain.clone(), Arc::clone(&index), address, name));
         let socket = listener(&sockets.relay)?;
         tasks.spawn(async move { Ok(relay.serve(socket).await?) });
-        tasks.spawn(async move {
-            feed::run(chain, index).await;
-            anyhow::bail!("the chain ended")
+        tasks.spawn({
+            let (chain, index, dir) = (chain.clone(), Arc::clone(&index), dir.to_owned());
+            async move {
+                feed::run(chain, index, dir).await;
+                anyhow::bail!("the chain ended")
+            }
         });
-        Ok(Self { network, reset: asked, rpc, tasks })
+        Ok(Self { dir: dir.to_owned(), chain, index, network, reset: asked, rpc, tasks })
     }
 
     /// Where everything is.
@@ -102,14 +111,27 @@ impl Grid {
     /// Ends all of it. What the chain accepted is durable already.
     pub(crate) async fn stop(mut self) {
         self.tasks.shutdown().await;
+        feed::save(&self.chain, &self.index, &self.dir);
         // A client that does not let go of its connection holds nobody up.
         let _ = tokio::time::timeout(STOP_TIME_MAX, self.rpc.stop()).await;
     }
 }
 
-fn relay(chain: &DevChain) -> anyhow::Result<Relay> {
+/// The chain and its index, up to date.
+async fn open(dir: PathBuf, options: ChainOptions) -> anyhow::Result<(DevChain, Arc<Index>)> {
+    let opening = move || {
+        let index = Arc::new(Index::default());
+        let chain = DevChain::open(options).context("the chain can't be opened")?;
+        feed::rebuild(&chain, &index, &dir);
+        Ok((chain, index))
+    };
+    tokio::task::spawn_blocking(opening).await?
+}
+
+fn relay(chain: &DevChain, tls_names: &[String]) -> anyhow::Result<Relay> {
+    let names = RELAY_NAMES.into_iter().chain(tls_names.iter().map(String::as_str));
     let config = RelayConfig {
-        domains: RELAY_NAMES.map(str::to_owned).to_vec(),
+        domains: names.map(str::to_owned).collect(),
         routes: std::collections::HashMap::new(),
         rate_limit: None,
         roots: TrustedRoots::new(None)?,
@@ -117,19 +139,8 @@ fn relay(chain: &DevChain) -> anyhow::Result<Relay> {
     Ok(Relay::new(config, Arc::new(ChainTwins(chain.clone())))?)
 }
 
-fn services(
-    dir: &Path,
-    chain: &DevChain,
-    index: &Arc<Index>,
-    relay: &Arc<Relay>,
-    reset: mpsc::Sender<()>,
-) -> anyhow::Result<Router> {
-    let admin = admin::Admin {
-        chain: chain.clone(),
-        index: Arc::clone(index),
-        relay: Arc::clone(relay),
-        reset,
-    };
+/// What anybody may ask for.
+fn services(dir: &Path, chain: &DevChain, index: &Arc<Index>) -> anyhow::Result<Router> {
     let graphql = graphql::router(Arc::clone(index)).context("the GraphQL schema")?;
     Ok(rest::router(Arc::clone(index))
         .merge(graphql)
@@ -137,7 +148,7 @@ fn services(
         .merge(services::kyc())
         .merge(services::geoip())
         .merge(services::hub(dir.join("hub")))
-        .merge(admin::router(admin)))
+        .layer(axum::middleware::from_fn(browser::allow)))
 }
 
 fn network(chain: &DevChain, sockets: &Sockets) -> anyhow::Result<Network> {

@@ -4,7 +4,7 @@
 //!  devgrid up ──┬─ chain     127.0.0.1:9944   JSON-RPC        devchain ──┐ blocks, events
 //!               ├─ relay     127.0.0.1:9945   websocket       rmb-relay  │
 //!               └─ services  127.0.0.1:9946   HTTP                       ▼
-//!                    grid proxy, /graphql ◄──────────────────── feed ─► index
+//!                    grid proxy, /graphql ◄──────────────────── feed ─► index ◄─ census ◄─ nodes
 //!                    /activation/activate  /kyc  /geoip  /hub  /admin
 //! ```
 //!
@@ -15,6 +15,8 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod browser;
+mod census;
 mod client;
 mod feed;
 mod graphql;

@@ -1,7 +1,8 @@
 //! TLS for the relay: stock clients register it on the chain by host name alone, and speak `wss` to it.
 //!
-//! The first start makes an authority and one certificate for `127.0.0.1` and `localhost`, and throws the
-//! authority's key away: whoever trusts `ca.pem` trusts nothing but that one certificate.
+//! The first start makes an authority and one certificate for `127.0.0.1`, `localhost` and what other names
+//! it is told, and throws the authority's key away: whoever trusts `ca.pem` trusts nothing but that one
+//! certificate. A start with other names makes both anew.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -27,7 +28,9 @@ use tracing::debug;
 pub(crate) const CA_FILE: &str = "ca.pem";
 const CERTIFICATE_FILE: &str = "relay.pem";
 const KEY_FILE: &str = "relay-key.pem";
-/// Whom the certificate is for.
+/// Whom the certificate is for, one a line.
+const NAMES_FILE: &str = "relay.names";
+/// Whom it is for in any case.
 const NAMES: [&str; 2] = ["127.0.0.1", "localhost"];
 /// Connections that may be shaking hands at the same time.
 const HANDSHAKE_COUNT_MAX: usize = 256;
@@ -36,15 +39,24 @@ const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What `dir`'s certificate makes a server of; it is made if there is none.
-pub(crate) fn server_config(dir: &Path) -> anyhow::Result<Arc<ServerConfig>> {
-    let [ca, certificate, key] = [CA_FILE, CERTIFICATE_FILE, KEY_FILE].map(|name| dir.join(name));
-    if ![&ca, &certificate, &key].iter().all(|path| path.exists()) {
-        let made = make().context("no certificate can be made")?;
-        // The authority last: once it is there, so is what it vouches for.
+/// What `dir`'s certificate makes a server of, for `more_names` too; it is made if there is none.
+pub(crate) fn server_config(
+    dir: &Path,
+    more_names: &[String],
+) -> anyhow::Result<Arc<ServerConfig>> {
+    let files = [CA_FILE, CERTIFICATE_FILE, KEY_FILE, NAMES_FILE];
+    let [ca, certificate, key, names] = files.map(|name| dir.join(name));
+    let wanted: Vec<String> =
+        NAMES.into_iter().map(str::to_owned).chain(more_names.iter().cloned()).collect();
+    let is_for_them = std::fs::read_to_string(&names).is_ok_and(|text| text == wanted.join("\n"));
+    if !is_for_them || ![&ca, &certificate, &key].iter().all(|path| path.exists()) {
+        let _ = std::fs::remove_file(&names);
+        let made = make(wanted.clone()).context("no certificate can be made")?;
         write(&key, &made.key)?;
         write(&certificate, &made.certificate)?;
         write(&ca, &made.ca)?;
+        // Last: once it is there, so is all the rest.
+        write(&names, &wanted.join("\n"))?;
     }
     let certificate = CertificateDer::from_pem_file(&certificate)
         .with_context(|| certificate.display().to_string())?;
@@ -63,14 +75,14 @@ struct Made {
     key: String,
 }
 
-fn make() -> Result<Made, rcgen::Error> {
+fn make(names: Vec<String>) -> Result<Made, rcgen::Error> {
     let mut authority = CertificateParams::new(Vec::new())?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.distinguished_name.push(DnType::CommonName, "devgrid");
     let authority_key = KeyPair::generate()?;
     let ca = authority.self_signed(&authority_key)?.pem();
     let issuer = Issuer::new(authority, authority_key);
-    let mut params = CertificateParams::new(NAMES.map(str::to_owned).to_vec())?;
+    let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, "devgrid relay");
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &issuer)?.pem();
@@ -165,10 +177,16 @@ mod tests {
     #[test]
     fn a_certificate_is_made_once_and_kept_from_others() {
         let dir = tempfile::tempdir().unwrap();
-        server_config(dir.path()).unwrap();
-        let ca = std::fs::read(dir.path().join(CA_FILE)).unwrap();
-        server_config(dir.path()).unwrap();
-        assert_eq!(std::fs::read(dir.path().join(CA_FILE)).unwrap(), ca);
+        let ca = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            server_config(dir.path(), &names).unwrap();
+            std::fs::read(dir.path().join(CA_FILE)).unwrap()
+        };
+        let first = ca(&[]);
+        assert_eq!(ca(&[]), first);
+        let other = ca(&["kyc.dev.grid.tf"]);
+        assert_ne!(other, first, "for other names it is made anew");
+        assert_eq!(ca(&["kyc.dev.grid.tf"]), other);
         let mode = std::fs::metadata(dir.path().join(KEY_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

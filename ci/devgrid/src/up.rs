@@ -10,6 +10,7 @@ use clap::Args;
 use devchain::ChainOptions;
 use hostd_grid::network::Network;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::warn;
 
 use crate::grid::{Grid, Sockets};
 
@@ -31,6 +32,10 @@ pub(crate) struct Options {
     /// The port of wss. Another than 443 is for clients that know the whole address.
     #[arg(long, default_value_t = 443, requires = "tls")]
     tls_port: u16,
+    /// A name beside 127.0.0.1 and localhost by which clients may know the relay and all services over TLS,
+    /// such as kyc.dev.grid.tf; that it leads here is up to their machine. May be repeated.
+    #[arg(long = "tls-name", value_name = "NAME", requires = "tls")]
+    tls_names: Vec<String>,
     /// Milliseconds until a block is made though nothing waits for one. 0: never.
     #[arg(long, default_value_t = 6000)]
     block_time_ms: u64,
@@ -45,11 +50,16 @@ pub(crate) struct Options {
 /// Runs a grid as `options` say.
 pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let dir = &options.dir;
+    if cfg!(panic = "abort") {
+        warn!(
+            "a call that the chain panics over ends this program: build it with --profile devgrid"
+        );
+    }
     std::fs::create_dir_all(dir.join("hub")).with_context(|| dir.display().to_string())?;
     let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
     let sockets = bind(&options)?;
     loop {
-        let mut grid = Grid::start(dir, options.chain(), &sockets).await?;
+        let mut grid = Grid::start(dir, options.chain(), &sockets, &options.tls_names).await?;
         write_network(dir, grid.network())?;
         introduce(dir, grid.network());
         let ended = tokio::select! {
@@ -66,6 +76,8 @@ pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
         }
         let chain = options.chain_dir();
         std::fs::remove_dir_all(&chain).with_context(|| chain.display().to_string())?;
+        // What it says is of no chain any more; it would be passed over.
+        let _ = std::fs::remove_file(dir.join(crate::index::saved::FILE));
         eprintln!("devgrid: begins again at block 0");
     }
 }

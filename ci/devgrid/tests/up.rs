@@ -55,7 +55,7 @@ fn activate(network: &Network, account: &str) -> (u16, String) {
 fn a_grid_comes_up_is_asked_reset_and_goes_on_after_an_end() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let (grid, network) = Grid::up(dir, 0);
+    let (grid, network) = Grid::up(dir, 0, &[]);
     assert!(network.ca_path(dir).unwrap().exists());
     assert_eq!(request(&network, "GET /nodes?ret_count=true", "").1, "[]");
     let graphql = json!({ "query": "{ nodesConnection { totalCount } }" }).to_string();
@@ -80,7 +80,7 @@ fn a_grid_comes_up_is_asked_reset_and_goes_on_after_an_end() {
     assert!(grid.terminate(), "an end that was asked for is no failure");
     assert!(!devgrid(dir, &["status"]).status.success(), "nobody is there to answer");
 
-    let (grid, network) = Grid::up(dir, 0);
+    let (grid, network) = Grid::up(dir, 0, &[]);
     assert_eq!(answer(dir, &["status"])["block"], before, "it goes on where it was");
     assert!(again(&activate(&network, new).1));
     answer(dir, &["reset"]);

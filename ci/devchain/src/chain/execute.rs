@@ -5,7 +5,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use codec::DecodeLimit as _;
 use sp_core::H256;
 use sp_externalities::set_and_run_with_externalities;
 use sp_runtime::{
@@ -16,7 +15,10 @@ use sp_runtime::{
 use sp_state_machine::{Ext, InMemoryBackend, OverlayedChanges, StorageChanges};
 
 use super::ChainError;
-use crate::runtime::{Executive, Header, RuntimeCall, UncheckedExtrinsic};
+use crate::{
+    legacy,
+    runtime::{Executive, Header, RuntimeCall, UncheckedExtrinsic},
+};
 
 /// The state as the runtime sees it: a trie with the roots every Substrate chain has.
 pub(super) type Backend = InMemoryBackend<BlakeTwo256>;
@@ -25,9 +27,6 @@ pub(super) type Overlay = OverlayedChanges<BlakeTwo256>;
 
 /// How the trie's nodes hold values; `system_version` 0 of the runtime.
 pub(super) const STATE_VERSION: StateVersion = StateVersion::V0;
-
-/// How deep calls may nest in a transaction that we decode.
-const DECODE_DEPTH_MAX: u32 = 256;
 
 /// The runtime panicked.
 #[derive(Debug)]
@@ -47,13 +46,6 @@ pub(super) fn run<R>(
 /// Runs `f` over `backend` and forgets what it changed.
 pub(super) fn read<R>(backend: &Backend, f: impl FnOnce() -> R) -> Result<R, Panicked> {
     run(backend, &mut Overlay::default(), f)
-}
-
-/// Reads a transaction that a client sent.
-pub(super) fn decode_extrinsic(bytes: &[u8]) -> Result<UncheckedExtrinsic, codec::Error> {
-    let mut rest = bytes;
-    let extrinsic = UncheckedExtrinsic::decode_with_depth_limit(DECODE_DEPTH_MAX, &mut rest)?;
-    if rest.is_empty() { Ok(extrinsic) } else { Err("bytes after the transaction".into()) }
 }
 
 /// What became of a transaction.
@@ -116,10 +108,10 @@ pub(super) fn make_block(
 
 /// Applies one transaction; what it changed stays only if it is included.
 fn apply(backend: &Backend, overlay: &mut Overlay, bytes: &[u8]) -> Outcome {
-    let Ok(extrinsic) = decode_extrinsic(bytes) else { return Outcome::Invalid };
+    let Ok(extrinsic) = legacy::decode(bytes) else { return Outcome::Invalid };
     let depth = overlay.transaction_depth();
     overlay.start_transaction();
-    let result = run(backend, overlay, || Executive::apply_extrinsic(extrinsic));
+    let result = run(backend, overlay, || legacy::apply(extrinsic));
     let outcome = match result {
         Ok(Ok(dispatched)) => Outcome::Included(dispatched),
         Ok(Err(TransactionValidityError::Invalid(

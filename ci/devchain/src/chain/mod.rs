@@ -15,6 +15,7 @@
 //!
 //! Locks are taken in the order `production`, `ledger`, `pool`.
 
+mod error;
 mod execute;
 mod history;
 mod ledger;
@@ -33,18 +34,19 @@ use codec::Decode as _;
 use sp_core::H256;
 use sp_runtime::{
     generic::Preamble,
-    transaction_validity::{InvalidTransaction, TransactionSource, TransactionValidityError},
+    transaction_validity::{InvalidTransaction, TransactionValidityError},
 };
 use tokio::sync::{broadcast, mpsc};
 
-use self::{ledger::Ledger, log::Log, pool::Pool};
 pub use self::{
+    error::{ChainError, SubmitError},
     pool::{PoolError, TxStatus},
     view::{AccountInfo, View},
 };
+use self::{ledger::Ledger, log::Log, pool::Pool};
 use crate::{
-    genesis,
-    runtime::{self, Address, Executive, Header, RuntimeCall, RuntimeEvent},
+    genesis, legacy,
+    runtime::{self, Address, Header, RuntimeCall, RuntimeEvent},
     signing,
     types::{AccountId32, Balance, BlockNumber},
 };
@@ -107,119 +109,6 @@ pub struct Block {
     pub extrinsics: Arc<[Vec<u8>]>,
     /// Its events, in order.
     pub events: Vec<RuntimeEvent>,
-}
-
-/// Why a chain could not be opened, or make a block.
-#[derive(Debug, thiserror::Error)]
-pub enum ChainError {
-    /// The file could not be read or written.
-    #[error("{}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Another process has it.
-    #[error("{}: another process has this chain open", path.display())]
-    Locked {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is something else.
-    #[error("{}: not the log of a chain", path.display())]
-    NotALog {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A block in its middle cannot be read.
-    #[error("{}: the block at byte {offset} is damaged", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// Where the block begins.
-        offset: u64,
-    },
-    /// A block does not follow the one before it.
-    #[error("block {number} of the log does not follow the one before it")]
-    NotAChain {
-        /// The height it should have.
-        number: BlockNumber,
-    },
-    /// The state that was read is not the one the last header names.
-    #[error("block {number} has the state {found:?}, its header says {expected:?}")]
-    WrongState {
-        /// The last block.
-        number: BlockNumber,
-        /// What its header says.
-        expected: H256,
-        /// What was read.
-        found: H256,
-    },
-    /// Block 0 could not be made.
-    #[error("block 0: {0}")]
-    Genesis(String),
-    /// The runtime panicked outside of any transaction.
-    #[error("the runtime panicked while block {number} was made")]
-    RuntimePanicked {
-        /// The height of the block.
-        number: BlockNumber,
-    },
-    /// The block's own timestamp was refused.
-    #[error("the time of block {number} was refused: {outcome}")]
-    Timestamp {
-        /// The height of the block.
-        number: BlockNumber,
-        /// What the runtime said.
-        outcome: String,
-    },
-    /// The changes of a block could not be drawn from the state.
-    #[error("the state after block {number}: {reason}")]
-    State {
-        /// The height of the block.
-        number: BlockNumber,
-        /// Why.
-        reason: String,
-    },
-    /// An earlier write failed, so that nothing more can be promised.
-    #[error("the log could not be written before; the chain takes no more blocks")]
-    Stopped,
-    /// There are as many blocks as numbers.
-    #[error("the chain has as many blocks as there are numbers")]
-    Full,
-    /// More blocks than one fast-forward makes.
-    #[error("{asked} blocks are more than the {FAST_FORWARD_MAX} of one fast-forward")]
-    TooFar {
-        /// How many were asked for.
-        asked: u32,
-    },
-    /// The purse's own transaction failed.
-    #[error("the chain's purse could not pay: {0}")]
-    Fund(String),
-    /// The socket could not be served.
-    #[error("the socket")]
-    Serve(#[source] std::io::Error),
-}
-
-/// Why a transaction was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum SubmitError {
-    /// It is no transaction of this chain.
-    #[error("not a transaction of this chain: {0}")]
-    Undecodable(String),
-    /// It carries no signature.
-    #[error("a transaction is signed, this one is not")]
-    Unsigned,
-    /// The runtime says it can never be in a block.
-    #[error("the runtime refuses it: {0:?}")]
-    Invalid(TransactionValidityError),
-    /// The runtime panicked over it.
-    #[error("the runtime panicked over it")]
-    Panicked,
-    /// The pool refuses it.
-    #[error(transparent)]
-    Pool(#[from] PoolError),
 }
 
 /// A chain. Clones are the same chain; it stops when the last one is dropped.
@@ -440,6 +329,13 @@ impl DevChain {
         data: &[u8],
         number: BlockNumber,
     ) -> Option<Option<Vec<u8>>> {
+        // What these are given begins with a transaction.
+        let renamed =
+            method.starts_with("TransactionPaymentApi_query_").then(|| legacy::rename(data));
+        let data = match &renamed {
+            Some(Ok((renamed, _))) => renamed,
+            Some(Err(_)) | None => data,
+        };
         self.inner.ledger().with_state(number, |backend| {
             match execute::read(backend, || runtime::api::dispatch(method, data)) {
                 Ok(answer) => answer.map(Some),
@@ -468,8 +364,8 @@ impl Inner {
         bytes: Vec<u8>,
         watched: bool,
     ) -> Result<(H256, Option<mpsc::Receiver<TxStatus>>), SubmitError> {
-        let extrinsic = execute::decode_extrinsic(&bytes)
-            .map_err(|error| SubmitError::Undecodable(error.to_string()))?;
+        let extrinsic =
+            legacy::decode(&bytes).map_err(|error| SubmitError::Undecodable(error.to_string()))?;
         let Preamble::Signed(Address::Id(account), _, extension) = &extrinsic.preamble else {
             return Err(SubmitError::Unsigned);
         };
@@ -477,9 +373,7 @@ impl Inner {
         let hash = H256::from(sp_io::hashing::blake2_256(&bytes));
         let ledger = self.ledger();
         let parent = ledger.head().hash;
-        let valid = execute::read(ledger.backend(), || {
-            Executive::validate_transaction(TransactionSource::External, extrinsic, parent)
-        });
+        let valid = execute::read(ledger.backend(), || legacy::validate(extrinsic, parent));
         match valid {
             Ok(Ok(_)) => {}
             Ok(Err(TransactionValidityError::Invalid(InvalidTransaction::Future))) => {}

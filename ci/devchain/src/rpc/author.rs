@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sp_core::H256;
 use sp_runtime::transaction_validity::TransactionValidityError;
 
-use super::{from_hex, hex, notify};
+use super::{from_hex, hex, notify, pace::Pace};
 use crate::{DevChain, PoolError, SubmitError, TxStatus};
 
 // The codes of a Substrate node, by which clients tell these apart.
@@ -30,9 +30,10 @@ pub(super) fn register(module: &mut RpcModule<DevChain>) -> Result<(), RegisterM
         "author_submitAndWatchExtrinsic",
         "author_extrinsicUpdate",
         "author_unwatchExtrinsic",
-        |params, pending, chain, _| async move {
+        |params, pending, chain, extensions| async move {
             let parsed = params.parse::<(String,)>();
-            watch(parsed.map(|(extrinsic,)| extrinsic), pending, (*chain).clone()).await;
+            let pace = extensions.get::<Pace>().cloned().unwrap_or_default();
+            watch(parsed.map(|(extrinsic,)| extrinsic), pending, (*chain).clone(), pace).await;
         },
     )?;
     Ok(())
@@ -42,6 +43,7 @@ async fn watch(
     extrinsic: Result<String, ErrorObjectOwned>,
     pending: PendingSubscriptionSink,
     chain: DevChain,
+    pace: Pace,
 ) {
     let submitted = tokio::task::spawn_blocking(move || {
         let bytes = from_hex(&extrinsic?)?;
@@ -60,6 +62,12 @@ async fn watch(
             () = sink.closed() => return,
         };
         let Some(status) = status else { return };
+        if matches!(status, TxStatus::Finalized(_)) {
+            tokio::select! {
+                () = tokio::time::sleep(pace.finality_time()) => {}
+                () = sink.closed() => return,
+            }
+        }
         if !notify(&sink, &status_json(status)).await {
             return;
         }

@@ -4,11 +4,12 @@
 //! twenty of them, `@polkadot/api` some more. `rpc_methods` names no `chainHead_` method, and clients
 //! that prefer those fall back. Every block is final, so best and finalized heads are the same.
 //!
-//! [`chain`] reads blocks, [`state`] storage and the runtime, [`author`] takes transactions, and
-//! [`system`] says what this is.
+//! [`chain`] reads blocks, [`state`] storage and the runtime, [`author`] takes transactions, [`pace`]
+//! says when a client hears of them, and [`system`] what this is.
 
 mod author;
 mod chain;
+mod pace;
 mod state;
 mod system;
 #[cfg(test)]
@@ -22,7 +23,9 @@ use std::{
 use jsonrpsee::{
     RpcModule, SubscriptionSink,
     core::{RegisterMethodError, to_json_raw_value},
-    server::{BatchRequestConfig, Server, ServerConfig, ServerHandle},
+    server::{
+        BatchRequestConfig, Server, ServerConfig, ServerHandle, middleware::rpc::RpcServiceBuilder,
+    },
     types::ErrorObjectOwned,
 };
 use serde::Serialize;
@@ -90,6 +93,7 @@ impl DevChain {
             .build();
         let server = Server::builder()
             .set_config(config)
+            .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(pace::Paced::new))
             .build_from_tcp(listener)
             .map_err(ChainError::Serve)?;
         let module = module(self.clone())

@@ -3,7 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jsonrpsee::core::server::Subscription;
@@ -128,4 +128,47 @@ async fn the_past_can_be_asked() {
     assert_eq!(nonce, "0x00000000");
     let unknown: Result<Value, _> = module.call("state_getStorage", (key, H256::zero())).await;
     assert!(unknown.unwrap_err().to_string().contains("UnknownBlock"));
+}
+
+/// A client that watches Alice's next transfer, after it asked for `first`: how long after `inBlock` it
+/// heard that it is final.
+fn finality_time(chain: &DevChain, address: SocketAddr, first: &str) -> Duration {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let (mut socket, _) = tungstenite::client(format!("ws://{address}"), stream).unwrap();
+    let transfer = transfer(chain, chain.next_nonce(&genesis::dev_account("Alice")));
+    for (id, method, params) in
+        [(1, first, json!([])), (2, "author_submitAndWatchExtrinsic", json!([transfer]))]
+    {
+        let request = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        socket.send(request.to_string().into()).unwrap();
+    }
+    let mut in_block = None;
+    loop {
+        let message = socket.read().unwrap().into_text().unwrap();
+        let message: Value = serde_json::from_str(&message).unwrap();
+        let status = &message["params"]["result"];
+        if status["inBlock"].is_string() {
+            in_block = Some(Instant::now());
+        }
+        if status["finalized"].is_string() {
+            return in_block.unwrap().elapsed();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finality_waits_for_clients_that_read_the_block() {
+    let chain = open();
+    let server = chain.serve(TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
+    let address = server.address();
+    tokio::task::spawn_blocking(move || {
+        let others = finality_time(&chain, address, "system_chain");
+        assert!(others < pace::FINALITY_TIME / 2, "{others:?}");
+        let readers = finality_time(&chain, address, "system_properties");
+        assert!(readers > pace::FINALITY_TIME / 2, "{readers:?}");
+    })
+    .await
+    .unwrap();
+    server.stop().await;
 }

@@ -268,7 +268,7 @@ fn node(tables: &Tables, row: &Node) -> Object {
     object(json!({
         "id": row.id.to_string(), "nodeID": row.id, "gridVersion": row.grid_version,
         "farmID": row.farm_id, "twinID": row.twin_id, "farmingPolicyId": row.farming_policy_id,
-        "country": row.country, "city": row.city, "uptime": row.uptime,
+        "country": row.country, "city": row.city, "uptime": row.uptime.unwrap_or(0),
         "created": row.created, "createdAt": row.created, "updatedAt": row.updated_at,
         "certification": row.certification, "secure": row.secure_boot,
         "virtualized": row.virtualized, "serialNumber": row.serial_number,

@@ -8,9 +8,12 @@ mod page;
 mod rows;
 #[cfg(test)]
 pub(crate) mod samples;
+pub(crate) mod saved;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use serde::{Deserialize, Serialize};
 
 pub(crate) use page::{Key, Page, sorted};
 pub(crate) use rows::{
@@ -44,7 +47,7 @@ impl Index {
 }
 
 /// All rows by their numbers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tables {
     /// The chain's time, in Unix seconds.
     pub(crate) now: u64,
@@ -135,7 +138,7 @@ impl Tables {
     pub(crate) fn node_status(&self, node: &Node) -> NodeStatus {
         if node.power_down || node.power_target_down {
             NodeStatus::Standby
-        } else if node.uptime > 0 && node.updated_at.saturating_add(NODE_UP_S) >= self.now {
+        } else if node.uptime.is_some() && node.updated_at.saturating_add(NODE_UP_S) >= self.now {
             NodeStatus::Up
         } else {
             NodeStatus::Down

@@ -2,8 +2,23 @@
 //!
 //! A row knows nothing of the chain's types, so that the answers made of it can be tried without one.
 
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+/// One of [`NAMES`].
+pub(crate) type Known = &'static str;
+
+/// The names of the chain's certifications and discounts.
+const NAMES: [Known; 8] =
+    ["None", "Default", "Bronze", "Silver", "Gold", "NotCertified", "Diy", "Certified"];
+
+fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Known, D::Error> {
+    let name = String::deserialize(from)?;
+    let known = NAMES.into_iter().find(|known| *known == name);
+    known.ok_or_else(|| D::Error::custom(format!("{name:?} is no name that the chain has")))
+}
+
 /// Cores and bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Resources {
     pub(crate) cru: u64,
     pub(crate) sru: u64,
@@ -34,21 +49,22 @@ impl Resources {
 }
 
 /// An address of a farm; free as long as its contract is 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PublicIp {
     pub(crate) ip: String,
     pub(crate) gateway: String,
     pub(crate) contract_id: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Farm {
     pub(crate) id: u32,
     pub(crate) grid_version: u32,
     pub(crate) name: String,
     pub(crate) twin_id: u32,
     pub(crate) pricing_policy_id: u32,
-    pub(crate) certification: &'static str,
+    #[serde(deserialize_with = "known")]
+    pub(crate) certification: Known,
     pub(crate) dedicated: bool,
     pub(crate) public_ips: Vec<PublicIp>,
 }
@@ -59,7 +75,7 @@ impl Farm {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct PublicConfig {
     pub(crate) ipv4: String,
     pub(crate) gw4: String,
@@ -68,14 +84,14 @@ pub(crate) struct PublicConfig {
     pub(crate) domain: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Interface {
     pub(crate) name: String,
     pub(crate) mac: String,
     pub(crate) ips: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Node {
     pub(crate) id: u32,
     pub(crate) grid_version: u32,
@@ -91,7 +107,8 @@ pub(crate) struct Node {
     pub(crate) created: u64,
     pub(crate) farming_policy_id: u32,
     pub(crate) interfaces: Vec<Interface>,
-    pub(crate) certification: &'static str,
+    #[serde(deserialize_with = "known")]
+    pub(crate) certification: Known,
     pub(crate) secure_boot: bool,
     pub(crate) virtualized: bool,
     pub(crate) serial_number: String,
@@ -101,13 +118,15 @@ pub(crate) struct Node {
     pub(crate) power_target_down: bool,
     /// What its farmer asks for on top, in thousandths of a dollar a month.
     pub(crate) extra_fee: u64,
-    /// Seconds, as it last reported.
-    pub(crate) uptime: u64,
+    /// Seconds, as it last reported; nothing before it did.
+    pub(crate) uptime: Option<u64>,
     /// When it last reported, or was stored; Unix seconds.
     pub(crate) updated_at: u64,
+    /// What it can do, as it says itself when asked; nothing before.
+    pub(crate) features: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Twin {
     pub(crate) id: u32,
     /// In SS58.
@@ -116,7 +135,7 @@ pub(crate) struct Twin {
     pub(crate) public_key: Option<Vec<u8>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ContractState {
     Created,
     GracePeriod,
@@ -140,14 +159,14 @@ impl ContractState {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ContractKind {
     Node { node_id: u32, hash: String, data: String, public_ip_count: u32 },
     Name { name: String },
     Rent { node_id: u32 },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Contract {
     pub(crate) id: u64,
     pub(crate) grid_version: u32,
@@ -180,12 +199,13 @@ impl Contract {
 }
 
 /// One bill of a contract.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Bill {
     pub(crate) contract_id: u64,
     /// Unix seconds.
     pub(crate) timestamp: u64,
-    pub(crate) discount: &'static str,
+    #[serde(deserialize_with = "known")]
+    pub(crate) discount: Known,
     /// In units of 10^-7 TFT.
     pub(crate) amount: u128,
 }

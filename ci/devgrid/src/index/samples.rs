@@ -14,7 +14,8 @@ pub(crate) fn tables() -> Tables {
     tables.farms.insert(1, farm(1));
     tables.farms.insert(2, Farm { dedicated: true, public_ips: Vec::new(), ..farm(2) });
     tables.nodes.insert(1, node(1));
-    let second = Node { farm_id: 2, uptime: 0, country: "Egypt".into(), ..node(2) };
+    let second = Node { farm_id: 2, uptime: None, country: "Egypt".into(), ..node(2) };
+    let second = Node { features: Vec::new(), ..second };
     tables.nodes.insert(2, Node { public_config: None, ..second });
     tables.nodes.insert(3, Node { power_down: true, public_config: None, ..node(3) });
     for id in 1..=6 {
@@ -83,8 +84,9 @@ pub(crate) fn node(id: u32) -> Node {
         power_down: false,
         power_target_down: false,
         extra_fee: 0,
-        uptime: 300,
+        uptime: Some(300),
         updated_at: NOW - 60,
+        features: ["zmachine-light", "network-light"].map(String::from).into(),
     }
 }
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Lists answer `ret_count=true` with the headers `count`, `size` and `pages`. The grid's proxy also
-//! asks nodes over the message bus for what the chain doesn't know (hardware, health, speed); here those
-//! fields say what is neutral, and the features of a node are those of a full node.
+//! asks nodes over the message bus for what the chain doesn't know; so does ours for their features, by
+//! which clients choose what to deploy. Hardware, health and speed say what is neutral.
 
 mod contracts;
 mod farms;

@@ -13,21 +13,6 @@ use crate::index::{
     Farm, Index, Key, Node, NodeStatus, NodeUse, PublicConfig, Resources, Tables, sorted,
 };
 
-/// What a full node runs. The chain doesn't say it; the grid's proxy asks each node.
-pub(crate) const FEATURES: [&str; 11] = [
-    "zmount",
-    "network",
-    "zdb",
-    "zmachine",
-    "volume",
-    "ipv4",
-    "ip",
-    "gateway-name-proxy",
-    "gateway-fqdn-proxy",
-    "qsfs",
-    "zlogs",
-];
-
 /// A node with all that belongs to it.
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
@@ -153,7 +138,7 @@ impl<'a> Row<'a> {
             "id": format!("{:010}", node.id), "nodeId": node.id,
             "farmId": node.farm_id, "farmName": self.farm_name(), "twinId": node.twin_id,
             "country": node.country, "city": node.city, "region": "",
-            "gridVersion": node.grid_version, "uptime": node.uptime, "created": node.created,
+            "gridVersion": node.grid_version, "uptime": node.uptime.unwrap_or(0), "created": node.created,
             "farmingPolicyId": node.farming_policy_id, "updatedAt": node.updated_at,
             "location": {
                 "country": node.country, "city": node.city,
@@ -172,7 +157,7 @@ impl<'a> Row<'a> {
             "num_gpu": 0, "gpus": [], "extraFee": node.extra_fee,
             "healthy": self.status == NodeStatus::Up,
             "dmi": { "bios": {}, "baseboard": {}, "processor": [], "memory": [] },
-            "speed": { "upload": 0, "download": 0 }, "price_usd": 0, "features": FEATURES,
+            "speed": { "upload": 0, "download": 0 }, "price_usd": 0, "features": node.features,
         });
         if alone {
             value["capacity"] = json!({ "total_resources": total, "used_resources": used });
@@ -225,7 +210,7 @@ impl<'a> NodeFilter<'a> {
     pub(super) fn of_nodes(params: &'a Params) -> Result<Self, Refusal> {
         Ok(Self {
             node_ids: either(params.numbers("node_ids")?, params.numbers("node_id")?),
-            farm_ids: params.numbers("farm_ids")?,
+            farm_ids: either(params.numbers("farm_ids")?, params.numbers("farm_id")?),
             twin_ids: params.numbers("twin_id")?,
             free_ips: params.number("free_ips")?.unwrap_or(0),
             city_part: params.text("city_contains"),
@@ -332,7 +317,7 @@ impl<'a> NodeFilter<'a> {
             && self.statuses.as_ref().is_none_or(|wanted| wanted.contains(row.status.name()))
             && is(self.healthy, &(row.status == NodeStatus::Up))
             && is_text(self.certification, row.node.certification)
-            && self.features.iter().all(|feature| FEATURES.contains(feature))
+            && self.features.iter().all(|wanted| row.node.features.iter().any(|one| one == wanted))
     }
 
     fn is_place(&self, row: &Row<'_>) -> bool {
@@ -393,7 +378,7 @@ fn sort_key(name: Option<&str>) -> Result<fn(&Row<'_>) -> Key, Refusal> {
         Some("farm_id") => |row| row.node.farm_id.into(),
         Some("farm_name") => |row| row.farm_name().into(),
         Some("twin_id") => |row| row.node.twin_id.into(),
-        Some("uptime") => |row| row.node.uptime.into(),
+        Some("uptime") => |row| row.node.uptime.unwrap_or(0).into(),
         Some("created") => |row| row.node.created.into(),
         Some("updated_at") => |row| row.node.updated_at.into(),
         Some("country") => |row| row.node.country.as_str().into(),

@@ -20,13 +20,13 @@ impl Drop for Grid {
 }
 
 impl Grid {
-    /// Runs a grid in `dir` at any ports but `tls_port`, which 0 leaves open too.
-    pub(crate) fn up(dir: &Path, tls_port: u16) -> (Self, Network) {
+    /// Runs a grid in `dir` at any ports but `tls_port`, which 0 leaves open too, with `more` arguments.
+    pub(crate) fn up(dir: &Path, tls_port: u16, more: &[&str]) -> (Self, Network) {
         let _ = std::fs::remove_file(dir.join("network.json"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_devgrid"));
         command.args(["up", "--port", "0", "--block-time-ms", "0", "--tls"]);
         command.arg("--tls-port").arg(tls_port.to_string());
-        command.arg("--dir").arg(dir).stdout(Stdio::null());
+        command.arg("--dir").arg(dir).args(more).stdout(Stdio::null());
         let grid = Self(command.spawn().unwrap());
         let end = Instant::now() + START_TIME_MAX;
         loop {
