@@ -143,7 +143,7 @@ impl Networks {
                 let taken: Vec<_> = outer.iter().filter_map(lease_of).collect();
                 address::lease(layout.id.as_str(), |address| taken.contains(&address))
             })
-            .ok_or_else(|| NetworkError::NetworkCount { count: outer.len() })?;
+            .ok_or(NetworkError::NetworkCount { count: outer.len() })?;
         if !is_laid {
             let remove = || Netlink::open()?.remove(&name);
             self.uplink.run(|| remove().trying("remove half of its line")).map_err(failed())?;

@@ -51,6 +51,8 @@ const SURROUNDINGS: [(&str, u8); 12] = [
 const CONSOLE_PORTS: (u16, u16) = (20_001, 20_254);
 /// Echo requests a second that a network's end of the node answers.
 const ECHO_PER_SECOND: u32 = 50;
+/// Connections that a network may have at a time. The kernel tracks so many for all networks together.
+const CONNECTION_COUNT_MAX: u32 = 16_384;
 /// The port of SMTP.
 const SMTP_PORT: u16 = 25;
 
@@ -106,6 +108,7 @@ pub(super) fn outside(
     commands.rule("through_node", from(vec![is_spoofed, drop()]));
     commands.rule("through_node", from(vec![is("oifname", format!("{UPLINK_PREFIX}*")), drop()]));
     commands.rule("through_node", from(vec![ct(&["invalid"]), drop()]));
+    commands.rule("through_node", from(too_many()));
     if !reachable.is_empty() {
         let reachable = set(reachable.iter().map(prefix));
         let goes_there = equals(payload("ip", "daddr"), reachable);
@@ -231,6 +234,7 @@ fn forward(commands: &mut Commands, layout: &Layout) {
     commands.base_chain("through_node", "filter", "forward", 0, "drop");
     commands.rule("through_node", [ct(&["invalid"]), drop()]);
     commands.rule("through_node", [ct(&["established", "related"]), accept()]);
+    commands.rule("through_node", too_many());
     let mail = equals(payload("tcp", "dport"), json!(SMTP_PORT));
     let reject = json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
     commands.rule("through_node", [is("iifname", private.as_str()), mail, reject]);
@@ -392,6 +396,12 @@ fn frame_type(number: u16) -> Value {
 
 fn ct(states: &[&str]) -> Value {
     json!({ "match": { "op": "in", "left": { "ct": { "key": "state" } }, "right": states } })
+}
+
+/// Drops what would begin one connection too many.
+fn too_many() -> Vec<Value> {
+    let count = json!({ "ct count": { "val": CONNECTION_COUNT_MAX, "inv": true } });
+    vec![ct(&["new"]), count, drop()]
 }
 
 fn set<T: serde::Serialize>(elements: impl IntoIterator<Item = T>) -> Value {

@@ -55,6 +55,18 @@ fn mycelium_lies(a: &Card, b: &Card, mark: u32) -> Vec<(&'static str, Vec<u8>)> 
     let from = |source, kind, body: Vec<u8>| frames::icmp6(to_b, (source, b.ipv6()), kind, &body);
     let claim =
         |source, target| from(source, 136, marked(frames::neighbour(0x60, target, 2, a.mac)));
+    // A header of options that say nothing (RFC 8200 section 4.6) in front of a claim.
+    let hidden = |claim: Vec<u8>| {
+        let payload = u16::try_from(claim.len() - 54 + 8).unwrap().to_be_bytes();
+        let head = [&claim[..18], &payload, &[60], &claim[21..54]].concat();
+        [&head[..], &[58, 0, 1, 4, 0, 0, 0, 0], &claim[54..]].concat()
+    };
+    // A header of options that say nothing (RFC 8200 section 4.6) in front of a claim.
+    let hidden = |claim: Vec<u8>| {
+        let payload = u16::try_from(claim.len() - 54 + 8).unwrap().to_be_bytes();
+        let head = [&claim[..18], &payload, &[60], &claim[21..54]].concat();
+        [&head[..], &[58, 0, 1, 4, 0, 0, 0, 0], &claim[54..]].concat()
+    };
     let router = marked([64, 0, 0x0e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0].to_vec());
     let redirect = marked([[0; 4].as_slice(), &a.ipv6().octets(), &gateway.octets()].concat());
     vec![
@@ -72,6 +84,8 @@ fn mycelium_lies(a: &Card, b: &Card, mark: u32) -> Vec<(&'static str, Vec<u8>)> 
         ("a claim for the gateway, link-local", claim(local, local_gateway)),
         ("a claim as the gateway", claim(local_gateway, local)),
         ("a claim for the other", claim(local, b.ipv6())),
+        ("a hidden claim for the gateway", hidden(claim(a.ipv6(), gateway))),
+        ("a hidden claim for the other", hidden(claim(a.ipv6(), b.ipv6()))),
         (
             "IPv4",
             frames::ping4(to_b, Ipv4Addr::new(10, 20, 2, 5), Ipv4Addr::new(10, 20, 2, 6), mark),

@@ -145,3 +145,44 @@ fn nonsense_fails_in_words_and_leaves_nothing() {
     networks.remove(&id).unwrap();
     assert_eq!(world.left(), Vec::<String>::new());
 }
+
+#[test]
+fn many_users_at_once_get_lines_of_their_own() {
+    if !is_possible() {
+        return;
+    }
+    let world = World::new();
+    let networks = world.open();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            let networks = &networks;
+            scope.spawn(move || {
+                for twin in thread * 5..thread * 5 + 5 {
+                    let id = workload(100 + twin, "net1");
+                    networks.provision(&id, &network("10.20.2.0/24", 1)).unwrap();
+                    let (name, vm) = (Name::new("net1"), workload(100 + twin, "vm1"));
+                    let ip = Some(Ipv4Addr::new(10, 20, 2, 5));
+                    networks.attach(&name, &vm, ip, Some([5; 6])).unwrap();
+                }
+            });
+        }
+    });
+    eprintln!("20 networks with a machine each: {:?}", started.elapsed());
+    assert_eq!(networks.inventory().unwrap().len(), 20);
+    assert_eq!(networks.machines().unwrap().len(), 20);
+    assert_eq!(world.lines().len(), 20);
+    let started = Instant::now();
+    for twin in 100..120 {
+        networks.provision(&workload(twin, "net1"), &network("10.20.2.0/24", 1)).unwrap();
+    }
+    eprintln!("found again: {:?}", started.elapsed());
+    assert_eq!(world.lines().len(), 20);
+    std::thread::scope(|scope| {
+        for twin in 100..120 {
+            let networks = &networks;
+            scope.spawn(move || networks.remove(&workload(twin, "net1")).unwrap());
+        }
+    });
+    assert_eq!(world.left(), Vec::<String>::new());
+}

@@ -4,6 +4,7 @@
 //!   I: 198.51.100.2, 192.168.77.2 ── wan ── W: 198.51.100.1, 192.168.77.1 ── u-N … networks
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -126,6 +127,15 @@ impl World {
 
     pub(crate) fn open(&self) -> Networks {
         Networks::open(self.config(), self.services.clone()).unwrap()
+    }
+
+    /// The addresses of the node that networks have, each once.
+    pub(crate) fn lines(&self) -> BTreeSet<String> {
+        let shown = ip(&format!("-n {} -o -4 addr show", self.names[0]));
+        let lines = shown.lines().filter(|line| line.contains(" u-"));
+        lines
+            .filter_map(|line| line.split(" peer ").nth(1)?.split(' ').next().map(str::to_owned))
+            .collect()
     }
 
     /// All that networks could have left behind, in words.
