@@ -109,6 +109,7 @@ fn check(path: PathBuf) -> anyhow::Result<()> {
     if !is_url {
         load_file(config.network.as_ref()).context("network")?;
     }
+    let _: hostd_exec::machine::Config = config.machine.clone().try_into().context("[machine]")?;
     print!("{}", toml::to_string(&config)?);
     Ok(())
 }

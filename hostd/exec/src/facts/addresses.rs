@@ -5,6 +5,8 @@
 //!           { attribute: size[2] type[2] value, padded to 4 }
 //! ```
 
+#![expect(clippy::host_endian_bytes, reason = "netlink speaks the machine's own byte order")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;

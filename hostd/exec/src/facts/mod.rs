@@ -26,8 +26,11 @@ const CARD_COUNT_MAX: usize = 64;
 const SECURE_BOOT: &str =
     "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
 
-/// Firmware's parts: number, title, and their properties with the files that have them.
-const FIRMWARE: [(u8, &str, &[(&str, &str)]); 4] = [
+/// Names of properties, and the files that have them.
+type Properties = &'static [(&'static str, &'static str)];
+
+/// Firmware's parts: number, title, properties.
+const FIRMWARE: [(u8, &str, Properties); 4] = [
     (
         0,
         "BIOS Information",

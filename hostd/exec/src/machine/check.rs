@@ -15,8 +15,7 @@ const MOUNT_COUNT_MAX: usize = 20;
 
 /// Why there can be no such machine here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the texts are the documentation")]
-pub enum CheckError {
+pub(super) enum CheckError {
     #[error("invalid cpu must be between 1 and {0}")]
     Cpus(u16),
     #[error("unknown GPU id '{0}'")]

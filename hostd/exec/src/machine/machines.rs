@@ -283,12 +283,13 @@ fn result(
     attachment: &Attachment,
 ) -> Result<RawJson, HostError> {
     let mycelium = attachment.interfaces.iter().map(|card| card.address.address());
-    let mycelium = mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
+    let mut mycelium =
+        mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
     let console = format!("[{}]:{}", attachment.console_address, console_port(place.address));
     let result = ZMachineLightResult {
         id: id.to_string(),
         ip: place.address.to_string(),
-        mycelium_ip: mycelium.last().unwrap_or_default(),
+        mycelium_ip: mycelium.next().unwrap_or_default(),
         console_url: console,
     };
     RawJson::of(&result).map_err(host)

@@ -277,9 +277,7 @@ impl Inner {
                 self.networks.provision(&id, network).map_err(host)?;
                 Ok(RawJson::default())
             }
-            other => {
-                Err(HostError(format!("this node runs no workloads of type {}", other.kind())))
-            }
+            other => self.provision_space(&id, other),
         }
     }
 
