@@ -5,6 +5,8 @@
 //!
 //! Needs root, `nft` and `ip`; without them the tests say so and pass.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
+
 mod frames;
 mod guest;
 mod life;

@@ -61,12 +61,6 @@ fn mycelium_lies(a: &Card, b: &Card, mark: u32) -> Vec<(&'static str, Vec<u8>)> 
         let head = [&claim[..18], &payload, &[60], &claim[21..54]].concat();
         [&head[..], &[58, 0, 1, 4, 0, 0, 0, 0], &claim[54..]].concat()
     };
-    // A header of options that say nothing (RFC 8200 section 4.6) in front of a claim.
-    let hidden = |claim: Vec<u8>| {
-        let payload = u16::try_from(claim.len() - 54 + 8).unwrap().to_be_bytes();
-        let head = [&claim[..18], &payload, &[60], &claim[21..54]].concat();
-        [&head[..], &[58, 0, 1, 4, 0, 0, 0, 0], &claim[54..]].concat()
-    };
     let router = marked([64, 0, 0x0e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0].to_vec());
     let redirect = marked([[0; 4].as_slice(), &a.ipv6().octets(), &gateway.octets()].concat());
     vec![
