@@ -28,7 +28,7 @@ const REQUEST_SIZE_MAX: usize = 4096;
 /// Decimals of a TFT.
 const TFT_DECIMALS: usize = 7;
 /// Seconds of the chain's time from block to block.
-const BLOCK_S: u64 = 6;
+pub(crate) const BLOCK_S: u64 = 6;
 
 /// What is administered.
 pub(crate) struct Admin {

@@ -28,11 +28,16 @@ mod tls;
 mod twins;
 mod up;
 
-use std::path::PathBuf;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// Blocks that a running grid is asked for at a time.
+const STEP_BLOCKS: u32 = 600;
 
 /// A whole grid on one machine: chain, relay, proxy and all services.
 #[derive(Parser)]
@@ -121,11 +126,33 @@ async fn run(command: Command) -> anyhow::Result<()> {
             let body = json!({ "account": account, "tft": tft });
             client::post(&place.dir, "/admin/fund", &body).await?
         }
-        Command::FastForward { place, distance } => {
-            let body = json!({ "blocks": distance.blocks, "seconds": distance.seconds });
-            client::post(&place.dir, "/admin/fast-forward", &body).await?
-        }
+        Command::FastForward { place, distance } => fast_forward(&place.dir, &distance).await?,
     };
     println!("{answer:#}");
     Ok(())
+}
+
+/// Asks for some blocks after others, so that whoever waits sees how far it is.
+async fn fast_forward(dir: &Path, distance: &Distance) -> anyhow::Result<Value> {
+    let total = match (distance.blocks, distance.seconds) {
+        (Some(blocks), _) => blocks,
+        (None, seconds) => {
+            let blocks = seconds.unwrap_or(0).div_ceil(admin::BLOCK_S);
+            u32::try_from(blocks).context("more blocks than a chain has")?
+        }
+    };
+    let is_shown = std::io::stderr().is_terminal();
+    let mut made = 0;
+    loop {
+        let blocks = STEP_BLOCKS.min(total - made);
+        let answer = client::post(dir, "/admin/fast-forward", &json!({ "blocks": blocks })).await?;
+        made += blocks;
+        if is_shown && total > STEP_BLOCKS {
+            let end = if made == total { "\n" } else { "" };
+            eprint!("\r{made} of {total} blocks{end}");
+        }
+        if made == total {
+            return Ok(answer);
+        }
+    }
 }

@@ -153,7 +153,7 @@ fn introduce(dir: &Path, network: &Network) {
     }
     println!("network     {dir}/network.json");
     println!();
-    println!("next: grid login --network {dir}/network.json");
+    println!("next: grid login --network {dir}/network.json --new-key me.key");
     println!("      devgrid fund --dir {dir} ACCOUNT 1000");
     println!("      devgrid status --dir {dir}");
     let _ = std::io::stdout().flush();

@@ -88,7 +88,7 @@ pub(crate) async fn node(
                     node.location.country.as_str().to_owned(),
                 ]);
             }
-            println!("{table}");
+            tell(&table, "this farm has no node");
             Ok(())
         }
         NodeCommand::Show { node: id } => {
@@ -148,7 +148,7 @@ async fn all_nodes(session: &Session, json: bool) -> anyhow::Result<()> {
             node.country,
         ]);
     }
-    println!("{table}");
+    tell(&table, "this grid has no node");
     Ok(())
 }
 
@@ -159,6 +159,8 @@ pub(crate) async fn farm(
 ) -> anyhow::Result<()> {
     match command {
         FarmCommand::Create { name } => {
+            // Says what to do if there is none, which the chain does not.
+            session.twin().await?;
             let id = session.chain.create_farm(&name, &[]).await?;
             if json {
                 return print(&json!({"farm_id": id, "name": name}));
@@ -220,7 +222,7 @@ pub(crate) async fn list(
         let (contract, node) = (contract_id.to_string(), node.to_string());
         table.add_row([contract, node, label.kind, label.name, label.project, state]);
     }
-    println!("{table}");
+    tell(&table, "nothing is deployed");
     Ok(())
 }
 
@@ -293,6 +295,14 @@ pub(crate) async fn wait(session: &Session, arguments: ContractArguments) -> any
     let workloads = &found.deployment().workloads;
     let names: Vec<_> = workloads.iter().map(|workload| workload.name.clone()).collect();
     apply::wait(&bus, node, contract, 0, &names, |line| eprintln!("{line}")).await
+}
+
+/// Prints a table; one without rows says so on standard error.
+fn tell(table: &comfy_table::Table, nothing: &str) {
+    match table.is_empty() {
+        true => eprintln!("{nothing}"),
+        false => println!("{table}"),
+    }
 }
 
 fn print(value: &Value) -> anyhow::Result<()> {

@@ -70,7 +70,7 @@ impl Login {
         let path = Self::path()?;
         let shown = || path.display().to_string();
         let text = fs::read(&path).with_context(shown);
-        let text = Zeroizing::new(text.context("nobody is logged in: run `grid login`")?);
+        let text = Zeroizing::new(text.context("nobody is logged in: see `grid login --help`")?);
         let mode = fs::metadata(&path).with_context(shown)?.mode() & 0o077;
         ensure!(mode == 0, "{}: others may read it: make it 0600", shown());
         serde_json::from_slice(&text).with_context(shown)
