@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
-use mycelium_router::{Config, Event, LinkId, LinkInfo, Router, Time};
+use mycelium_router::{Config, Event, LinkId, LinkInfo, Proofs, Router, Time};
+use mycelium_wire::claim::Claim;
 use mycelium_wire::control::{Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update};
 use mycelium_wire::frame::{self, Frame};
 use mycelium_wire::identity::{PublicKey, RouterId, Subnet};
+use mycelium_wire::xeddsa::{SIGNATURE_SIZE, Signature};
 
 /// Neighbours, and keys that they know of.
 const LINK_COUNT: u8 = 3;
@@ -23,7 +25,8 @@ const EVENT_COUNT_MAX: usize = 500;
 /// its own subnet, and never sends a packet back where it came from.
 pub(crate) fn router(bytes: &[u8]) {
     let config = Config { router_id: id(0, 1), subnet: subnet(0), seed: 1 };
-    let mut bench = Bench { router: Router::new(config), now: Time(Duration::from_secs(1)) };
+    let router = Router::with_proofs(config, Box::new(HalfTrue));
+    let mut bench = Bench { router, now: Time(Duration::from_secs(1)) };
     for link in 0..LINK_COUNT {
         bench.router.link_up(LinkId(link.into()), LinkInfo::TCP6, bench.now);
     }
@@ -107,7 +110,9 @@ impl Bench {
             count += 1;
             assert!(count <= EVENT_COUNT_MAX, "a flood");
             match event {
-                Event::Send { link, tlv: Tlv::Update(update) } => self.check_update(link, &update),
+                Event::Send { link, tlv } => {
+                    tlv.update().into_iter().for_each(|update| self.check_update(link, update));
+                }
                 Event::Route { subnet: to, route: Some(_) } => assert_ne!(to, subnet(0)),
                 _ => {}
             }
@@ -134,6 +139,20 @@ impl Bench {
         let route = self.router.route(update.subnet).expect("what is announced exists");
         assert_ne!(route.link, link, "an announcement to the next hop");
         assert!(update.metric > Metric::ZERO && update.router_id == route.router_id);
+    }
+}
+
+/// Half of all signatures hold, and none takes time.
+#[derive(Debug)]
+struct HalfTrue;
+
+impl Proofs for HalfTrue {
+    fn sign(&self, _: &Claim) -> Option<Signature> {
+        Some(Signature::from_bytes([0; SIGNATURE_SIZE]))
+    }
+
+    fn holds(&self, _: &Claim, signature: &Signature) -> bool {
+        signature.as_bytes()[0] % 2 == 0
     }
 }
 

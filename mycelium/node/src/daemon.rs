@@ -16,7 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use mycelium_router::{Router, incarnation};
 use mycelium_wire::beacon::Beacon;
-use mycelium_wire::identity::{PublicKey, RouterId, SecretKey};
+use mycelium_wire::claim;
+use mycelium_wire::identity::{PublicKey, RouterId, SecretKey, Subnet};
 use mycelium_wire::inner::InnerType;
 use mycelium_wire::session::{Kind, ZONE};
 use rustix::event::{EventfdFlags, eventfd};
@@ -46,12 +47,15 @@ use crate::peers::direct::{Director, Means, USED_COUNT_MAX, mapping};
 use crate::peers::private::PrivateNetwork;
 use crate::peers::{ListenError, PeerKind, Peers, listen, quic, udp, websocket};
 use crate::probe;
+use crate::proofs::KeyProofs;
 use crate::routing::{INPUT_COUNT_MAX, Input, Owner, SIGNAL_COUNT_MAX};
 use crate::topic_config;
 use crate::tun::Tun;
 
 /// Packets of messages that wait to be looked at; what comes on top is sent again by its sender.
 const MESSAGE_PACKET_COUNT_MAX: usize = 1024;
+/// Zone bytes of router ids of nodes that speak sessions and prove their announcements.
+const ZONE_NEW: [u8; 2] = [ZONE[0] | claim::ZONE[0], ZONE[1] | claim::ZONE[1]];
 /// Zone bytes of router ids of existing releases.
 const ZONE_OLD: [u8; 2] = [0, 0];
 
@@ -118,9 +122,8 @@ impl Node {
         let open = |name: &String| Tun::open(name, config.queue_count, (address, mtu));
         let tun = config.tun_name.as_ref().map(open).transpose()?;
 
-        let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
         let subnet = key.subnet();
-        let router = Router::new(mycelium_router::Config { router_id, subnet, seed });
+        let router = new_router(router_id, subnet, &secret)?;
         let table = Arc::new(Table::default());
         let (inputs, inputs_taken) = mpsc::channel(INPUT_COUNT_MAX);
         let (signals, signals_taken) = mpsc::channel(SIGNAL_COUNT_MAX);
@@ -263,8 +266,19 @@ impl SessionKeeping {
     }
 }
 
+/// A router that proves what it announces, if its id says that it does.
+fn new_router(router_id: RouterId, subnet: Subnet, secret: &SecretKey) -> anyhow::Result<Router> {
+    let seed = u64::from_be_bytes(mycelium_wire::random_bytes()?);
+    let config = mycelium_router::Config { router_id, subnet, seed };
+    if !claim::is_announced(&router_id) {
+        return Ok(Router::new(config));
+    }
+    let proofs = KeyProofs::new(secret.clone());
+    Ok(Router::with_proofs(config, Box::new(proofs)))
+}
+
 fn new_router_id(secret: &SecretKey, has_sessions: bool) -> anyhow::Result<RouterId> {
-    let zone = if has_sessions { ZONE } else { ZONE_OLD };
+    let zone = if has_sessions { ZONE_NEW } else { ZONE_OLD };
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let random = u16::from_be_bytes(mycelium_wire::random_bytes()?);
     Ok(RouterId::new(secret.public(), zone, incarnation(seconds, random)))

@@ -41,6 +41,7 @@ mod metrics;
 mod namespace;
 pub mod peers;
 mod probe;
+mod proofs;
 mod routing;
 #[allow(unsafe_code, reason = "system calls that no safe crate wraps; see its story")]
 mod sys;

@@ -79,6 +79,12 @@ impl Metrics {
         ] {
             single(out, &format!("mycelium_router_{name}"), "counter", count)?;
         }
+        let proofs = [
+            ("checked", counters.checked_proofs),
+            ("forged", counters.forged_proofs),
+            ("unchecked", counters.unchecked_proofs),
+        ];
+        family(out, "mycelium_router_proofs", "counter", "verdict", &proofs)?;
         let plane = self.plane.counters();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let verdicts = [

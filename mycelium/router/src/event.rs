@@ -5,6 +5,7 @@ use std::time::Duration;
 use mycelium_wire::control::{Metric, Seqno, Tlv};
 use mycelium_wire::identity::{RouterId, Subnet};
 
+use crate::source::Origin;
 use crate::time::Time;
 
 /// A connection to a neighbour. The caller chooses the number, and never uses one twice.
@@ -73,6 +74,15 @@ pub struct Route {
     pub seqno: Seqno,
     /// Who announced the subnet; holds its public key.
     pub router_id: RouterId,
+    /// Whether the owner's signature came along.
+    pub is_proved: bool,
+}
+
+impl Route {
+    /// Whose announcement is followed.
+    pub(crate) const fn origin(&self) -> Origin {
+        Origin::new(self.router_id, self.is_proved)
+    }
 }
 
 /// A route of the table, chosen or not.
@@ -133,6 +143,12 @@ pub struct Counters {
     pub paced: u64,
     /// Updates for what is no node's subnet, or not that of its router id.
     pub denied_updates: u64,
+    /// Proofs of routes that were checked.
+    pub checked_proofs: u64,
+    /// Proofs that were none: their updates were dropped.
+    pub forged_proofs: u64,
+    /// Proofs left unread because too many came: their routes count as unproved.
+    pub unchecked_proofs: u64,
     /// Updates for new routes that found the table full.
     pub refused_routes: u64,
     /// Routes that gave way to others.

@@ -63,10 +63,14 @@
 //! | tables, questions, answers | without bounds | bounded for each neighbour (`table`, `limits`) |
 //! | forged sequence numbers | a subnet is gone for 30 minutes | its owner takes a new router id |
 //!
+//! Nodes of this kind also pass on their owners' signatures ([`Proofs`]), over links between them alone: a
+//! proved route is preferred to any other, so whoever makes up sequence numbers attracts nothing where
+//! owners' own announcements arrive.
+//!
 //! # What is not here
 //!
-//! Proof that a neighbour may announce what it announces: the protocol has none, so a neighbour can
-//! attract traffic, which it can't read but can drop. Choice of neighbours, connections, packets, keys
+//! Proof of how far an owner is: a neighbour that was told of a route can say that it is nearer, and attract
+//! traffic, which it can't read but can drop. Choice of neighbours, connections, packets, keys
 //! and the API are `mycelium/node`'s.
 //!
 //! # Cost
@@ -91,7 +95,7 @@ mod time;
 mod timer;
 
 pub use event::{Counters, Event, LinkId, LinkInfo, LinkStatus, Route, RouteInfo, Wanted};
-pub use router::{Config, Router};
+pub use router::{Config, Proofs, Router};
 pub use time::Time;
 
 /// The last six bytes of a router id for a start at this time: greater than those of all starts

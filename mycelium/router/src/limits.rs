@@ -154,6 +154,12 @@ pub(crate) const UPDATES_IN: Pace = Pace::new(2_000, 20_000);
 pub(crate) const UPDATES_OUT: Pace = Pace::new(1_000, 1_000);
 /// Requests of either kind that a neighbour may send.
 pub(crate) const REQUESTS_IN: Pace = Pace::new(200, 1_000);
+/// Proofs of a neighbour that are checked, which takes some 0.1 ms each.
+pub(crate) const PROOFS_IN: Pace = Pace::new(100, 1_000);
+/// Proofs of all neighbours that are checked: a twentieth of a core.
+pub(crate) const PROOFS_IN_ALL: Pace = Pace::new(500, 5_000);
+/// So many proofs of a neighbour may be none. Nobody passes one on that it has not checked.
+pub(crate) const FORGED_PROOFS_MAX: u8 = 3;
 /// Hellos of a neighbour that are answered.
 pub(crate) const HELLOS_IN: Pace = Pace::new(20, 100);
 

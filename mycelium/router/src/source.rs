@@ -15,6 +15,14 @@
 //! ([`incarnation`](crate::incarnation)), so that the new life always is the greater one. Existing
 //! nodes roll dice: half of their restarts wait for the retraction, 6 s.
 //!
+//! **Proved announcements come after all others.** Whether an announcement is proved by its owner
+//! ([`mycelium_wire::claim`]) is part of whose it is ([`Origin`]), and what is proved is greater than what
+//! is not, whatever the router ids. A neighbour has a proved route from us only if ours is, so origins never
+//! grow along a way, and what was said of lives holds for them: from proved to unproved only when nobody
+//! depends on us, and back at once. Distances are kept for each origin. A proved announcement is held
+//! against proved ones alone, so sequence numbers that somebody made up don't stand in its way; one that
+//! is not proved is held against both.
+//!
 //! **Sequence numbers run, they don't jump.** They are compared modulo 2^16, so three forged ones can
 //! each be newer than the next. What is more than 4096 ahead of the known distance is not feasible.
 //! No honest source gets there while the distance is remembered: it counts up once in 4 s at most.
@@ -38,7 +46,29 @@ pub(crate) fn satisfies(seqno: Seqno, wanted: Seqno) -> bool {
     seqno.0.wrapping_sub(wanted.0) <= SEQNO_JUMP_MAX
 }
 
-/// Feasibility distances of one destination; the router id announced last is the last.
+/// Whose announcement it is. Of two, the greater is what the other gives way to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Origin {
+    is_proved: bool,
+    router_id: RouterId,
+}
+
+impl Origin {
+    pub(crate) const fn new(router_id: RouterId, is_proved: bool) -> Self {
+        Self { is_proved, router_id }
+    }
+
+    pub(crate) const fn router_id(&self) -> RouterId {
+        self.router_id
+    }
+
+    /// Whether what was announced of `other` says how far something of this origin may be.
+    fn heeds(self, other: Self) -> bool {
+        self.router_id == other.router_id && (other.is_proved || !self.is_proved)
+    }
+}
+
+/// Feasibility distances of one destination; the origin announced last is the last.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sources {
     list: Vec<Source>,
@@ -46,7 +76,7 @@ pub(crate) struct Sources {
 
 #[derive(Clone, Debug)]
 struct Source {
-    router_id: RouterId,
+    origin: Origin,
     distance: Distance,
     expires: Time,
 }
@@ -66,30 +96,32 @@ impl Sources {
     /// route to this destination through us.
     pub(crate) fn is_feasible(
         &self,
-        router_id: RouterId,
+        origin: Origin,
         distance: Distance,
         has_dependents: bool,
     ) -> bool {
-        let is_better = self.find(router_id).is_none_or(|own| distance.is_better_than(own));
-        let goes_back = self.list.last().is_some_and(|last| router_id < last.router_id);
+        let is_better = self.heeded(origin).all(|own| distance.is_better_than(own));
+        let goes_back = self.list.last().is_some_and(|last| origin < last.origin);
         is_better && !(goes_back && has_dependents)
     }
 
-    /// The sequence number that would make a route of this router id feasible; none if it doesn't
+    /// The sequence number that would make a route of this origin feasible; none if it doesn't
     /// depend on that.
-    pub(crate) fn wanted_seqno(&self, router_id: RouterId) -> Option<Seqno> {
-        self.find(router_id).map(|distance| distance.seqno.next())
+    pub(crate) fn wanted_seqno(&self, origin: Origin) -> Option<Seqno> {
+        let newer = |a: Seqno, b: Seqno| if b.is_newer_than(a) { b } else { a };
+        let newest = self.heeded(origin).map(|distance| distance.seqno).reduce(newer);
+        newest.map(Seqno::next)
     }
 
     /// Remembers what is being announced.
-    pub(crate) fn announce(&mut self, router_id: RouterId, distance: Distance, now: Time) {
-        let known = self.list.iter().position(|source| source.router_id == router_id);
+    pub(crate) fn announce(&mut self, origin: Origin, distance: Distance, now: Time) {
+        let known = self.list.iter().position(|source| source.origin == origin);
         let before = known.map(|position| self.list.remove(position).distance);
         if self.list.len() == SOURCES_PER_SUBNET_MAX {
             self.list.remove(0);
         }
         let distance = before.filter(|own| !distance.is_better_than(*own)).unwrap_or(distance);
-        self.list.push(Source { router_id, distance, expires: now + SOURCE_HOLD });
+        self.list.push(Source { origin, distance, expires: now + SOURCE_HOLD });
     }
 
     /// Forgets what was not announced for long: how many.
@@ -112,9 +144,10 @@ impl Sources {
         self.list.iter().map(|source| source.expires).min()
     }
 
-    fn find(&self, router_id: RouterId) -> Option<Distance> {
-        let source = self.list.iter().find(|source| source.router_id == router_id);
-        source.map(|source| source.distance)
+    /// Distances that say how far something of this origin may be.
+    fn heeded(&self, origin: Origin) -> impl Iterator<Item = Distance> {
+        let heeded = self.list.iter().filter(move |source| origin.heeds(source.origin));
+        heeded.map(|source| source.distance)
     }
 }
 
@@ -128,10 +161,14 @@ mod tests {
 
     const NOW: Time = Time(Duration::from_secs(5));
 
-    fn id(life: u8) -> RouterId {
+    fn id(life: u8) -> Origin {
         let mut bytes = [7; ROUTER_ID_SIZE];
         bytes[ROUTER_ID_SIZE - 1] = life;
-        RouterId::from_bytes(bytes)
+        Origin::new(RouterId::from_bytes(bytes), false)
+    }
+
+    fn proved(life: u8) -> Origin {
+        Origin { is_proved: true, ..id(life) }
     }
 
     fn distance(seqno: u16, metric: u16) -> Distance {
@@ -160,7 +197,8 @@ mod tests {
         for (announced, expected) in [((5, 120), (5, 100)), ((5, 80), (5, 80)), ((6, 90), (6, 90))]
         {
             sources.announce(id(1), distance(announced.0, announced.1), NOW);
-            assert_eq!(sources.find(id(1)), Some(distance(expected.0, expected.1)));
+            let expected = Some(distance(expected.0, expected.1));
+            assert_eq!(sources.heeded(id(1)).next(), expected);
         }
     }
 
@@ -181,13 +219,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_proved_comes_after_what_is_not_and_is_held_against_its_own_kind() {
+        let mut sources = announced(1, 900, 10);
+        assert!(sources.is_feasible(proved(1), distance(5, 100), true), "900 was made up");
+        sources.announce(proved(1), distance(5, 100), NOW);
+        assert!(sources.is_feasible(proved(1), distance(5, 99), true));
+        assert!(!sources.is_feasible(proved(1), distance(5, 100), true));
+        assert_eq!(sources.wanted_seqno(proved(1)), Some(Seqno(6)));
+        // What is not proved gives way, even that of a greater life, as long as others depend on us.
+        for life in [1, 9] {
+            assert!(!sources.is_feasible(id(life), distance(901, 0), true));
+            assert!(sources.is_feasible(id(life), distance(901, 0), false));
+        }
+        assert!(!sources.is_feasible(id(1), distance(6, 0), false), "older than what we announced");
+        assert_eq!(sources.wanted_seqno(id(1)), Some(Seqno(901)));
+        let mut sources = Sources::default();
+        sources.announce(proved(1), distance(5, 100), NOW);
+        assert!(!sources.is_feasible(id(1), distance(5, 100), false), "it may be ours");
+    }
+
+    #[test]
     fn distances_are_few_and_end() {
         let mut sources = Sources::default();
         for life in 0..50 {
             sources.announce(id(life), distance(0, 9), NOW);
         }
         assert_eq!(sources.len(), SOURCES_PER_SUBNET_MAX);
-        assert_eq!(sources.find(id(49)), Some(distance(0, 9)));
+        assert_eq!(sources.heeded(id(49)).next(), Some(distance(0, 9)));
         assert_eq!(sources.next_expiry(), Some(NOW + SOURCE_HOLD));
         assert_eq!((sources.expire(NOW), sources.expire(NOW + SOURCE_HOLD)), (0, 16));
     }

@@ -17,6 +17,8 @@
 //! |---|---|
 //! | [`identity`] | keys, addresses, subnets, router ids |
 //! | [`control`] | routing TLVs, one a packet |
+//! | [`claim`] | what the owner of a subnet proves of its route |
+//! | [`xeddsa`] | signatures by a node's key |
 //! | [`frame`] | where a packet of a stream begins and ends |
 //! | [`cipher`] | bodies of data packets, sealed between two nodes |
 //! | [`inner`] | what a sealed body holds |
@@ -36,6 +38,7 @@
 
 pub mod beacon;
 pub mod cipher;
+pub mod claim;
 pub mod control;
 pub mod frame;
 pub mod icmp;
@@ -46,5 +49,6 @@ pub mod noise;
 mod random;
 mod reader;
 pub mod session;
+pub mod xeddsa;
 
 pub use random::{RandomError, random_bytes};

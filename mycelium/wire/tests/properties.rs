@@ -8,13 +8,15 @@ use std::net::Ipv6Addr;
 use mycelium_wire::beacon::Beacon;
 use mycelium_wire::cipher::{Nonces, PairKey, SEAL_OVERHEAD};
 use mycelium_wire::control::{
-    CONTROL_SIZE_MAX, Hello, Ihu, Metric, RouteRequest, Seqno, SeqnoRequest, Tlv, Update,
+    CONTROL_SIZE_MAX, Hello, Ihu, Metric, ProvedUpdate, RouteRequest, Seqno, SeqnoRequest, Tlv,
+    Update,
 };
 use mycelium_wire::frame::{self, DataFrame, DataHeader, Frame};
 use mycelium_wire::icmp::{self, IcmpError, OutOfBand};
 use mycelium_wire::identity::{RouterId, SecretKey, Subnet};
 use mycelium_wire::inner;
 use mycelium_wire::message::{CHUNK_SIZE, MessageId, MessageKind, MessagePacket, TOPIC_SIZE_MAX};
+use mycelium_wire::xeddsa::Signature;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -41,9 +43,18 @@ fn tlv() -> impl Strategy<Value = Tlv> {
     let update = (numbers, subnet(), router_id()).prop_map(
         |((flags, interval, seqno, metric), subnet, router_id)| {
             let (seqno, metric) = (Seqno(seqno), Metric(metric));
-            Tlv::Update(Update { flags, interval, seqno, metric, subnet, router_id })
+            Update { flags, interval, seqno, metric, subnet, router_id }
         },
     );
+    let update = update.boxed();
+    let proved = (update.clone(), any::<[u8; 32]>(), any::<[u8; 32]>()).prop_map(
+        |(update, commitment, number)| {
+            let bytes = [commitment, number].concat().try_into().unwrap();
+            let signature = Signature::from_bytes(bytes);
+            Tlv::ProvedUpdate(ProvedUpdate { update, signature })
+        },
+    );
+    let update = update.prop_map(Tlv::Update);
     let route_request = (any::<u8>(), proptest::option::of(subnet()))
         .prop_map(|(generation, subnet)| Tlv::RouteRequest(RouteRequest { generation, subnet }));
     let seqno_request = (any::<u16>(), any::<u8>(), subnet(), router_id()).prop_map(
@@ -51,7 +62,7 @@ fn tlv() -> impl Strategy<Value = Tlv> {
             Tlv::SeqnoRequest(SeqnoRequest { seqno: Seqno(seqno), hop_count, subnet, router_id })
         },
     );
-    prop_oneof![hello, ihu, update, route_request, seqno_request]
+    prop_oneof![hello, ihu, update, proved, route_request, seqno_request]
 }
 
 fn encoded(tlv: &Tlv) -> Vec<u8> {

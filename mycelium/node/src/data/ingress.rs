@@ -285,7 +285,7 @@ impl<'a> Ingress<'a> {
     /// Keeps a control packet for the router.
     fn control(&mut self, tlv: Tlv) {
         // Only the owner of a subnet is no way at all from it.
-        if let (Tlv::Update(update), Some((link, _))) = (&tlv, self.link)
+        if let (Some(update), Some((link, _))) = (tlv.update(), self.link)
             && update.metric == Metric::ZERO
         {
             link.introduced(&update.router_id);

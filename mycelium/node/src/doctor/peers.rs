@@ -249,7 +249,9 @@ impl Inbound for Ears {
         while let Some((frame, size)) = frame::parse(&bytes[at..])? {
             at += size;
             self.heard.get_or_insert(Heard::Something);
-            if let Frame::Control(Ok(Tlv::Update(update))) = frame {
+            if let Frame::Control(Ok(tlv)) = frame
+                && let Some(update) = tlv.update()
+            {
                 let key = update.router_id.public_key();
                 if key.subnet() == update.subnet && update.metric.0 == 0 {
                     self.heard = Some(Heard::Key(key));

@@ -192,8 +192,8 @@ impl std::fmt::Debug for Link {
     }
 }
 
-/// Room for an Update of a /64, the largest packet that is usual.
-const CONTROL_SIZE_USUAL: usize = 72;
+/// Room for a proved update of a /64, the largest packet that is usual.
+const CONTROL_SIZE_USUAL: usize = 136;
 
 /// The largest IPv6 packet that an existing node sends in a datagram of QUIC: what is left of the largest
 /// that we take when both have added their headers. What is larger ends the link.

@@ -9,13 +9,16 @@ mod life;
 
 use std::collections::BTreeSet;
 
-use mycelium_wire::identity::Subnet;
+use mycelium_wire::claim;
+use mycelium_wire::identity::{RouterId, Subnet};
 
 pub(crate) use cost::Cost;
 pub(crate) use life::{Due, Life};
 
 use crate::event::LinkInfo;
-use crate::limits::{HELLOS_IN, Pace, REQUESTS_IN, UPDATE_INTERVAL, UPDATES_IN, UPDATES_OUT};
+use crate::limits::{
+    HELLOS_IN, PROOFS_IN, Pace, REQUESTS_IN, UPDATE_INTERVAL, UPDATES_IN, UPDATES_OUT,
+};
 use crate::time::Time;
 
 /// All that is known about the neighbour at its end, but its routes.
@@ -31,7 +34,12 @@ pub(crate) struct Link {
     /// When it was last given the whole table.
     pub(crate) dumped_at: Option<Time>,
     /// What its router id says of its software, once it announced its own subnet.
-    pub(crate) zone: Option<[u8; 2]>,
+    zone: Option<[u8; 2]>,
+    /// Whether its router id says that it knows proofs.
+    takes_proofs: bool,
+    pub(crate) proofs_in: Pace,
+    /// Proofs that were none.
+    pub(crate) forged_count: u8,
     pub(crate) updates_in: Pace,
     pub(crate) requests_in: Pace,
     pub(crate) hellos_in: Pace,
@@ -55,6 +63,9 @@ impl Link {
             announce_at: now + UPDATE_INTERVAL,
             dumped_at: None,
             zone: None,
+            takes_proofs: false,
+            proofs_in: PROOFS_IN,
+            forged_count: 0,
             updates_in: UPDATES_IN,
             requests_in: REQUESTS_IN,
             hellos_in: HELLOS_IN,
@@ -64,6 +75,18 @@ impl Link {
     /// Whether the neighbour may be one of the nodes that exist, which leave the zone empty.
     pub(crate) fn is_existing(&self) -> bool {
         self.zone.is_none_or(|zone| zone == [0, 0])
+    }
+
+    /// Notes what the neighbour says of itself. Whether it knows proofs, which it did not before.
+    pub(crate) fn introduced(&mut self, router_id: &RouterId) -> bool {
+        self.zone = Some(router_id.zone());
+        let before = std::mem::replace(&mut self.takes_proofs, claim::is_announced(router_id));
+        self.takes_proofs && !before
+    }
+
+    /// Whether proofs may be sent there: existing nodes would lose their place in the stream.
+    pub(crate) fn takes_proofs(&self) -> bool {
+        self.takes_proofs
     }
 
     /// When something is to be done.

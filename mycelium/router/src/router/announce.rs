@@ -19,13 +19,15 @@
 //! Never a route that leads through it (split horizon); nor is an owner told the way to itself. If it was told another before, it hears that
 //! this one is gone, so that it does not keep a fallback that is none.
 
-use mycelium_wire::control::{Metric, Seqno, Tlv, Update};
+use mycelium_wire::control::{Metric, ProvedUpdate, Seqno, Tlv, Update};
 use mycelium_wire::identity::{RouterId, Subnet};
+use mycelium_wire::xeddsa::Signature;
 
 use super::Router;
 use super::links::centiseconds;
 use crate::event::{LinkId, Route};
 use crate::limits::{ROUTES_PER_LINK_MAX, TIMER_PAUSE_MIN, UPDATE_INTERVAL};
+use crate::link::Link;
 use crate::source::Distance;
 use crate::table::{Told, is_news};
 use crate::timer::Timer;
@@ -37,6 +39,7 @@ impl Router {
         let after = destination.selected;
         let id = |route: Option<Route>| route.map(|route| route.router_id);
         let seqno = |route: Option<Route>| route.map(|route| route.seqno);
+        let proved = |route: Option<Route>| route.map(|route| route.is_proved);
         let is_other_life = id(before) != id(after);
         for (link, told) in destination.told() {
             let metric = match after {
@@ -46,7 +49,9 @@ impl Router {
             let is_end = metric.is_infinite() && !told.is_retraction();
             let Some(neighbour) = self.links.get_mut(link) else { continue };
             let is_newer = seqno(before) != seqno(after) && neighbour.is_existing();
+            let is_better_known = proved(before) != proved(after) && neighbour.takes_proofs();
             let is_change = is_news(told.metric, metric) || is_other_life || is_newer;
+            let is_change = is_change || is_better_known;
             if is_end {
                 neighbour.outbox.add_urgent(subnet);
             } else if is_change && !metric.is_infinite() {
@@ -122,7 +127,13 @@ impl Router {
     }
 
     pub(super) fn send_own(&mut self, link: LinkId) {
-        self.send_update(link, self.subnet, self.router_id, self.seqno, Metric::ZERO);
+        let proof = self.takes_proofs(link).then(|| self.own_proof()).flatten();
+        let update = update(self.subnet, self.router_id, self.seqno, Metric::ZERO);
+        self.send_update(link, update, proof);
+    }
+
+    fn takes_proofs(&self, link: LinkId) -> bool {
+        self.links.get(&link).is_some_and(Link::takes_proofs)
     }
 
     fn send_route(&mut self, link: LinkId, subnet: Subnet, route: Route) {
@@ -133,13 +144,18 @@ impl Router {
             return;
         }
         let distance = Distance { seqno: route.seqno, metric: route.metric };
-        if !self.table.announce(subnet, route.router_id, distance, self.now) {
+        if !self.table.announce(subnet, route.origin(), distance, self.now) {
             return;
         }
         neighbour.told.insert(subnet);
         self.table.set_told(subnet, link, Told::new(route.metric, self.now));
         self.schedule_destination(subnet);
-        self.send_update(link, subnet, route.router_id, route.seqno, route.metric);
+        let entry = self.table.get(&subnet).and_then(|destination| destination.selected_entry());
+        let proof = entry
+            .and_then(|entry| entry.proof)
+            .filter(|_| route.is_proved && self.takes_proofs(link));
+        let update = update(subnet, route.router_id, route.seqno, route.metric);
+        self.send_update(link, update, proof);
     }
 
     fn send_retraction(&mut self, link: LinkId, subnet: Subnet, told: Told) {
@@ -150,21 +166,16 @@ impl Router {
         };
         self.table.set_told(subnet, link, told);
         self.schedule_destination(subnet);
-        self.send_update(link, subnet, self.router_id, self.seqno, Metric::INFINITE);
+        self.send_update(link, update(subnet, self.router_id, self.seqno, Metric::INFINITE), None);
     }
 
-    fn send_update(
-        &mut self,
-        link: LinkId,
-        subnet: Subnet,
-        router_id: RouterId,
-        seqno: Seqno,
-        metric: Metric,
-    ) {
+    fn send_update(&mut self, link: LinkId, update: Update, proof: Option<Signature>) {
         self.counters.updates_sent += 1;
-        let interval = centiseconds(UPDATE_INTERVAL);
-        let update = Update { flags: 0, interval, seqno, metric, subnet, router_id };
-        self.send(link, Tlv::Update(update));
+        let tlv = match proof {
+            Some(signature) => Tlv::ProvedUpdate(ProvedUpdate { update, signature }),
+            None => Tlv::Update(update),
+        };
+        self.send(link, tlv);
     }
 
     /// What neighbours hold from us: repeats of retractions, and what is over.
@@ -192,4 +203,8 @@ impl Router {
             self.timers.advance(Timer::Destination(subnet), deadline);
         }
     }
+}
+
+fn update(subnet: Subnet, router_id: RouterId, seqno: Seqno, metric: Metric) -> Update {
+    Update { flags: 0, interval: centiseconds(UPDATE_INTERVAL), seqno, metric, subnet, router_id }
 }

@@ -5,6 +5,7 @@
 //! | `mod` | what callers call, and the two ends of every call: time goes on, and what waits is sent |
 //! | `links` | links come, say Hello, are measured, and go |
 //! | `routes` | updates come in, and routes are chosen |
+//! | `proofs` | what owners signed |
 //! | `announce` | neighbours are told |
 //! | `questions` | routes and sequence numbers are asked for, and such questions answered |
 //!
@@ -14,6 +15,7 @@
 
 mod announce;
 mod links;
+mod proofs;
 mod questions;
 mod routes;
 #[cfg(test)]
@@ -21,16 +23,20 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use mycelium_wire::claim::Claim;
 use mycelium_wire::control::{Seqno, Tlv};
 use mycelium_wire::identity::{NODE_PREFIX_LEN, OVERLAY, RouterId, Subnet};
+use mycelium_wire::xeddsa::Signature;
 
 use crate::event::{Counters, Event, LinkId, LinkInfo, LinkStatus, Route, RouteInfo, Wanted};
-use crate::limits::PASSED_MAX;
+use crate::limits::{PASSED_MAX, PROOFS_IN_ALL, Pace};
 use crate::link::Link;
 use crate::request::{Queries, Seqnos};
 use crate::table::{Destination, Table};
 use crate::time::Time;
 use crate::timer::{Timer, Timers};
+
+pub use proofs::Proofs;
 
 /// Who this node is.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +65,10 @@ pub struct Router {
     bumped_at: Option<Time>,
     /// When the router id was last renewed.
     renewed_at: Option<Time>,
+    proofs: Option<Box<dyn Proofs>>,
+    proofs_in: Pace,
+    /// The signature of the last own announcement that was proved.
+    own_proof: Option<(Claim, Signature)>,
     links: BTreeMap<LinkId, Link>,
     table: Table,
     queries: Queries,
@@ -85,6 +95,9 @@ impl Router {
             seqno: Seqno::default(),
             bumped_at: None,
             renewed_at: None,
+            proofs: None,
+            proofs_in: PROOFS_IN_ALL,
+            own_proof: None,
             links: BTreeMap::new(),
             table: Table::default(),
             queries: Queries::default(),
@@ -95,6 +108,12 @@ impl Router {
             events: VecDeque::new(),
             counters: Counters::default(),
         }
+    }
+
+    /// The same, and it proves what it announces, and has others' proofs checked. The router id says so
+    /// ([`mycelium_wire::claim::ZONE`]), or nobody sends any.
+    pub fn with_proofs(config: Config, proofs: Box<dyn Proofs>) -> Self {
+        Self { proofs: Some(proofs), ..Self::new(config) }
     }
 
     /// A neighbour is connected. Beyond 4096 links at a time it is [`Event::Dead`] at once.
@@ -119,7 +138,10 @@ impl Router {
         match tlv {
             Tlv::Hello(_) => self.on_hello(link),
             Tlv::Ihu(_) => self.on_ihu(link),
-            Tlv::Update(update) => self.on_update(link, update),
+            Tlv::Update(update) => self.on_update(link, update, None),
+            Tlv::ProvedUpdate(proved) => {
+                self.on_update(link, &proved.update, Some(proved.signature));
+            }
             Tlv::RouteRequest(request) => self.on_route_request(link, request),
             Tlv::SeqnoRequest(request) => self.on_seqno_request(link, request),
         }

@@ -10,7 +10,7 @@ use crate::limits::{
     REFRESH_INTERVAL, SEQNO_ASK_INTERVAL, SEQNO_BUMP_INTERVAL, SEQNO_HOLD, SEQNO_HOP_COUNT,
 };
 use crate::request::{Asker, Opened, Wish};
-use crate::source::satisfies;
+use crate::source::{Origin, satisfies};
 use crate::timer::Timer;
 
 impl Router {
@@ -43,10 +43,15 @@ impl Router {
     pub(super) fn note_use(&mut self, subnet: Subnet) {
         let now = self.now;
         let Some(destination) = self.table.get_mut(&subnet) else { return };
-        let Some(link) = destination.selected.map(|route| route.link) else { return };
+        let Some(route) = destination.selected else { return };
+        let link = route.link;
         let expires = destination.selected_entry().map_or(now, |entry| entry.expires);
         let since_refresh = now.since(destination.refreshed);
+        // What nobody vouches for may be a lie that came before the truth was asked for.
+        let is_first = destination.used.is_none_or(|used| used < destination.refreshed);
+        let is_doubtful = is_first && !route.is_proved && self.proofs.is_some();
         let is_old = since_refresh >= REFRESH_INTERVAL
+            || is_doubtful
             || (expires.since(now) < ALMOST_EXPIRED && since_refresh >= CONFIRM_AFTER);
         if destination.used.is_none() {
             self.table.keep(subnet);
@@ -164,7 +169,7 @@ impl Router {
         let Some(destination) = self.table.get(&subnet) else { return };
         let others = destination.entries().iter().filter(|entry| Some(entry.link) != except);
         let wishes = others.filter_map(|entry| {
-            let seqno = destination.sources.wanted_seqno(entry.router_id)?;
+            let seqno = destination.sources.wanted_seqno(entry.origin())?;
             Some((entry.link, entry.router_id, seqno))
         });
         for (link, router_id, seqno) in wishes.collect::<Vec<_>>() {
@@ -173,14 +178,15 @@ impl Router {
     }
 
     /// Asks a neighbour whose update is infeasible for a newer one, not too often.
-    pub(super) fn ask_seqno_of(&mut self, link: LinkId, subnet: Subnet, router_id: RouterId) {
+    pub(super) fn ask_seqno_of(&mut self, link: LinkId, subnet: Subnet, origin: Origin) {
         let now = self.now;
         let Some(destination) = self.table.get_mut(&subnet) else { return };
         let is_recent = |(asked, at)| asked == link && now.since(at) < SEQNO_ASK_INTERVAL;
         if destination.asked_seqno.is_some_and(is_recent) {
             return;
         }
-        let Some(seqno) = destination.sources.wanted_seqno(router_id) else { return };
+        let Some(seqno) = destination.sources.wanted_seqno(origin) else { return };
+        let router_id = origin.router_id();
         destination.asked_seqno = Some((link, now));
         self.send_seqno_request(link, subnet, router_id, seqno, SEQNO_HOP_COUNT);
     }

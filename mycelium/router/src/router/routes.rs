@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mycelium_wire::control::{Metric, Update};
 use mycelium_wire::identity::{RouterId, Subnet};
+use mycelium_wire::xeddsa::Signature;
 
 use super::{Router, is_nodes};
 use crate::event::{Event, LinkId, Route};
@@ -11,12 +12,17 @@ use crate::limits::{
     CONFIRM_AFTER, RENEWAL_INTERVAL, ROUTE_HOLD_MAX, ROUTE_HOLD_MIN, SEQNO_HOP_COUNT,
     UNCONFIRMED_MAX, USE_HOLD,
 };
-use crate::source::Distance;
+use crate::source::{Distance, Origin};
 use crate::table::{Admission, Offer};
 use crate::timer::Timer;
 
 impl Router {
-    pub(super) fn on_update(&mut self, link: LinkId, update: &Update) {
+    pub(super) fn on_update(
+        &mut self,
+        link: LinkId,
+        update: &Update,
+        signature: Option<Signature>,
+    ) {
         self.counters.updates += 1;
         let now = self.now;
         let Some(neighbour) = self.links.get_mut(&link) else { return };
@@ -30,8 +36,8 @@ impl Router {
             self.on_own_update(update);
         } else if update.metric.is_infinite() {
             self.retract(link, update.subnet);
-        } else {
-            self.learn(link, update);
+        } else if let Ok(proof) = self.checked(link, update, signature) {
+            self.learn(link, update, proof);
         }
     }
 
@@ -92,28 +98,30 @@ impl Router {
         }
     }
 
-    fn learn(&mut self, link: LinkId, update: &Update) {
+    fn learn(&mut self, link: LinkId, update: &Update, proof: Option<Signature>) {
         let (subnet, router_id) = (update.subnet, update.router_id);
+        let origin = Origin::new(router_id, proof.is_some());
         if update.metric == Metric::ZERO
             && let Some(neighbour) = self.links.get_mut(&link)
+            && neighbour.introduced(&router_id)
         {
-            neighbour.zone = Some(router_id.zone());
+            self.prove_all(link);
         }
         let distance = Distance { seqno: update.seqno, metric: update.metric };
         let destination = self.table.get_mut(&subnet);
-        let is_feasible = destination.as_ref().is_none_or(|d| d.is_feasible(router_id, distance));
+        let is_feasible = destination.as_ref().is_none_or(|d| d.is_feasible(origin, distance));
         if let Some(destination) = destination
             && let Some(route) = destination.selected.filter(|route| route.link == link)
         {
             (destination.confirm_by, destination.unconfirmed) = (None, 0);
             if !is_feasible && route.router_id == router_id {
                 // The route stays as it was: its neighbour still leads there (RFC 8966 3.5.3).
-                return self.ask_seqno_of(link, subnet, router_id);
+                return self.ask_seqno_of(link, subnet, origin);
             }
         }
         let expires = self.now + hold(update.interval);
         let is_wanted = self.queries.get(&subnet).is_some();
-        let offer = Offer { link, subnet, router_id, distance, expires };
+        let offer = Offer { link, subnet, router_id, proof, distance, expires };
         match self.table.offer(offer, is_wanted, self.now) {
             Admission::Taken => {}
             Admission::TakenFor(victim) => {
@@ -130,7 +138,7 @@ impl Router {
         self.reselect(subnet);
         let is_lost = self.destination(subnet).is_some_and(|d| d.selected.is_none());
         if !is_feasible && is_lost {
-            self.ask_seqno_of(link, subnet, router_id);
+            self.ask_seqno_of(link, subnet, origin);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the router promises in figures: recovery, quiet, size.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::chance::Chance;
 use super::world::{Make, State, World};
@@ -140,21 +140,45 @@ fn an_idle_node_with_three_links_sends_at_most_83_bytes_a_second() {
     }
 }
 
-/// Builds a network, lets random pairs talk, and checks that all of them get through.
+/// Builds a network, lets random pairs talk, and checks that all of them get through; says what it took.
 fn converges(seed: u64, count: usize, edges: &[(usize, usize)], pairs: usize) -> World {
+    let real = Instant::now();
     let mut world = World::new(seed, &vec![Make::Ours; count], edges);
     world.run_for(Duration::from_secs(5));
     let mut chance = Chance::new(seed);
     let mut missing: Vec<_> =
         (0..pairs).map(|_| (chance.index(count), chance.index(count))).collect();
-    let end = world.now + Duration::from_secs(30);
+    let (begin, before) = (world.now, world.delivered_count);
+    let end = begin + Duration::from_secs(30);
     while !missing.is_empty() {
         assert!(world.now < end, "{count} nodes: {missing:?}");
         world.run_for(Duration::from_millis(500));
         missing.retain(|(from, to)| !world.ping(*from, *to));
     }
+    let (found, real) = (world.now.since(begin), real.elapsed());
     world.check_tables();
+    let messages = (world.delivered_count - before) / count as u64;
+    let routes: Vec<usize> = (0..count).map(|node| world.router(node).routes().count()).collect();
+    let (largest, all) = (routes.iter().max(), routes.iter().sum::<usize>());
+    println!(
+        "{count} nodes, {} links: {pairs} pairs found after {found:?} with {messages} messages a node; \
+         {} routes a node, at most {largest:?}; {} changes of a next hop, ways of {} hops at most; \
+         {real:?} of real time, {} MiB so far",
+        edges.len(),
+        all / count,
+        world.turn_count,
+        world.hops_max,
+        peak_mib(),
+    );
     world
+}
+
+/// The most memory that this process has had.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }
 
 fn networks(count: usize, seed: u64) -> [Vec<(usize, usize)>; 3] {
@@ -173,8 +197,6 @@ fn all_nodes_of_a_large_network_reach_each_other() {
     for edges in networks(count, 1).iter().take(reachable) {
         let world = converges(1, count, edges, 12);
         let largest = (0..count).map(|n| world.router(n).routes().count()).max();
-        let messages = world.delivered_count / count as u64;
-        println!("{count} nodes: {messages} messages each, at most {largest:?} routes");
         assert!(largest <= Some(200), "{largest:?}: routes that nobody asked for");
     }
     converges(1, 200, &line(200), 3);

@@ -11,12 +11,16 @@
 //! | `oracle` | what must hold |
 //! | `upstream` | a model of the nodes that exist |
 //! | `forger` | a neighbour that lies |
+//! | `notary` | owners' proofs, without the work |
 //! | `trouble` | runs with loss, cuts, restarts, jumps, forgers, mixed networks |
+//! | `claims` | who makes up what owners never said |
 //! | `figures` | recovery after a cut, idle traffic, size |
 
 mod chance;
+mod claims;
 mod figures;
 mod forger;
+mod notary;
 mod oracle;
 mod trouble;
 mod upstream;

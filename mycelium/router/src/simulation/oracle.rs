@@ -33,6 +33,8 @@ struct Memory {
 #[derive(Clone, Copy)]
 struct Entry {
     router_id: RouterId,
+    /// Whether the owner's proof of it was known.
+    is_proved: bool,
     distance: Distance,
     at: Time,
 }
@@ -60,39 +62,42 @@ impl Oracle {
         let before = memory.followed.insert(subnet, (route, distance));
         let turns = before.is_none_or(|(old, _)| old.link != route.link);
         let same = |(old, old_distance): (Route, Distance)| {
-            (old.link, old.router_id) == (route.link, route.router_id) && old_distance == distance
+            let of = |route: Route| (route.link, route.router_id, route.is_proved);
+            of(old) == of(route) && old_distance == distance
         };
         let told = memory.ledger.get(&subnet).map_or(&[][..], Vec::as_slice);
-        let told = told.iter().find(|entry| entry.router_id == route.router_id);
-        let Some(Entry { distance: own, at, .. }) = told.filter(|_| !before.is_some_and(same))
-        else {
-            return turns;
-        };
-        let is_feasible = distance.seqno.is_newer_than(own.seqno)
-            || (distance.seqno == own.seqno && distance.metric < own.metric);
-        assert!(
-            is_feasible || now.since(*at) >= HOLD,
-            "node {node} follows {distance:?} to {subnet}, but announced {own:?} itself"
-        );
+        // What is proved need not be better than what somebody made up.
+        let heeded = told.iter().filter(|entry| {
+            entry.router_id == route.router_id && (entry.is_proved || !route.is_proved)
+        });
+        for Entry { distance: own, at, .. } in heeded.filter(|_| !before.is_some_and(same)) {
+            let is_feasible = distance.seqno.is_newer_than(own.seqno)
+                || (distance.seqno == own.seqno && distance.metric < own.metric);
+            assert!(
+                is_feasible || now.since(*at) >= HOLD,
+                "node {node} follows {distance:?} to {subnet}, but announced {own:?} itself"
+            );
+        }
         turns
     }
 
-    /// A node sent this.
-    pub(super) fn sent(&mut self, node: usize, update: &Update, now: Time) {
+    /// A node sent this, of a route whose proof it has or not.
+    pub(super) fn sent(&mut self, node: usize, update: &Update, is_proved: bool, now: Time) {
         if update.metric.is_infinite() {
             return;
         }
         let router_id = update.router_id;
         let distance = Distance { seqno: update.seqno, metric: update.metric };
         let entries = self.of(node).ledger.entry(update.subnet).or_default();
-        let known = entries.iter().position(|entry| entry.router_id == router_id);
+        let same = |entry: &Entry| (entry.router_id, entry.is_proved) == (router_id, is_proved);
+        let known = entries.iter().position(same);
         let known = known.map(|place| entries.remove(place).distance);
         let keeps = |own: &Distance| {
             own.seqno.is_newer_than(distance.seqno)
                 || (distance.seqno == own.seqno && distance.metric >= own.metric)
         };
         let distance = known.filter(keeps).unwrap_or(distance);
-        entries.push(Entry { router_id, distance, at: now });
+        entries.push(Entry { router_id, is_proved, distance, at: now });
         if entries.len() > SOURCES_PER_SUBNET_MAX {
             entries.remove(0);
         }

@@ -134,7 +134,8 @@ fn mixed_networks_converge() {
         named(seed, |seed| {
             let mut chance = Chance::new(seed ^ 0x313);
             let (count, edges) = some_network(&mut chance);
-            let make = |_| if chance.happens(400) { Make::Upstream } else { Make::Ours };
+            let kinds = [Make::Upstream, Make::Upstream, Make::Plain, Make::Ours, Make::Ours];
+            let make = |_| kinds[chance.index(kinds.len())];
             let makes: Vec<_> = (0..count).map(make).collect();
             let mut world = World::new(seed, &makes, &edges);
             let what = Trouble { weather: STREAMS, cuts: true, restarts: true, jumps: false };

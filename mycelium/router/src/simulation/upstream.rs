@@ -121,6 +121,7 @@ impl Upstream {
             }
             Tlv::Ihu(_) => self.on_ihu(link),
             Tlv::Update(update) => self.on_update(link, update),
+            Tlv::ProvedUpdate(_) => panic!("existing nodes lose their place in the stream"),
             Tlv::RouteRequest(request) => self.on_request(link, request),
             Tlv::SeqnoRequest(request) => self.on_seqno_request(link, request),
         }

@@ -12,6 +12,7 @@ use mycelium_wire::identity::{PublicKey, RouterId, Subnet};
 
 use super::chance::Chance;
 use super::forger::Forger;
+use super::notary::Notary;
 use super::oracle::Oracle;
 use super::upstream::Upstream;
 use crate::event::{Event, LinkId, LinkInfo};
@@ -36,6 +37,8 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Make {
     Ours,
+    /// Ours of a kind that knows no proofs.
+    Plain,
     Upstream,
     Forger,
 }
@@ -125,6 +128,9 @@ pub(super) struct World {
     pub(super) weather: Weather,
     pub(super) chance: Chance,
     pub(super) delivered_count: u64,
+    /// Times that a node turned to another next hop, each of which was followed; and the longest way.
+    pub(super) turn_count: u64,
+    pub(super) hops_max: usize,
     /// The wire of each connection: its number is its place.
     by_link: Vec<usize>,
     lives: u32,
@@ -142,6 +148,8 @@ impl World {
             weather: Weather::default(),
             chance: Chance::new(seed),
             delivered_count: 0,
+            turn_count: 0,
+            hops_max: 0,
             by_link: Vec::new(),
             lives: 1_000_000,
             queue: BinaryHeap::new(),
@@ -192,19 +200,27 @@ impl World {
         } else {
             crate::incarnation(life.into(), 0)
         };
-        let zone = if self.nodes[node].make == Make::Upstream { [0, 0] } else { [0, 1] };
+        let zone = match self.nodes[node].make {
+            Make::Upstream => [0, 0],
+            Make::Plain => [0, 1],
+            Make::Ours | Make::Forger => [0, 3],
+        };
         let router_id = RouterId::new(key, zone, random);
         let (now, seed) = (self.clock(node), self.chance.next());
         let subnet = self.nodes[node].subnet;
         let kind = match self.nodes[node].make {
-            Make::Ours => Kind::Ours(Box::new(Router::new(Config { router_id, subnet, seed }))),
+            Make::Ours => {
+                let config = Config { router_id, subnet, seed };
+                Kind::Ours(Box::new(Router::with_proofs(config, Box::new(Notary::new(key)))))
+            }
+            Make::Plain => Kind::Ours(Box::new(Router::new(Config { router_id, subnet, seed }))),
             Make::Upstream => {
                 let phase = Duration::from_millis(seed % 20_000);
                 Kind::Upstream(Box::new(Upstream::new(router_id, phase, now)))
             }
             Make::Forger => {
                 self.after(FORGER_TURN, Action::Forge(node));
-                Kind::Forger(Box::new(Forger::new(Chance::new(seed))))
+                Kind::Forger(Box::new(Forger::new(router_id, Chance::new(seed))))
             }
         };
         let slot = &mut self.nodes[node];
@@ -294,9 +310,7 @@ impl World {
         self.nodes[to].bytes_sent += HEADER_SIZE;
         let now = self.clock(to);
         let mut touched = BTreeSet::new();
-        if let Tlv::Update(update) = tlv {
-            touched.insert(update.subnet);
-        }
+        touched.extend(tlv.update().map(|update| update.subnet));
         match &mut self.nodes[to].kind {
             Kind::Ours(router) => router.received(link, tlv, now),
             Kind::Upstream(upstream) => upstream.received(link, tlv, now),
@@ -412,27 +426,29 @@ impl World {
                 turned.push(*subnet);
             }
         }
-        for (_, tlv) in sends {
-            if let Tlv::Update(update) = tlv {
-                self.oracle.sent(node, update, now);
-            }
+        for update in sends.iter().filter_map(|(_, tlv)| tlv.update()) {
+            let is_proved = router.route(update.subnet).is_some_and(|route| route.is_proved);
+            self.oracle.sent(node, update, is_proved, now);
         }
         for subnet in turned {
-            self.check_no_loop(node, subnet);
+            self.turn_count += 1;
+            self.hops_max = self.hops_max.max(self.check_no_loop(node, subnet));
         }
     }
 
     /// Follows next hops among honest nodes of ours: they must not lead back. A loop begins where a node
-    /// turns to another next hop, and nowhere else.
-    fn check_no_loop(&self, start: usize, subnet: Subnet) {
+    /// turns to another next hop, and nowhere else: next hops to a destination form a forest, in which
+    /// one edge was moved, so the way from there to its root is all there is to look at. Gives its length.
+    fn check_no_loop(&self, start: usize, subnet: Subnet) -> usize {
         let mut path = vec![start];
         while let Some(next) = self.next_node(path[path.len() - 1], subnet) {
             assert!(next != start, "{subnet}: a loop at {:?}: {path:?}", self.now);
             path.push(next);
             if self.nodes[next].subnet == subnet || path.len() > self.nodes.len() {
-                return;
+                break;
             }
         }
+        path.len() - 1
     }
 
     fn next_node(&self, node: usize, subnet: Subnet) -> Option<usize> {

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use mycelium_wire::control::Metric;
 use mycelium_wire::identity::RouterId;
+use mycelium_wire::xeddsa::Signature;
 
 use crate::event::{LinkId, Route};
 use crate::limits::{
     AVOIDED_FOR_MAX, AVOIDED_FOR_MIN, AVOIDED_KEPT, AVOIDED_MAX, RETRACTION_HOLD,
     RETRACTION_REPEATS, ROUTE_HOLD_MARGIN, ROUTE_HOLD_MAX, SIGNIFICANT_CHANGE,
 };
-use crate::source::{Distance, Sources};
+use crate::source::{Distance, Origin, Sources};
 use crate::time::Time;
 
 /// A subnet that we heard of.
@@ -54,6 +55,8 @@ struct Avoided {
 pub(crate) struct Entry {
     pub(crate) link: LinkId,
     pub(crate) router_id: RouterId,
+    /// What shows that the owner announced it under this router id with this sequence number.
+    pub(crate) proof: Option<Signature>,
     pub(crate) distance: Distance,
     pub(crate) expires: Time,
     /// When the neighbour named this router id first, and last.
@@ -112,19 +115,18 @@ impl Destination {
     }
 
     /// Whether an announcement may be followed.
-    pub(crate) fn is_feasible(&self, router_id: RouterId, distance: Distance) -> bool {
-        self.sources.is_feasible(router_id, distance, !self.told.is_empty())
+    pub(crate) fn is_feasible(&self, origin: Origin, distance: Distance) -> bool {
+        self.sources.is_feasible(origin, distance, !self.told.is_empty())
     }
 
-    /// The route that its entries amount to: the shortest of those that are feasible; the present one
-    /// unless another is shorter by more than 10, or leads to the owner itself.
+    /// The route that its entries amount to: the shortest of those that are feasible, and proved if some
+    /// are; the present one unless another is shorter by more than 10, or leads to the owner itself.
     pub(crate) fn select(&self, cost: impl Fn(LinkId) -> Option<u16>) -> Option<Route> {
         let present = self.selected.map(|route| route.link);
         let owner = self.owner();
         let routes = || {
             let current = self.entries.iter().filter(|entry| !entry.is_of_life_before(owner));
-            let followed =
-                current.filter(|entry| self.is_feasible(entry.router_id, entry.distance));
+            let followed = current.filter(|entry| self.is_feasible(entry.origin(), entry.distance));
             followed.filter_map(|entry| {
                 let route = entry.route(cost(entry.link)?);
                 // A sum that saturates has lost its order.
@@ -133,8 +135,10 @@ impl Destination {
         };
         // Who loses packets is better than nobody.
         let avoids = !self.avoided.is_empty() && routes().any(|(_, r)| !self.is_avoided(r.link));
+        let taken = || routes().filter(|(_, r)| !avoids || !self.is_avoided(r.link));
+        let proves = taken().any(|(_, route)| route.is_proved);
         let (mut best, mut stay) = (None::<(Metric, Route)>, None::<(Metric, Route)>);
-        for (announced, route) in routes().filter(|(_, r)| !avoids || !self.is_avoided(r.link)) {
+        for (announced, route) in taken().filter(|(_, route)| route.is_proved == proves) {
             if best.is_none_or(|(_, best)| route.metric < best.metric) {
                 best = Some((announced, route));
             }
@@ -160,7 +164,7 @@ impl Destination {
             entry.distance.metric == Metric::ZERO
                 && entry.router_id.zone() == ZONE_EXISTING
                 && !self.is_avoided(entry.link)
-                && self.sources.is_feasible(entry.router_id, entry.distance, false)
+                && self.sources.is_feasible(entry.origin(), entry.distance, false)
         });
         owners.max_by_key(|entry| entry.heard)
     }
@@ -189,19 +193,19 @@ impl Destination {
         self.avoided.values_mut().for_each(|avoided| avoided.is_over |= avoided.until <= now);
     }
 
-    /// Links to ask for a newer sequence number of `router_id`, the best first.
+    /// Links to ask for a newer sequence number, the best first.
     pub(crate) fn candidates(
         &self,
         cost: impl Fn(LinkId) -> Option<u16>,
     ) -> impl Iterator<Item = LinkId> {
         let rank = |entry: &Entry| {
-            let is_feasible = self.is_feasible(entry.router_id, entry.distance);
+            let is_feasible = self.is_feasible(entry.origin(), entry.distance);
             let route = entry.route(cost(entry.link).unwrap_or(u16::MAX));
-            (!is_feasible, route.metric, entry.link)
+            (!route.is_proved, !is_feasible, route.metric, entry.link)
         };
         let mut ranked: Vec<_> = self.entries.iter().map(rank).collect();
         ranked.sort_unstable();
-        ranked.into_iter().map(|(_, _, link)| link)
+        ranked.into_iter().map(|(.., link)| link)
     }
 
     pub(crate) fn told(&self) -> &BTreeMap<LinkId, Told> {
@@ -230,15 +234,23 @@ impl Destination {
 
 impl Entry {
     /// Whether the owner has named another life since the neighbour named this one first. (A connection to
-    /// a former life that is not known to be dead says nothing any more.)
+    /// a former life that is not known to be dead says nothing any more.) A life that is proved is not
+    /// ended by who may not be the owner.
     fn is_of_life_before(&self, owner: Option<&Self>) -> bool {
-        owner.is_some_and(|owner| owner.router_id != self.router_id && owner.heard > self.named)
+        let is_later = |owner: &Self| owner.router_id != self.router_id && owner.heard > self.named;
+        self.proof.is_none() && owner.is_some_and(is_later)
+    }
+
+    /// Whose announcement it is.
+    pub(crate) fn origin(&self) -> Origin {
+        Origin::new(self.router_id, self.proof.is_some())
     }
 
     /// The route over a link of this cost.
     pub(crate) fn route(&self, cost: u16) -> Route {
         let (link, router_id, seqno) = (self.link, self.router_id, self.distance.seqno);
-        Route { link, metric: self.distance.metric + Metric(cost), seqno, router_id }
+        let (metric, is_proved) = (self.distance.metric + Metric(cost), self.proof.is_some());
+        Route { link, metric, seqno, router_id, is_proved }
     }
 }
 
@@ -297,6 +309,7 @@ mod tests {
         Entry {
             link: LinkId(link),
             router_id: RouterId::from_bytes([1; ROUTER_ID_SIZE]),
+            proof: None,
             distance: Distance { seqno: Seqno(seqno), metric: Metric(metric) },
             expires: Time(Duration::from_secs(1000)),
             named: Time::default(),
@@ -336,7 +349,7 @@ mod tests {
     fn what_is_not_feasible_is_not_chosen() {
         let mut destination = destination(&[entry(1, 3, 50), entry(2, 3, 40)]);
         let distance = Distance { seqno: Seqno(3), metric: Metric(45) };
-        destination.sources.announce(entry(1, 0, 0).router_id, distance, Time::default());
+        destination.sources.announce(entry(1, 0, 0).origin(), distance, Time::default());
         assert_eq!(selected(&mut destination), Some((2, 60)));
         destination.remove(LinkId(2));
         assert_eq!(selected(&mut destination), None);
@@ -391,7 +404,8 @@ mod tests {
             let (old, new) = (life(9, zone), life(4, zone));
             let all = [named(1, old, 40, 5, 30), named(2, new, 0, 20, 20)];
             let mut known = destination(&all);
-            known.sources.announce(old, Distance { seqno: Seqno(0), metric: Metric(60) }, at(6));
+            let distance = Distance { seqno: Seqno(0), metric: Metric(60) };
+            known.sources.announce(Origin::new(old, false), distance, at(6));
             known.told_mut().insert(LinkId(7), Told::new(Metric(60), at(6)));
             // Its new life is a smaller one, so all who depend on the old one must have heard first.
             let expected = if zone == 0 { None } else { Some((1, 60)) };
@@ -402,7 +416,8 @@ mod tests {
         let (old, new) = (life(9, 0), life(4, 0));
         // A connection to a former life, which says nothing any more.
         let mut known = destination(&[named(1, new, 40, 21, 30), named(2, old, 0, 5, 20)]);
-        known.sources.announce(new, Distance { seqno: Seqno(0), metric: Metric(60) }, at(22));
+        let distance = Distance { seqno: Seqno(0), metric: Metric(60) };
+        known.sources.announce(Origin::new(new, false), distance, at(22));
         known.told_mut().insert(LinkId(7), Told::new(Metric(60), at(22)));
         known.selected = known.entry(LinkId(1)).map(|entry| entry.route(20));
         assert_eq!(selected(&mut known), Some((2, 20)), "a greater life that is beside us");
@@ -411,10 +426,34 @@ mod tests {
         assert_eq!(selected(&mut known), Some((1, 60)));
         let all = [named(1, old, 40, 5, 30), named(2, new, 0, 20, 20)];
         let mut known = destination(&all);
-        known.sources.announce(new, Distance { seqno: Seqno(1), metric: Metric(60) }, at(6));
-        known.sources.announce(old, Distance { seqno: Seqno(0), metric: Metric(61) }, at(7));
+        let announced = |seqno, metric| Distance { seqno: Seqno(seqno), metric: Metric(metric) };
+        known.sources.announce(Origin::new(new, false), announced(1, 60), at(6));
+        known.sources.announce(Origin::new(old, false), announced(0, 61), at(7));
         known.told_mut().insert(LinkId(7), Told::new(Metric(61), at(7)));
         assert_eq!(selected(&mut known), Some((1, 60)));
+    }
+
+    #[test]
+    fn what_is_proved_is_chosen_before_what_is_shorter() {
+        let proof = Some(Signature::from_bytes([5; 64]));
+        let mut known = destination(&[entry(1, 9, 0), Entry { proof, ..entry(2, 3, 300) }]);
+        assert_eq!(selected(&mut known), Some((2, 320)));
+        known.insert(Entry { proof, ..entry(3, 3, 200) });
+        assert_eq!(selected(&mut known), Some((3, 220)));
+        // One that loses packets is worse than one that nobody vouches for.
+        known.avoid(LinkId(3), Time::default());
+        assert_eq!(selected(&mut known), Some((2, 320)));
+        known.avoid(LinkId(2), Time::default());
+        assert_eq!(selected(&mut known), Some((1, 20)));
+        known.forgive(Time(AVOIDED_FOR_MIN));
+        known.told_mut().insert(LinkId(7), Told::new(Metric(220), Time::default()));
+        let told = Distance { seqno: Seqno(3), metric: Metric(220) };
+        known.sources.announce(known.entry(LinkId(3)).unwrap().origin(), told, Time::default());
+        known.remove(LinkId(2));
+        known.remove(LinkId(3));
+        assert_eq!(selected(&mut known), None, "others depend on what was proved");
+        known.told_mut().clear();
+        assert_eq!(selected(&mut known), Some((1, 20)));
     }
 
     #[test]

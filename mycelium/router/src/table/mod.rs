@@ -18,12 +18,13 @@ mod destination;
 use std::collections::{BTreeMap, BTreeSet};
 
 use mycelium_wire::identity::{RouterId, Subnet};
+use mycelium_wire::xeddsa::Signature;
 
 pub(crate) use destination::{Destination, Entry, Told, is_news};
 
 use crate::event::LinkId;
 use crate::limits::{ROUTES_MAX, ROUTES_PER_LINK_MAX, SOURCES_MAX, TOLD_MAX};
-use crate::source::Distance;
+use crate::source::{Distance, Origin};
 use crate::time::Time;
 
 /// Bounds of a table.
@@ -74,6 +75,8 @@ pub(crate) struct Offer {
     pub(crate) link: LinkId,
     pub(crate) subnet: Subnet,
     pub(crate) router_id: RouterId,
+    /// The owner's, and checked.
+    pub(crate) proof: Option<Signature>,
     pub(crate) distance: Distance,
     pub(crate) expires: Time,
 }
@@ -113,12 +116,13 @@ impl Table {
 
     /// Takes an offer, if there is room; `is_wanted` if somebody asked for it.
     pub(crate) fn offer(&mut self, offer: Offer, is_wanted: bool, now: Time) -> Admission {
-        let Offer { link, subnet, router_id, distance, expires } = offer;
+        let Offer { link, subnet, router_id, proof, distance, expires } = offer;
         if let Some(entry) = self.get_mut(&subnet).and_then(|d| d.entry_mut(link)) {
             if entry.router_id != router_id {
                 (entry.router_id, entry.named) = (router_id, now);
             }
             (entry.distance, entry.expires, entry.heard) = (distance, expires, now);
+            entry.proof = proof;
             return Admission::Taken;
         }
         let is_kept = is_wanted || self.get(&subnet).is_some_and(|d| d.is_kept);
@@ -129,7 +133,8 @@ impl Table {
         }
         let spare_since = (!is_kept).then_some(now);
         let (named, heard) = (now, now);
-        destination.insert(Entry { link, router_id, distance, expires, named, heard, spare_since });
+        let entry = Entry { link, router_id, proof, distance, expires, named, heard, spare_since };
+        destination.insert(entry);
         self.route_count += 1;
         self.with_share(link, |share| {
             share.all.insert(subnet);
@@ -230,7 +235,7 @@ impl Table {
     pub(crate) fn announce(
         &mut self,
         subnet: Subnet,
-        router_id: RouterId,
+        origin: Origin,
         distance: Distance,
         now: Time,
     ) -> bool {
@@ -239,7 +244,7 @@ impl Table {
         }
         let Some(destination) = self.destinations.get_mut(&subnet) else { return false };
         let before = destination.sources.len();
-        destination.sources.announce(router_id, distance, now);
+        destination.sources.announce(origin, distance, now);
         self.source_count = self.source_count + destination.sources.len() - before;
         true
     }

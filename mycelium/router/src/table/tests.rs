@@ -27,10 +27,14 @@ fn id(number: u8) -> RouterId {
     RouterId::from_bytes([number; ROUTER_ID_SIZE])
 }
 
+fn origin(number: u8) -> Origin {
+    Origin::new(id(number), number % 2 == 0)
+}
+
 fn offer(link: u64, number: u64) -> Offer {
     let distance = Distance { seqno: Seqno(0), metric: Metric(7) };
     let (link, subnet) = (LinkId(link), subnet(number));
-    Offer { link, subnet, router_id: id(1), distance, expires: at(1000) }
+    Offer { link, subnet, router_id: id(1), proof: None, distance, expires: at(1000) }
 }
 
 #[test]
@@ -92,13 +96,13 @@ fn distances_without_routes_are_given_up_first() {
     for number in 0..10 {
         table.offer(offer(1, number), false, at(1));
         for life in 1..=3 {
-            assert!(table.announce(subnet(number), id(life), distance, at(1)));
+            assert!(table.announce(subnet(number), origin(life), distance, at(1)));
         }
     }
-    assert!(!table.announce(subnet(0), id(9), distance, at(1)), "all have routes");
+    assert!(!table.announce(subnet(0), origin(9), distance, at(1)), "all have routes");
     table.remove(subnet(4), LinkId(1), at(2));
     table.remove(subnet(5), LinkId(1), at(3));
-    assert!(table.announce(subnet(0), id(9), distance, at(4)));
+    assert!(table.announce(subnet(0), origin(9), distance, at(4)));
     assert_eq!(table.get(&subnet(4)).map(|d| d.sources.len()), Some(0));
     assert_eq!(table.get(&subnet(5)).map(|d| d.sources.len()), Some(3));
     table.check();
@@ -119,7 +123,7 @@ proptest! {
                 2 => { table.remove(subnet, link, now); }
                 3 if flag => table.keep(subnet),
                 3 => table.release(subnet, now),
-                4 => { table.announce(subnet, id(u8::from(flag)), distance, now); }
+                4 => { table.announce(subnet, origin(u8::from(flag)), distance, now); }
                 5 if table.may_tell(0, 1) => {
                     table.set_told(subnet, link, Told::new(Metric(5), now));
                 }

@@ -72,8 +72,6 @@ impl Kind {
     pub const RENDEZVOUS: Self = Self(1);
     /// A probe, or the answer to one.
     pub const PROBE: Self = Self(2);
-    /// A proof that its sender announced a route.
-    pub const ROUTE_PROOF: Self = Self(3);
     /// A packet of the message subsystem.
     pub const MESSAGE: Self = Self(4);
 }

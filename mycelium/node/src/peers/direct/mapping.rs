@@ -1,6 +1,5 @@
-//! A port that the local router passes on: asked for by PCP (RFC 6887), or by NAT-PMP (RFC 6886) of
-//! routers that know nothing newer. UPnP is left out: it takes an XML parser and an HTTP client to say the
-//! same.
+//! A port that the local router passes on: asked for by PCP (RFC 6887), by NAT-PMP (RFC 6886) of routers
+//! that know nothing newer, or by UPnP ([`super::upnp`]) of those that know neither.
 //!
 //! ```text
 //!  PCP request       02 │ 01 │ 0 2 │ lifetime 4 │ client 16 │ nonce 12 │ 17 │ 0 3 │ port 2 │ wanted 2 │ address 16
@@ -20,10 +19,12 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::peers::direct::upnp::{self, UpnpError};
+
 /// Port of both protocols.
 const PORT: u16 = 5351;
 /// How long a mapping is asked for.
-const LIFETIME_SECONDS: u32 = 1800;
+pub(super) const LIFETIME_SECONDS: u32 = 1800;
 /// A mapping that is given for less is renewed as if it were for so long.
 const LIFETIME_MIN: Duration = Duration::from_secs(120);
 /// When to ask again where nobody answers: the network may be another one by then.
@@ -40,14 +41,14 @@ const PCP_SIZE: usize = 60;
 
 /// A mapping.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Mapping {
-    address: SocketAddrV4,
-    lifetime: Duration,
+pub(super) struct Mapping {
+    pub(super) address: SocketAddrV4,
+    pub(super) lifetime: Duration,
 }
 
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
-enum MappingError {
+pub(super) enum MappingError {
     #[error("the network has no router with an IPv4 address")]
     NoRouter,
     #[error("the router does not answer")]
@@ -56,6 +57,8 @@ enum MappingError {
     Refused(u16),
     #[error("the router answers what makes no sense")]
     Nonsense,
+    #[error("the router knows neither PCP nor NAT-PMP, and by UPnP: {0}")]
+    Upnp(UpnpError),
 }
 
 /// Keeps `port` mapped for as long as the node runs, and says where.
@@ -80,7 +83,24 @@ pub(crate) async fn keep(port: u16, mapped: watch::Sender<Option<SocketAddr>>) {
 async fn map(port: u16) -> Result<Mapping, MappingError> {
     let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     let router = default_router(&table).ok_or(MappingError::NoRouter)?;
-    map_at((router, PORT).into(), port).await
+    match map_at((router, PORT).into(), port).await {
+        // Nobody is there, or somebody that speaks something else.
+        Err(MappingError::Silent(_) | MappingError::Nonsense) => {
+            let client = own_address(router).await?;
+            upnp::map(router, client, port).await.map_err(MappingError::Upnp)
+        }
+        answered => answered,
+    }
+}
+
+/// This machine's address towards a router.
+async fn own_address(router: Ipv4Addr) -> Result<Ipv4Addr, MappingError> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.connect((router, PORT)).await?;
+    match socket.local_addr()?.ip() {
+        IpAddr::V4(client) => Ok(client),
+        IpAddr::V6(_) => Err(MappingError::NoRouter),
+    }
 }
 
 /// Asks a router for a mapping of `port`, to the same one if it may be.
@@ -169,7 +189,7 @@ fn pcp_mapping(answer: &[u8]) -> Result<Mapping, MappingError> {
     let port = u16::from_be_bytes([answer[42], answer[43]]);
     let address = answer.last_chunk::<16>().map(|address| Ipv6Addr::from(*address));
     let ip = address.and_then(|ip| ip.to_ipv4_mapped()).ok_or(MappingError::Nonsense)?;
-    mapping(ip, port, lifetime)
+    Mapping::new(ip, port, lifetime)
 }
 
 /// RFC 6886 §3.2.
@@ -184,7 +204,8 @@ fn nat_pmp_mapping(answer: &[u8], ip: Ipv4Addr) -> Result<Mapping, MappingError>
     check_nat_pmp(answer)?;
     let answer: &[u8; 16] = answer.first_chunk().ok_or(MappingError::Nonsense)?;
     let [.., port_high, port_low, a, b, c, d] = *answer;
-    mapping(ip, u16::from_be_bytes([port_high, port_low]), u32::from_be_bytes([a, b, c, d]))
+    let port = u16::from_be_bytes([port_high, port_low]);
+    Mapping::new(ip, port, u32::from_be_bytes([a, b, c, d]))
 }
 
 fn check_nat_pmp(answer: &[u8]) -> Result<(), MappingError> {
@@ -195,12 +216,16 @@ fn check_nat_pmp(answer: &[u8]) -> Result<(), MappingError> {
     }
 }
 
-fn mapping(ip: Ipv4Addr, port: u16, lifetime: u32) -> Result<Mapping, MappingError> {
-    if ip.is_unspecified() || port == 0 {
-        return Err(MappingError::Nonsense);
+impl Mapping {
+    /// What a router says, if it can be.
+    pub(super) fn new(ip: Ipv4Addr, port: u16, lifetime: u32) -> Result<Self, MappingError> {
+        let is_nobodys = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
+        if is_nobodys || ip.is_broadcast() || port == 0 {
+            return Err(MappingError::Nonsense);
+        }
+        let lifetime = Duration::from_secs(lifetime.min(LIFETIME_SECONDS).into());
+        Ok(Self { address: SocketAddrV4::new(ip, port), lifetime })
     }
-    let lifetime = Duration::from_secs(lifetime.min(LIFETIME_SECONDS).into());
-    Ok(Mapping { address: SocketAddrV4::new(ip, port), lifetime })
 }
 
 /// The router of the default route, from lines such as `eth0 00000000 0100000A 0003 …`: interface,

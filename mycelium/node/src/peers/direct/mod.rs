@@ -24,11 +24,15 @@
 //! | `candidates` | addresses, and which are fit |
 //! | `plan` | with whom and when |
 //! | `mapping` | ports that routers pass on (PCP, NAT-PMP) |
+//! | `upnp` | the same, of routers that know UPnP alone, with `web` and `xml` |
 
 mod candidates;
 pub(crate) mod mapping;
 mod message;
 mod plan;
+mod upnp;
+mod web;
+mod xml;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
