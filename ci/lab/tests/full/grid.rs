@@ -20,7 +20,7 @@ use lab::{Disk, Lab, Machine, Outcome, Running};
 use serde_json::Value;
 
 use crate::guest_files::{built, succeed};
-use crate::node::image_disk;
+use crate::node::image_disk_by;
 
 /// What a node consists of.
 const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
@@ -111,7 +111,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (disk, image_folder) = image_disk();
+        let (disk, image_folder) = image_disk_by(&program("flist"));
         let hub = folder.path().join("grid/hub/lab");
         fs::create_dir_all(&hub).unwrap();
         let dump = format!("dump /image.fl {}", hub.join("guest.fl").display());
