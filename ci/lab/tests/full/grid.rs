@@ -141,17 +141,15 @@ impl World {
         let builder = builder.file("/network.json", 0o644, network.replace("127.0.0.1", HOST));
         let builder = builder.file("/hostd.toml", 0o644, CONFIG);
         let machine = builder.boot().unwrap();
-        for (device, path, mode) in [
-            ("/dev/vda", image_folder.as_str(), "ro"),
-            ("/dev/vdb", "/opt", "ro"),
-            ("/dev/vdc", "/data", "rw"),
+        for mount in [
+            &["/dev/vda", image_folder.as_str(), "ro"][..],
+            &["/dev/vdb", "/opt", "ro"],
+            &["/dev/vdc", "/data"],
         ] {
-            machine
-                .run(&["/init", "mount", "ext4", device, path, mode])
-                .unwrap()
-                .success()
-                .unwrap();
+            let mount = [&["/init", "mount", "ext4"], mount].concat();
+            machine.run(&mount).unwrap().success().unwrap();
         }
+        machine.run(&["/bin/mkdir", "-p", "/data/pool", "/run"]).unwrap().success().unwrap();
         let supervise = ["/opt/supervise", "--socket", "/run/supervise.sock"];
         let supervise = Some(machine.command(&supervise).timeout(LIFE).spawn().unwrap());
         let hostd = std::cell::RefCell::default();
