@@ -132,7 +132,9 @@ impl World {
             fs::copy(kernel, folder.join("vmlinux")).unwrap();
             fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
         });
-        let data = disk_of(folder.path(), "data", 8192, |_| {});
+        let data = disk_of(folder.path(), "data", 8192, |folder| {
+            fs::create_dir(folder.join("pool")).unwrap();
+        });
         let builder = builder.disk(&Disk::file("programs", &programs).read_only());
         let mut builder = builder.disk(&Disk::file("data", &data));
         for tool in TOOLS.map(PathBuf::from).into_iter().chain(PROGRAMS.map(program)) {
@@ -149,7 +151,6 @@ impl World {
             let mount = [&["/init", "mount", "ext4"], mount].concat();
             machine.run(&mount).unwrap().success().unwrap();
         }
-        machine.run(&["/bin/mkdir", "-p", "/data/pool", "/run"]).unwrap().success().unwrap();
         let supervise = ["/opt/supervise", "--socket", "/run/supervise.sock"];
         let supervise = Some(machine.command(&supervise).timeout(LIFE).spawn().unwrap());
         let hostd = std::cell::RefCell::default();
