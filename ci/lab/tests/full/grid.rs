@@ -20,7 +20,7 @@ use lab::{Disk, Lab, Machine, Outcome, Running};
 use serde_json::Value;
 
 use crate::guest_files::{built, succeed};
-use crate::node::image_disk;
+use crate::node::image_disk_by;
 
 /// What a node consists of.
 const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
@@ -111,7 +111,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (disk, image_folder) = image_disk();
+        let (disk, image_folder) = image_disk_by(&program("flist"));
         let hub = folder.path().join("grid/hub/lab");
         fs::create_dir_all(&hub).unwrap();
         let dump = format!("dump /image.fl {}", hub.join("guest.fl").display());
@@ -132,7 +132,9 @@ impl World {
             fs::copy(kernel, folder.join("vmlinux")).unwrap();
             fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
         });
-        let data = disk_of(folder.path(), "data", 8192, |_| {});
+        let data = disk_of(folder.path(), "data", 8192, |folder| {
+            fs::create_dir(folder.join("pool")).unwrap();
+        });
         let builder = builder.disk(&Disk::file("programs", &programs).read_only());
         let mut builder = builder.disk(&Disk::file("data", &data));
         for tool in TOOLS.map(PathBuf::from).into_iter().chain(PROGRAMS.map(program)) {
@@ -141,16 +143,13 @@ impl World {
         let builder = builder.file("/network.json", 0o644, network.replace("127.0.0.1", HOST));
         let builder = builder.file("/hostd.toml", 0o644, CONFIG);
         let machine = builder.boot().unwrap();
-        for (device, path, mode) in [
-            ("/dev/vda", image_folder.as_str(), "ro"),
-            ("/dev/vdb", "/opt", "ro"),
-            ("/dev/vdc", "/data", "rw"),
+        for mount in [
+            &["/dev/vda", image_folder.as_str(), "ro"][..],
+            &["/dev/vdb", "/opt", "ro"],
+            &["/dev/vdc", "/data"],
         ] {
-            machine
-                .run(&["/init", "mount", "ext4", device, path, mode])
-                .unwrap()
-                .success()
-                .unwrap();
+            let mount = [&["/init", "mount", "ext4"], mount].concat();
+            machine.run(&mount).unwrap().success().unwrap();
         }
         let supervise = ["/opt/supervise", "--socket", "/run/supervise.sock"];
         let supervise = Some(machine.command(&supervise).timeout(LIFE).spawn().unwrap());

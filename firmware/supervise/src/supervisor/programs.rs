@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group,
-    test_kill_process_group, wait, waitid, waitpid,
+    test_kill_process_group, wait as wait_any, waitid, waitpid,
 };
 
 use super::cgroup::{Group, Groups};
@@ -101,8 +101,6 @@ enum Life {
 
 #[derive(Debug, Clone, Copy)]
 struct Stopping {
-    /// When it was first asked for.
-    since: Instant,
     /// When it is killed; none once it was.
     kill_at: Option<Instant>,
 }
@@ -196,12 +194,12 @@ impl Programs {
         let kill_at = now.checked_add(grace).unwrap_or(now + Duration::from_secs(86_400));
         let is_new = entry.stopping.is_none();
         // Who is in more of a hurry wins.
-        entry.stopping = Some(match entry.stopping {
-            Some(Stopping { since, kill_at: earlier }) => {
-                Stopping { since, kill_at: earlier.map(|earlier| earlier.min(kill_at)) }
-            }
-            None => Stopping { since: now, kill_at: Some(kill_at) },
-        });
+        let kill_at = match entry.stopping {
+            Some(Stopping { kill_at: None }) => None,
+            Some(Stopping { kill_at: Some(earlier) }) => Some(earlier.min(kill_at)),
+            None => Some(kill_at),
+        };
+        entry.stopping = Some(Stopping { kill_at });
         if is_new {
             if let Life::Running { pid, .. } = entry.life
                 && !grace.is_zero()
@@ -283,7 +281,8 @@ impl Programs {
 
     /// Those whose parents ended before them became ours.
     fn reap_orphans(&mut self) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        // Of any process group: `waitpid` without a process would take those of our own alone.
+        while let Ok(Some((pid, status))) = wait_any(WaitOptions::NOHANG) {
             // A program may have ended since the question above.
             let program = self.programs.iter_mut().find(
                 |(_, entry)| matches!(entry.life, Life::Running { pid: own, .. } if own == pid),
@@ -321,10 +320,10 @@ impl Programs {
         let Some(entry) = self.programs.get_mut(name) else { return };
         match entry.life {
             Life::Running { .. } => {
-                if let Some(Stopping { since, kill_at: Some(at) }) = entry.stopping
+                if let Some(Stopping { kill_at: Some(at) }) = entry.stopping
                     && at <= now
                 {
-                    entry.stopping = Some(Stopping { since, kill_at: None });
+                    entry.stopping = Some(Stopping { kill_at: None });
                     entry.kill();
                 }
             }
@@ -456,10 +455,7 @@ impl Entry {
             (Life::Sweeping { until, .. }, _) => {
                 Some((*until).min(Instant::now() + SWEEP_INTERVAL))
             }
-            // There is nothing to wait for.
-            (Life::Waiting { .. } | Life::Ended | Life::GivenUp, Some(stopping)) => {
-                Some(stopping.since)
-            }
+            (Life::Waiting { .. } | Life::Ended | Life::GivenUp, Some(_)) => Some(Instant::now()),
             (Life::Waiting { until }, None) => Some(*until),
             (Life::Ended | Life::GivenUp, None) => None,
         }
