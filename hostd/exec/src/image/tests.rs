@@ -1,15 +1,16 @@
 //! Images by a program that answers as `flist` does, or as a broken one.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use super::*;
 
 /// A node's images with a program that runs `script`, in which `$into` is the folder.
 fn images(folder: &Path, script: &str) -> Images {
     let flist = folder.join("flist");
     let text = format!("#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n");
-    fs::write(&flist, text).unwrap();
-    fs::set_permissions(&flist, fs::Permissions::from_mode(0o755)).unwrap();
+    // By another process: what we have open for writing while another test starts a program can't be run.
+    let script = folder.join("script");
+    fs::write(&script, text).unwrap();
+    let install = std::process::Command::new("install").arg(&script).arg(&flist).status();
+    assert!(install.unwrap().success());
     let store = folder.join("images");
     fs::create_dir_all(store.join("urls")).unwrap();
     let config = ImageConfig {
