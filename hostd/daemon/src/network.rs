@@ -110,7 +110,7 @@ pub fn load_file(path: &Path) -> Result<Loaded, LoadError> {
     let found = files::read(path, NETWORK_SIZE_MAX as u64).map_err(|it| error(path, it))?;
     let bytes = found.ok_or_else(|| error(path, io::ErrorKind::NotFound.into()))?;
     let network = parse(&bytes, &path.display().to_string())?;
-    let authorities = match network.ca_path(path.parent().unwrap_or(Path::new("/"))) {
+    let authorities = match network.ca_path(path.parent().unwrap_or_else(|| Path::new("/"))) {
         None => None,
         Some(path) => {
             let found = files::read(&path, AUTHORITIES_SIZE_MAX).map_err(|it| error(&path, it))?;

@@ -2,6 +2,8 @@
 //!
 //! The grid is `devgrid`, which is built into the same folder as `hostd`. The machine pretends.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -73,13 +75,18 @@ impl Grid {
         hostd_chain::Chain::new(config).unwrap()
     }
 
+    /// Somebody with a twin.
+    async fn somebody(&self, seed: u8) -> hostd_chain::SigningChain {
+        let identity = Identity::from_seed(Scheme::Sr25519, &[seed; 32]).unwrap();
+        let somebody = self.chain().signed_by(Arc::new(identity));
+        somebody.ensure_account(&self.network().activation_urls).await.unwrap();
+        somebody.ensure_twin(None, None).await.unwrap();
+        somebody
+    }
+
     /// A farm, and its number.
     async fn farm(&self) -> u32 {
-        let identity = Identity::from_seed(Scheme::Sr25519, &[3; 32]).unwrap();
-        let farmer = self.chain().signed_by(Arc::new(identity));
-        farmer.ensure_account(&self.network().activation_urls).await.unwrap();
-        farmer.ensure_twin(None, None).await.unwrap();
-        farmer.create_farm("test", &[]).await.unwrap()
+        self.somebody(3).await.create_farm("test", &[]).await.unwrap()
     }
 }
 
@@ -263,13 +270,20 @@ async fn a_node_follows_its_network_to_another_chain() {
     let other = Grid::up(&bench.folder.path().join("other"));
     let other_farm = other.farm().await;
     assert_eq!(other_farm, farm);
+    // So that it has other numbers there.
+    other.somebody(4).await;
     for grid in [&grid, &other] {
         std::fs::write(&network, grid.network().to_json()).unwrap();
         let daemon = Daemon::start(config.clone(), Arc::new(Machine::default())).await.unwrap();
-        let node = node(&daemon).await;
-        let known = grid.chain().node(node.node_id).await.unwrap().unwrap();
-        assert_eq!(known.twin_id, node.twin_id);
-        drop(node);
+        until("the chain knows it by its numbers", async || {
+            let (node_id, twin_id) = {
+                let node = node(&daemon).await;
+                (node.node_id, node.twin_id)
+            };
+            let known = grid.chain().node(node_id).await.unwrap();
+            known.is_some_and(|known| known.twin_id == twin_id)
+        })
+        .await;
         daemon.stop().await;
     }
 }
