@@ -210,8 +210,8 @@ pub const SEED_SIZE: usize = 6;
 /// An address in the mycelium subnet of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct MyceliumAddress {
-    /// The network whose subnet it is. Go clients write the member with a capital.
-    #[serde(rename = "Network")]
+    /// The network whose subnet it is. Go clients write the member with a capital, and read it either
+    /// way; others read small letters only.
     pub network: Name,
     /// What the address ends with. The same seed, with the same key of the network, gives the same
     /// address on another node.
