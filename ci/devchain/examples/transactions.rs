@@ -28,19 +28,19 @@ fn main() -> Result<(), Failure> {
     let (Some(address), Some(genesis)) = (arguments.next(), arguments.next()) else {
         return Err("usage: transactions ADDRESS GENESIS".into());
     };
-    let genesis: H256 = genesis.parse()?;
+    let (address, genesis) = (address.as_str(), hash(&genesis)?);
     let signed: Vec<Vec<String>> = SENDERS.iter().map(|name| transfers(name, genesis)).collect();
     let begin = Instant::now();
     std::thread::scope(|scope| {
         let senders: Vec<_> =
-            { signed.iter() }.map(|signed| scope.spawn(|| send(&address, signed))).collect();
+            { signed.iter() }.map(|signed| scope.spawn(move || send(address, signed))).collect();
         senders.into_iter().try_for_each(|sender| match sender.join() {
             Ok(sent) => sent,
             Err(_) => Err("a sender panicked".into()),
         })
     })?;
     let accepted = begin.elapsed();
-    let mut asking = Rpc::connect(&address)?;
+    let mut asking = Rpc::connect(address)?;
     while asking.call("author_pendingExtrinsics", &json!([]))? != json!([]) {
         if begin.elapsed() > TIME_MAX {
             return Err("not all transactions got into blocks".into());
@@ -51,6 +51,17 @@ fn main() -> Result<(), Failure> {
     println!("transactions accepted a second\t{:.0}", count / accepted.as_secs_f64());
     println!("transactions in blocks a second\t{:.0}", count / begin.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// A hash as `network.json` has it.
+fn hash(text: &str) -> Result<H256, Failure> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let mut bytes = [0; 32];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let pair = digits.get(2 * at..2 * at + 2).ok_or("a hash has 64 digits")?;
+        *byte = u8::from_str_radix(pair, 16)?;
+    }
+    Ok(H256(bytes))
 }
 
 /// Transfers of a sender, in hexadecimal.
