@@ -152,7 +152,7 @@ impl Proofs for HalfTrue {
     }
 
     fn holds(&self, _: &Claim, signature: &Signature) -> bool {
-        signature.as_bytes()[0] % 2 == 0
+        signature.as_bytes()[0].is_multiple_of(2)
     }
 }
 

@@ -20,8 +20,18 @@ fn besieged(seed: u64, make: Make) -> World {
     makes.push(Make::Forger);
     edges.extend([5, 10, 15].map(|neighbour| (neighbour, count)));
     let mut world = World::new(seed, &makes, &edges);
+    aim(&mut world);
     world.run_for(Duration::from_secs(3));
     world
+}
+
+/// Tells the forger under which router id its victim is known now. It makes up numbers, and no more: who says
+/// again what the owner signed, with a metric of its own, is not found out by proofs.
+fn aim(world: &mut World) {
+    let (victim, forger) = (world.router(VICTIM).router_id(), world.nodes.len() - 1);
+    if let Kind::Forger(forger) = &mut world.nodes[forger].kind {
+        forger.victim = Some(victim);
+    }
 }
 
 /// Pings from everybody to the victim that were lost, of how many, after a time to settle.
@@ -31,10 +41,7 @@ fn lost(world: &mut World, duration: Duration) -> (usize, usize) {
     let (mut lost, mut sent) = (0, 0);
     while world.now.since(begin) < duration {
         world.run_for(STEP);
-        let victim = world.router(VICTIM).router_id();
-        if let Kind::Forger(forger) = &mut world.nodes[forger].kind {
-            forger.victim = Some(victim);
-        }
+        aim(world);
         for from in (0..forger).filter(|from| *from != VICTIM) {
             let arrived = world.packet(from, VICTIM);
             if world.now.since(begin) > Duration::from_secs(8) {
@@ -73,9 +80,9 @@ fn an_owner_that_starts_anew_is_believed_whatever_its_clock_says() {
         named(seed, |seed| {
             let mut world = besieged(seed, Make::Ours);
             lost(&mut world, Duration::from_secs(12));
-            world.stop(VICTIM, seed % 3 == 0);
+            world.stop(VICTIM, seed.is_multiple_of(3));
             world.run_for(Duration::from_secs(2));
-            world.start(VICTIM, seed % 2 == 0);
+            world.start(VICTIM, seed.is_multiple_of(2));
             let id = world.router(VICTIM).router_id();
             // Some have learned by then that it is gone, and wait until others have.
             let (lost, _) = lost(&mut world, Duration::from_secs(40));

@@ -28,7 +28,7 @@ fn id(number: u8) -> RouterId {
 }
 
 fn origin(number: u8) -> Origin {
-    Origin::new(id(number), number % 2 == 0)
+    Origin::new(id(number), number.is_multiple_of(2))
 }
 
 fn offer(link: u64, number: u64) -> Offer {
