@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hostd_chain::calls::NodeSpec;
-use hostd_chain::types::{Interface, Ip4, Location, Resources as ChainResources};
+use hostd_chain::types::Ip4;
 use hostd_chain::{Chain, ChainConfig};
 use hostd_grid::WorkloadType;
 use hostd_grid::capacity::Capacity;
@@ -14,7 +13,8 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::network::Network;
 use hostd_node::host::{About, Doing, Host, HostError, Pool, Resources, Task, UpdateError};
-use hostd_node::{Node, NodeConfig, StoreKey};
+use hostd_node::state::MemoryState;
+use hostd_node::{Node, NodeConfig, Place, StoreKey};
 use hostd_rmb::identity::Identity;
 use hostd_rmb::relay::TrustedRoots;
 use hostd_rmb::signature::Scheme;
@@ -34,38 +34,28 @@ pub(crate) async fn start(network: &Network, folder: PathBuf, ca: &[u8]) -> Node
     let no_ips: &[Ip4] = &[];
     let farm_id = farmer.create_farm("stock-farm", no_ips).await.unwrap();
     let config = NodeConfig {
-        folder,
+        reports: folder.join("reports"),
+        folder: folder.join("deployments"),
         key: StoreKey::from_seed(&[7; 32]),
+        state: Arc::new(MemoryState::default()),
         relays: network.relays_urls.iter().map(|url| url.parse().unwrap()).collect(),
         roots,
         activation_urls: network.activation_urls.clone(),
         limits: Default::default(),
         confirm_patience: Duration::from_secs(5),
-        spec: spec(farm_id),
+        kyc_url: String::new(),
+        farm_id,
+        place: Place {
+            latitude: 51.05,
+            longitude: 3.71,
+            country_name: "Belgium".into(),
+            city_name: "Ghent".into(),
+            ..Place::default()
+        },
+        admin_twins: Vec::new(),
     };
     let identity = Identity::from_phrase(Scheme::Ed25519, "//StockNode").unwrap();
     Node::start(config, Arc::new(identity), chain, Arc::new(Machine::default())).await.unwrap()
-}
-
-fn spec(farm_id: u32) -> NodeSpec {
-    NodeSpec {
-        farm_id,
-        resources: ChainResources { hru: 1024 * GIB, sru: 1024 * GIB, cru: 8, mru: 16 * GIB },
-        location: Location {
-            city: "Ghent".into(),
-            country: "Belgium".into(),
-            latitude: "51.05".into(),
-            longitude: "3.71".into(),
-        },
-        interfaces: vec![Interface {
-            name: "zos".into(),
-            mac: "aa:bb:cc:dd:ee:ff".into(),
-            ips: vec!["10.0.0.1".into()],
-        }],
-        secure_boot: false,
-        virtualized: true,
-        serial_number: None,
-    }
 }
 
 #[derive(Default)]
