@@ -220,8 +220,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use flist_view::block::{BlockCipher, BlockData, BlockError, BlockId, BlockKey, BlockRef};
     use flist_view::block::BlockSource;
+    use flist_view::block::{BlockCipher, BlockData, BlockError, BlockId, BlockKey, BlockRef};
     use flist_view::index::Index;
     use flist_view::view::FlistView;
 

@@ -310,7 +310,8 @@ mod tests {
             assert_eq!(fs::read(folder.path().join(&hash)).unwrap(), IMAGE);
         }
         let known = DownloadOptions { known: Some(md5), ..options() };
-        let again = |name: &str| download(&format!("{hub}/u/{name}"), folder.path(), &known).unwrap();
+        let again =
+            |name: &str| download(&format!("{hub}/u/{name}"), folder.path(), &known).unwrap();
         assert_eq!(again("a.fl"), Downloaded::Unchanged);
         assert!(matches!(again("b.fl"), Downloaded::Fetched { .. }), "this hub tells no MD5");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -140,9 +140,9 @@ pub(crate) async fn apply(
             }
             Change::Update(deployment, names) => {
                 let contract = deployment.contract_id.0;
-                update(session, &bus, &item, deployment, &names)
-                    .await
-                    .with_context(|| shown(&item))?;
+                let title = shown(&item);
+                let updated = update(session, &bus, item.node, &title, deployment, &names).await;
+                updated.context(title)?;
                 ("update", names, Some(contract))
             }
         };
@@ -174,8 +174,8 @@ async fn planned(session: &Session, bus: &Bus, items: Vec<Item>) -> anyhow::Resu
         let leftover = contract.filter(|_| there.is_none());
         let current = there.map(|there| there.deployment().clone());
         refuse_failed(&item, current.as_ref())?;
-        let mut around =
-            Surroundings { features: features[&item.node].clone(), ..Surroundings::default() };
+        let features = features[&item.node].clone();
+        let mut around = Surroundings { node: item.node, features, ..Surroundings::default() };
         match &item.what {
             What::Network { subnet } => {
                 lands.subnets.insert((item.node, item.label.name.clone()), *subnet);
@@ -186,7 +186,7 @@ async fn planned(session: &Session, bus: &Bus, items: Vec<Item>) -> anyhow::Resu
         let change =
             change(&item, twin, current.as_ref(), &around).with_context(|| shown(&item))?;
         if let (What::Vm(vm), Change::Create(made)) = (&item.what, &change) {
-            let taken = lands.taken.entry((vm.node, vm.network.clone())).or_default();
+            let taken = lands.taken.entry((item.node, vm.network.clone())).or_default();
             taken.extend(made.workloads.iter().filter_map(|workload| address(&workload.data)));
         }
         planned.push(Planned { item, change, leftover });
@@ -210,13 +210,14 @@ impl Lands {
         vm: &crate::plan::VmPlan,
         around: &mut Surroundings,
     ) -> anyhow::Result<()> {
-        let key = (vm.node, vm.network.clone());
+        let node = around.node;
+        let key = (node, vm.network.clone());
         let is_it = |found: &&Found| {
-            found.node == vm.node && found.label.kind == "network" && found.label.name == vm.network
+            found.node == node && found.label.kind == "network" && found.label.name == vm.network
         };
         if let Some(found) =
             existing.iter().find(is_it).filter(|_| !self.subnets.contains_key(&key))
-            && let Some(network) = deployment(bus, vm.node, found.contract_id).await?
+            && let Some(network) = deployment(bus, node, found.contract_id).await?
         {
             let workloads = &network.deployment().workloads;
             let subnets = workloads.iter().filter_map(|workload| match &workload.data {
@@ -228,7 +229,7 @@ impl Lands {
         }
         if !self.taken.contains_key(&key) {
             let question = json!({"network_name": vm.network});
-            let answer = bus.ask(vm.node, "zos.network.list_private_ips", &question).await?;
+            let answer = bus.ask(node, "zos.network.list_private_ips", &question).await?;
             // Nodes say `null` for none.
             let taken: Option<Vec<IpAddr>> = serde_json::from_slice(&answer)?;
             self.taken.insert(key.clone(), taken.unwrap_or_default());
@@ -309,10 +310,13 @@ async fn create(
     }
 }
 
-async fn update(
+/// Changes a deployment that is there, in the contract first and then on its node, and waits until these
+/// of its workloads have followed.
+pub(crate) async fn update(
     session: &Session,
     bus: &Bus,
-    item: &Item,
+    node: u32,
+    title: &str,
     mut deployment: Deployment,
     names: &[Name],
 ) -> anyhow::Result<()> {
@@ -320,10 +324,10 @@ async fn update(
     let hash = on_chain(&sign(session, &mut deployment)?)?;
     let data = deployment.metadata.clone().into_bytes();
     session.chain.update_node_contract(contract, &hash, &data).await?;
-    bus.tell(item.node, "zos.deployment.update", serde_json::to_vec(&deployment)?).await?;
+    bus.tell(node, "zos.deployment.update", serde_json::to_vec(&deployment)?).await?;
     let kept = |name: &&Name| deployment.workloads.iter().any(|workload| workload.name == **name);
     let names: Vec<_> = names.iter().filter(kept).cloned().collect();
-    wait(bus, item.node, contract, version, &names, |line| say(item, line)).await
+    wait(bus, node, contract, version, &names, |line| eprintln!("{title}: {line}")).await
 }
 
 /// Signs a deployment, and says its hash.

@@ -22,6 +22,8 @@ use crate::plan::{Item, Label, VmPlan, What};
 /// What the node of an item tells about itself, as far as deployments depend on it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Surroundings {
+    /// The node's number.
+    pub(crate) node: u32,
     /// Types of workloads, and what else it can do.
     pub(crate) features: Vec<String>,
     /// The part of the item's network that it has, and addresses in it that are taken.
@@ -213,7 +215,7 @@ fn free_address(vm: &VmPlan, around: &Surroundings) -> anyhow::Result<IpAddr> {
     let missing = || {
         format!(
             "network {} has no part on node {}: deploy the network there first",
-            vm.network, vm.node
+            vm.network, around.node
         )
     };
     let subnet = around.subnet.with_context(missing)?;
@@ -221,7 +223,8 @@ fn free_address(vm: &VmPlan, around: &Surroundings) -> anyhow::Result<IpAddr> {
     let [a, b, c, _] = base.octets();
     let mut addresses = (2..=254).map(|last| IpAddr::V4(Ipv4Addr::new(a, b, c, last)));
     let free = addresses.find(|ip| subnet.contains(*ip) && !around.taken.contains(ip));
-    free.with_context(|| format!("network {} has no free address on node {}", vm.network, vm.node))
+    let full = || format!("network {} has no free address on node {}", vm.network, around.node);
+    free.with_context(full)
 }
 
 fn workload(name: &str, data: WorkloadData) -> Workload {
@@ -263,7 +266,12 @@ mod tests {
         let features =
             ["zmachine-light", "network-light", "zmount", "zdb"].map(String::from).into();
         let taken = vec!["10.20.1.2".parse().unwrap()];
-        Surroundings { features, subnet: Some(Cidr::parse("10.20.1.0/24").unwrap()), taken }
+        Surroundings {
+            node: 1,
+            features,
+            subnet: Some(Cidr::parse("10.20.1.0/24").unwrap()),
+            taken,
+        }
     }
 
     fn there(deployment: &Deployment) -> Current {

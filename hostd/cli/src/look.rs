@@ -1,21 +1,23 @@
 //! Commands that look: nodes, farms, deployments.
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use hostd_chain::types::{ContractData, Node, PowerState};
 use serde_json::{Value, json};
 
 use crate::apply::{self, changes, deployment, explained};
+use crate::exit::NotFound;
+use crate::proxy::Amounts;
 use crate::session::Session;
 use crate::size::Size;
 
 #[derive(Subcommand)]
 pub(crate) enum NodeCommand {
-    /// The nodes of a farm
+    /// The nodes of a farm, or of the whole grid
     Ls {
         /// The farm's name or number
         #[arg(long)]
-        farm: String,
+        farm: Option<String>,
     },
     /// A node: what the chain knows of it, and what it says itself
     Show {
@@ -38,11 +40,11 @@ pub(crate) enum FarmCommand {
     },
 }
 
-/// Your deployments on nodes
+/// Your deployments
 #[derive(Args)]
 pub(crate) struct ListArguments {
-    /// A node; may be repeated
-    #[arg(long = "node", required = true, value_name = "NUMBER")]
+    /// A node; may be repeated; all that have any, if absent
+    #[arg(long = "node", value_name = "NUMBER")]
     nodes: Vec<u32>,
 }
 
@@ -60,7 +62,8 @@ pub(crate) async fn node(
 ) -> anyhow::Result<()> {
     let chain = session.chain.chain();
     match command {
-        NodeCommand::Ls { farm } => {
+        NodeCommand::Ls { farm: None } => all_nodes(session, json).await,
+        NodeCommand::Ls { farm: Some(farm) } => {
             let mut nodes = Vec::new();
             for id in chain.nodes_of_farm(farm_id(session, &farm).await?).await? {
                 nodes.extend(chain.node(id).await?);
@@ -88,7 +91,8 @@ pub(crate) async fn node(
             Ok(())
         }
         NodeCommand::Show { node: id } => {
-            let node = chain.node(id).await?.with_context(|| format!("there is no node {id}"))?;
+            let absent = || NotFound(format!("there is no node {id}"));
+            let node = chain.node(id).await?.ok_or_else(absent)?;
             let mut shown = described(&node);
             let power = chain.node_power(id).await?;
             shown["is_up"] = matches!(power.state, PowerState::Up).into();
@@ -108,6 +112,45 @@ pub(crate) async fn node(
     }
 }
 
+/// All nodes of the grid, as its proxy knows them.
+async fn all_nodes(session: &Session, json: bool) -> anyhow::Result<()> {
+    let nodes = session.proxy().nodes("").await?;
+    if json {
+        let shown = nodes.iter().map(|node| {
+            let (total, free) = (node.total_resources, node.free());
+            let amounts = |amounts: Amounts| {
+                json!({
+                    "cru": amounts.cru, "mru": amounts.mru, "sru": amounts.sru, "hru": amounts.hru,
+                })
+            };
+            json!({
+                "node_id": node.id, "farm_id": node.farm_id, "farm": node.farm_name,
+                "status": node.status, "country": node.country,
+                "resources": amounts(total), "free": amounts(free),
+            })
+        });
+        return print(&Value::Array(shown.collect()));
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["node", "farm", "is", "cpus", "memory", "ssd", "hdd", "country"]);
+    for node in nodes {
+        let free = node.free();
+        table.add_row([
+            node.id.to_string(),
+            node.farm_name,
+            node.status,
+            free.cru.to_string(),
+            Size(free.mru).to_string(),
+            Size(free.sru).to_string(),
+            Size(free.hru).to_string(),
+            node.country,
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
 pub(crate) async fn farm(
     session: &Session,
     command: FarmCommand,
@@ -125,7 +168,7 @@ pub(crate) async fn farm(
         FarmCommand::Show { farm } => {
             let id = farm_id(session, &farm).await?;
             let farm = session.chain.chain().farm(id).await?;
-            let farm = farm.with_context(|| format!("there is no farm {id}"))?;
+            let farm = farm.ok_or_else(|| NotFound(format!("there is no farm {id}")))?;
             let nodes = session.chain.chain().nodes_of_farm(id).await?;
             let name = farm.name.as_str();
             print(&json!({"farm_id": id, "name": name, "twin_id": farm.twin_id, "nodes": nodes}))
@@ -133,12 +176,12 @@ pub(crate) async fn farm(
     }
 }
 
-async fn farm_id(session: &Session, farm: &str) -> anyhow::Result<u32> {
+pub(crate) async fn farm_id(session: &Session, farm: &str) -> anyhow::Result<u32> {
     if let Ok(id) = farm.parse() {
         return Ok(id);
     }
     let found = session.chain.chain().farm_by_name(farm).await?;
-    found.with_context(|| format!("there is no farm {farm:?}"))
+    Ok(found.ok_or_else(|| NotFound(format!("there is no farm {farm:?}")))?)
 }
 
 fn described(node: &Node) -> Value {
@@ -158,8 +201,12 @@ pub(crate) async fn list(
     arguments: ListArguments,
     json: bool,
 ) -> anyhow::Result<()> {
+    let nodes = match arguments.nodes.is_empty() {
+        false => arguments.nodes,
+        true => session.proxy().nodes_of_twin(session.twin().await?).await?,
+    };
     let mut found = Vec::new();
-    for node in arguments.nodes {
+    for node in nodes {
         found.extend(apply::contracts(session, node).await?);
     }
     if json {
@@ -177,9 +224,9 @@ pub(crate) async fn list(
 }
 
 /// The node of a contract.
-async fn node_of(session: &Session, contract: u64) -> anyhow::Result<u32> {
+pub(crate) async fn node_of(session: &Session, contract: u64) -> anyhow::Result<u32> {
     let found = session.chain.chain().contract(contract).await?;
-    let found = found.with_context(|| format!("there is no contract {contract}"))?;
+    let found = found.ok_or_else(|| NotFound(format!("there is no contract {contract}")))?;
     match found.contract_type {
         ContractData::NodeContract(data) => Ok(data.node_id),
         _ => bail!("contract {contract} is not about a deployment"),
@@ -195,7 +242,7 @@ pub(crate) async fn show(
     let node = node_of(session, contract).await?;
     let bus = session.bus().await?;
     let found = deployment(&bus, node, contract).await?;
-    let found = found.with_context(|| format!("node {node} has no deployment of it"))?;
+    let found = found.ok_or_else(|| NotFound(format!("node {node} has no deployment of it")))?;
     if json {
         return print(&serde_json::from_slice(found.original())?);
     }
@@ -239,7 +286,7 @@ pub(crate) async fn wait(session: &Session, arguments: ContractArguments) -> any
     let node = node_of(session, contract).await?;
     let bus = session.bus().await?;
     let found = deployment(&bus, node, contract).await?;
-    let found = found.with_context(|| format!("node {node} has no deployment of it"))?;
+    let found = found.ok_or_else(|| NotFound(format!("node {node} has no deployment of it")))?;
     let workloads = &found.deployment().workloads;
     let names: Vec<_> = workloads.iter().map(|workload| workload.name.clone()).collect();
     apply::wait(&bus, node, contract, 0, &names, |line| eprintln!("{line}")).await

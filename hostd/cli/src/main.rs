@@ -5,20 +5,26 @@
 //! | `login` | who you are, and on which grid |
 //! | `node`, `farm` | what there is |
 //! | `deploy` | makes things as flags or a file say, and changes what differs |
+//! | `update` | changes one thing about something that is there |
 //! | `ls`, `show`, `logs`, `wait` | what became of them |
 //! | `cancel` | ends contracts, and with them what they paid for |
 //!
-//! Results go to standard output, progress and errors to standard error.
+//! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2
+//! wrong usage, 3 not found, 4 refused by the chain or a node, 75 try again.
 
 #![forbid(unsafe_code)]
 
 mod apply;
 mod build;
+mod choose;
+mod exit;
 mod login;
 mod look;
 mod plan;
+mod proxy;
 mod session;
 mod size;
+mod update;
 mod yaml;
 
 use std::io::Read as _;
@@ -28,6 +34,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 
+use exit::Usage;
 use plan::{DiskPlan, NetworkPlan, Plan, VmPlan, VolumePlan, ZdbPlan};
 use session::{Login, Session};
 
@@ -55,6 +62,7 @@ enum Command {
     #[command(subcommand)]
     Farm(look::FarmCommand),
     Deploy(DeployArguments),
+    Update(update::UpdateArguments),
     Ls(look::ListArguments),
     Show(look::ContractArguments),
     /// What happened to a deployment, in order
@@ -73,6 +81,9 @@ struct DeployArguments {
     /// Say what would be done, and do nothing
     #[arg(long, global = true)]
     dry_run: bool,
+    /// Choose nodes of this farm, by name or number, for what names none
+    #[arg(long, global = true, value_name = "FARM")]
+    farm: Option<String>,
     #[command(subcommand)]
     what: Option<DeployWhat>,
 }
@@ -119,7 +130,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            exit::code(&error)
         }
     }
 }
@@ -134,6 +145,7 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Node(command) => look::node(&session, command, json).await,
         Command::Farm(command) => look::farm(&session, command, json).await,
         Command::Deploy(arguments) => deploy(&session, arguments, json).await,
+        Command::Update(arguments) => update::run(&session, arguments, json).await,
         Command::Ls(arguments) => look::list(&session, arguments, json).await,
         Command::Show(arguments) => look::show(&session, arguments, json).await,
         Command::Logs(arguments) => look::logs(&session, arguments, json).await,
@@ -147,16 +159,26 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
 }
 
 async fn deploy(session: &Session, arguments: DeployArguments, json: bool) -> anyhow::Result<()> {
-    let DeployArguments { file, dry_run, what } = arguments;
+    let DeployArguments { file, dry_run, farm, what } = arguments;
     let plan = match (file, what) {
         (Some(path), None) => {
             let shown = path.display().to_string();
-            Plan::parse(&read(&path)?).context(shown)?
+            let parsed = Plan::parse(&read(&path)?);
+            parsed.map_err(|error| Usage(format!("{shown}: {error:#}")))?
         }
         (None, Some(what)) => what.plan()?,
-        _ => anyhow::bail!("name a file with -f, or what to deploy: see `grid deploy --help`"),
+        _ => {
+            let text = "name a file with -f, or what to deploy: see `grid deploy --help`";
+            return Err(Usage(text.to_owned()).into());
+        }
     };
-    let outcomes = apply::apply(session, plan.items()?, dry_run).await?;
+    let farm = match farm {
+        Some(farm) => Some(look::farm_id(session, &farm).await?),
+        None => None,
+    };
+    let items = choose::place(session, plan, farm).await?.items();
+    let items = items.map_err(|error| Usage(format!("{error:#}")))?;
+    let outcomes = apply::apply(session, items, dry_run).await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&outcomes)?);
         return Ok(());
@@ -186,6 +208,13 @@ fn read(path: &std::path::Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Reads a file with a password.
+fn read_password(path: &std::path::Path) -> anyhow::Result<String> {
+    let password = read(path)?.trim_end_matches(['\r', '\n']).to_owned();
+    ensure!(!password.is_empty(), "{} is empty", path.display());
+    Ok(password)
+}
+
 impl DeployWhat {
     /// The plan that says the same.
     fn plan(self) -> anyhow::Result<Plan> {
@@ -205,11 +234,7 @@ impl DeployWhat {
                 Plan { vms: vec![*vm], ..nothing }
             }
             Self::Zdb { mut zdb, password_file } => {
-                if let Some(path) = password_file {
-                    let password = read(&path)?.trim_end_matches(['\r', '\n']).to_owned();
-                    ensure!(!password.is_empty(), "{} is empty", path.display());
-                    zdb.password = Some(password);
-                }
+                zdb.password = password_file.as_deref().map(read_password).transpose()?;
                 Plan { zdbs: vec![zdb], ..nothing }
             }
             Self::Volume(volume) => Plan { volumes: vec![volume], ..nothing },

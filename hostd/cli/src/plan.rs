@@ -4,14 +4,15 @@
 //! project: shop
 //! networks: [{name: lan, nodes: [1, 2], range: 10.20.0.0/16}]
 //! vms:
-//!   - {name: web, node: 1, network: lan, flist: https://hub…/nginx.flist, cpu: 1, memory: 1G,
+//!   - {name: web, network: lan, flist: https://hub…/nginx.flist, cpu: 1, memory: 1G,
 //!      disks: [{name: data, size: 10G, mount: /data}], env: {KEY: value}}
 //! zdbs: [{name: cache, node: 2, size: 10G, password: secret}]
 //! volumes: [{name: spare, node: 1, size: 5G}]
 //! ```
 //!
-//! Each entry becomes one deployment, and so one contract, on each of its nodes. Its contract carries the
-//! project and the name, which is how the same file finds it again.
+//! What names no node gets one ([`crate::choose`]). Each entry becomes one deployment, and so one
+//! contract, on each of its nodes. Its contract carries the project and the name, which is how the same
+//! file finds it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -49,8 +50,9 @@ pub(crate) struct Plan {
 pub(crate) struct NetworkPlan {
     /// What machines call it
     pub(crate) name: String,
-    /// A node that has a part of it; may be repeated
-    #[arg(long = "node", required = true, value_name = "NUMBER")]
+    /// A node that has a part of it; may be repeated; if absent, those of its machines, or any
+    #[arg(long = "node", value_name = "NUMBER")]
+    #[serde(default)]
     pub(crate) nodes: Vec<u32>,
     /// All its addresses, of which each node has a /24
     #[arg(long, default_value = "10.20.0.0/16", value_name = "ADDRESS/16")]
@@ -64,9 +66,9 @@ pub(crate) struct NetworkPlan {
 pub(crate) struct VmPlan {
     /// What it is called
     pub(crate) name: String,
-    /// The node that runs it
+    /// The node that runs it; one that has room if absent
     #[arg(long, value_name = "NUMBER")]
-    pub(crate) node: u32,
+    pub(crate) node: Option<u32>,
     /// The network that it joins, which has a part on that node
     #[arg(long, value_name = "NAME")]
     pub(crate) network: String,
@@ -116,9 +118,9 @@ pub(crate) struct DiskPlan {
 pub(crate) struct ZdbPlan {
     /// What it is called
     pub(crate) name: String,
-    /// The node that keeps it
+    /// The node that keeps it; one that has room if absent
     #[arg(long, value_name = "NUMBER")]
-    pub(crate) node: u32,
+    pub(crate) node: Option<u32>,
     /// How much fits into it
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Size,
@@ -141,9 +143,9 @@ pub(crate) struct ZdbPlan {
 pub(crate) struct VolumePlan {
     /// What it is called
     pub(crate) name: String,
-    /// The node that keeps it
+    /// The node that keeps it; one that has room if absent
     #[arg(long, value_name = "NUMBER")]
-    pub(crate) node: u32,
+    pub(crate) node: Option<u32>,
     /// How much fits into it
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Size,
@@ -203,8 +205,21 @@ impl Plan {
             .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))
     }
 
+    /// Whether everything names its nodes.
+    pub(crate) fn is_placed(&self) -> bool {
+        self.networks.iter().all(|network| !network.nodes.is_empty())
+            && self.vms.iter().all(|vm| vm.node.is_some())
+            && self.zdbs.iter().all(|zdb| zdb.node.is_some())
+            && self.volumes.iter().all(|volume| volume.node.is_some())
+    }
+
     /// All that it asks for, in the order in which it is made.
+    ///
+    /// # Errors
+    ///
+    /// A name or a range is wrong, something is there twice, or has no node.
     pub(crate) fn items(self) -> anyhow::Result<Vec<Item>> {
+        ensure!(self.is_placed(), "not everything in the plan has a node");
         let Self { project, networks, vms, zdbs, volumes } = self;
         let mut items = Vec::new();
         let item = |node, kind: &str, name: &str, what| {
@@ -216,17 +231,17 @@ impl Plan {
                 items.push(item(node, "network", &network.name, What::Network { subnet }));
             }
         }
-        items.extend(vms.into_iter().map(|vm| {
+        items.extend(vms.into_iter().filter_map(|vm| {
             let name = vm.name.clone();
-            item(vm.node, "vm", &name, What::Vm(vm))
+            Some(item(vm.node?, "vm", &name, What::Vm(vm)))
         }));
-        items.extend(zdbs.into_iter().map(|zdb| {
+        items.extend(zdbs.into_iter().filter_map(|zdb| {
             let name = zdb.name.clone();
-            item(zdb.node, "zdb", &name, What::Zdb(zdb))
+            Some(item(zdb.node?, "zdb", &name, What::Zdb(zdb)))
         }));
-        items.extend(volumes.into_iter().map(|volume| {
+        items.extend(volumes.into_iter().filter_map(|volume| {
             let name = volume.name.clone();
-            item(volume.node, "volume", &name, What::Volume(volume))
+            Some(item(volume.node?, "volume", &name, What::Volume(volume)))
         }));
         let mut known = BTreeSet::new();
         for Item { node, label, .. } in &items {

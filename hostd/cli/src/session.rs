@@ -19,6 +19,9 @@ use hostd_rmb::twins::{CachedTwins, TwinId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use crate::exit::NotFound;
+use crate::proxy::Proxy;
+
 /// How long to wait for an answer of a node.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long to wait for a connection to a relay.
@@ -139,6 +142,11 @@ impl Session {
         Ok(Self { identity, chain, network, roots })
     }
 
+    /// What knows all nodes and contracts.
+    pub(crate) fn proxy(&self) -> Proxy {
+        Proxy::new(&self.network.gridproxy_urls)
+    }
+
     fn relays(&self) -> anyhow::Result<Vec<RelayAddress>> {
         ensure!(!self.network.relays_urls.is_empty(), "this grid has no relay");
         self.network.relays_urls.iter().map(|url| Ok(url.parse()?)).collect()
@@ -213,8 +221,8 @@ impl Bus {
         payload: Vec<u8>,
         retry: Retry,
     ) -> anyhow::Result<Vec<u8>> {
-        let known =
-            self.chain.node(node).await?.with_context(|| format!("there is no node {node}"))?;
+        let absent = || NotFound(format!("there is no node {node}"));
+        let known = self.chain.node(node).await?.ok_or_else(absent)?;
         let twin =
             TwinId::new(known.twin_id).with_context(|| format!("node {node} has no twin"))?;
         let call = Call::new(twin, command, payload).time_max(ANSWER_TIME_MAX).retry(retry);

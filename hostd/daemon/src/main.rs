@@ -2,6 +2,7 @@
 //!
 //! | command | what |
 //! |---|---|
+//! | `run` | the node itself |
 //! | `check` | whether a configuration is one, and what comes of it |
 //! | `status` | how the node that runs here is |
 //!
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod look;
+mod run;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +35,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the node, until SIGTERM or Ctrl-C
+    Run(Overrides),
     /// Say whether a configuration is one, and what comes of it
     Check {
         /// The file
@@ -82,7 +86,9 @@ impl Overrides {
 }
 
 fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let done = match Arguments::parse().command {
+        Command::Run(overrides) => overrides.config().and_then(run::run),
         Command::Check { config } => check(config),
         Command::Status(arguments) => look::status(arguments),
     };

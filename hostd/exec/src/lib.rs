@@ -10,13 +10,13 @@
 //! | [`vm`] | virtual machines |
 //! | [`image`] | what they boot from |
 //! | [`network`] | what they reach each other by |
-//! | [`storage`] | what their disks are on |
+//! | [`storage`] | where their data is |
 //! | [`zdb`] | namespaces of keys and values |
 //! | [`facts`] | what this machine is |
 //!
 //! Actual state is found, not remembered: names follow from ids, and every step can be repeated.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod facts;
 pub mod image;

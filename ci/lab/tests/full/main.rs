@@ -15,6 +15,7 @@
 mod block;
 mod cgroup;
 mod clones;
+mod grid;
 mod guest;
 #[path = "../guest_files/mod.rs"]
 mod guest_files;

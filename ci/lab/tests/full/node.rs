@@ -114,10 +114,15 @@ pub(crate) fn kib(text: &str, name: &str) -> impl Iterator<Item = u64> {
 
 /// The disk with the guests' image, and where it is to be mounted.
 fn image_disk() -> (&'static Path, &'static String) {
+    image_disk_by(flist())
+}
+
+/// The same, where that `flist` makes the image if it has to be made.
+pub(crate) fn image_disk_by(flist: &Path) -> (&'static Path, &'static String) {
     static DISK: OnceLock<(PathBuf, String)> = OnceLock::new();
     let (disk, folder) = DISK.get_or_init(|| {
         let mut make = Command::new(workspace().join("ci/guest-root"));
-        let made = make.env("FLIST", flist()).stderr(Stdio::inherit()).output().unwrap();
+        let made = make.env("FLIST", flist).stderr(Stdio::inherit()).output().unwrap();
         assert!(made.status.success(), "ci/guest-root: {}", made.status);
         let disk = PathBuf::from(String::from_utf8(made.stdout).unwrap().trim());
         let folder = std::fs::read_to_string(disk.with_extension("ext4.folder")).unwrap();

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group,
-    test_kill_process_group, wait, waitid, waitpid,
+    test_kill_process_group, wait as wait_any, waitid, waitpid,
 };
 
 use super::cgroup::{Group, Groups};
@@ -283,7 +283,8 @@ impl Programs {
 
     /// Those whose parents ended before them became ours.
     fn reap_orphans(&mut self) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+        // Of any process group: `waitpid` without a process would take those of our own alone.
+        while let Ok(Some((pid, status))) = wait_any(WaitOptions::NOHANG) {
             // A program may have ended since the question above.
             let program = self.programs.iter_mut().find(
                 |(_, entry)| matches!(entry.life, Life::Running { pid: own, .. } if own == pid),

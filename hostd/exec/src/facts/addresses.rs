@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use rustix::net::netdevice::index_to_name;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
 /// What is asked (linux/rtnetlink.h).
@@ -40,7 +40,8 @@ const ANSWER_COUNT_MAX: usize = 256;
 pub(super) fn addresses() -> io::Result<BTreeMap<String, Vec<IpAddr>>> {
     let flags = SocketFlags::CLOEXEC;
     let kind = SocketType::RAW;
-    let socket = socket_with(AddressFamily::NETLINK, kind, flags, Some(netlink::ROUTE))?;
+    // Routes are netlink's protocol 0.
+    let socket = socket_with(AddressFamily::NETLINK, kind, flags, None)?;
     let mut request = [0; HEAD_SIZE + ADDRESS_HEAD_SIZE];
     request[0] = u8::try_from(request.len()).unwrap_or_default();
     request[4..6].copy_from_slice(&RTM_GETADDR.to_ne_bytes());

@@ -18,6 +18,7 @@ use super::namespace::{self, Namespace};
 use super::netlink::Netlink;
 use super::plan::{Found, Kind, Step, plan};
 use super::record::Record;
+use super::rules::Counter;
 use super::{NetworkError, Networks, mycelium, nft, rules};
 
 /// What failed, and why.
@@ -99,6 +100,25 @@ impl Networks {
         self.records.remove(id)
     }
 
+    /// What the machines of a network exchanged with the Internet.
+    pub(super) fn counted(&self, id: &NetworkId) -> Result<Vec<(Member, u64)>, NetworkError> {
+        let name = id.light_namespace();
+        let find = || Namespace::find(&self.config.namespaces, &name).trying("find its namespace");
+        let Some(inside) = find().map_err(refused(id))? else { return Ok(Vec::new()) };
+        let members = self.members(id)?;
+        let counters = inside.run(|| self.counters()).map_err(refused(id))?;
+        let bytes = |member: &Member| {
+            counters.iter().find(|counter| counter.name == member.tap).map(|counter| counter.bytes)
+        };
+        Ok(members.into_iter().filter_map(|one| bytes(&one).map(|bytes| (one, bytes))).collect())
+    }
+
+    /// Counters in the calling thread's namespace.
+    fn counters(&self) -> Result<Vec<Counter>, Failure> {
+        let listed = nft::list(&self.config.nft, &["counters"]).trying("list its counters")?;
+        Ok(rules::read_counters(&listed))
+    }
+
     fn links_in(&self, namespace: &Namespace) -> Result<Vec<Found>, Failure> {
         namespace.run(|| Netlink::open().and_then(|links| links.links()).trying("list its links"))
     }
@@ -123,7 +143,7 @@ impl Networks {
                 let taken: Vec<_> = outer.iter().filter_map(lease_of).collect();
                 address::lease(layout.id.as_str(), |address| taken.contains(&address))
             })
-            .ok_or_else(|| NetworkError::NetworkCount { count: outer.len() })?;
+            .ok_or(NetworkError::NetworkCount { count: outer.len() })?;
         if !is_laid {
             let remove = || Netlink::open()?.remove(&name);
             self.uplink.run(|| remove().trying("remove half of its line")).map_err(failed())?;
@@ -160,7 +180,9 @@ impl Networks {
         let steps = plan(&layout.links(lease), &netlink.links().trying("list its links")?);
         execute(&netlink, &steps.build)?;
         set_all(&layout.settings())?;
-        nft::load(&self.config.nft, &rules::inside(layout)).trying("load its rules")?;
+        let counters = self.counters()?;
+        let rules = rules::inside(layout, &counters);
+        nft::load(&self.config.nft, &rules).trying("load its rules")?;
         execute(&netlink, &steps.start)
     }
 }

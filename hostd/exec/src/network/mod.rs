@@ -236,6 +236,23 @@ impl Networks {
         Ok(machines)
     }
 
+    /// Bytes that each machine exchanged with the Internet over its private interface, both ways, since it
+    /// was attached. What it exchanged with other machines, or by mycelium, is not counted.
+    ///
+    /// # Errors
+    ///
+    /// The machine does not say.
+    pub fn traffic(&self) -> Result<Vec<(WorkloadId, u64)>, NetworkError> {
+        let mut traffic = Vec::new();
+        for record in self.records.list()? {
+            let id = record.network();
+            let _lock = self.lock(&id);
+            let counted = self.counted(&id)?;
+            traffic.extend(counted.into_iter().map(|(member, bytes)| (member.machine, bytes)));
+        }
+        Ok(traffic)
+    }
+
     /// Writes a network down and makes it so.
     fn put(
         &self,
@@ -262,8 +279,9 @@ impl Networks {
         let has_key = self.records.has_key(network, key);
         let mycelium = match old.filter(|_| has_key) {
             Some(old) => old.mycelium,
-            None => { self.records }
-                .with_key(network, key, |path| mycelium::address(&self.config, path))?,
+            None => {
+                self.records.with_key(network, key, |path| mycelium::address(&self.config, path))?
+            }
         };
         let is_another = old.is_some_and(|old| old.mycelium != mycelium);
         if let Some(user) = members.iter().find(|one| one.address.is_ipv6()).filter(|_| is_another)

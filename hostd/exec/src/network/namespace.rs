@@ -48,7 +48,7 @@ impl Namespace {
         let target = path.clone();
         on_thread(move || -> io::Result<()> {
             sys::unshare_network()?;
-            mount_bind("/proc/thread-self/ns/net", &target).map_err(io::Error::from)
+            mount_bind("/proc/thread-self/ns/net", target.as_path()).map_err(io::Error::from)
         })?;
         Self::open(&path)
     }
@@ -93,7 +93,7 @@ const MOUNT_COUNT_MAX: usize = 8;
 const NAMESPACE_FILE_SYSTEM: i64 = 0x6e73_6673;
 
 fn is_namespace(path: &Path) -> io::Result<bool> {
-    Ok(i64::from(rustix::fs::statfs(path)?.f_type) == NAMESPACE_FILE_SYSTEM)
+    Ok(rustix::fs::statfs(path)?.f_type == NAMESPACE_FILE_SYSTEM)
 }
 
 /// Runs something on a thread of its own, since a thread does not come back from a namespace.

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::sys;
+
 /// Longest time that a program takes. Rules for a thousand machines take a fraction of a second.
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// Most that is read of what it answers, in bytes.
@@ -19,6 +21,8 @@ pub(super) fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result
     let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // One that goes on for a caller that is dead would undo what the next one does.
+    sys::end_with_this_thread(&mut command);
     let mut child = command.spawn()?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {

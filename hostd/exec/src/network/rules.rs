@@ -1,12 +1,13 @@
 //! What may pass, as `nft` reads it: JSON commands, pure.
 //!
-//! A network has three tables, and each is replaced as a whole: a load of rules takes effect at once or
-//! not at all.
+//! What a network has is loaded as one transaction on each side: rules take effect at once or not at all.
+//! Tables are replaced as a whole, but for the one that counts.
 //!
 //! | where | table | what |
 //! |---|---|---|
 //! | namespace | `netdev guard` | what a machine may send: a chain for each tap, before the bridge sees a frame |
 //! | namespace | `inet network` | what is routed, and what reaches the node's end |
+//! | namespace | `inet counted` | nothing; how much machines exchange with the Internet |
 //! | the uplink's | `inet u-N` | what a network may reach of the node and around it |
 //!
 //! **A machine** sends with its own MAC and its own address, and nothing else: on the private interface
@@ -50,14 +51,16 @@ const SURROUNDINGS: [(&str, u8); 12] = [
 const CONSOLE_PORTS: (u16, u16) = (20_001, 20_254);
 /// Echo requests a second that a network's end of the node answers.
 const ECHO_PER_SECOND: u32 = 50;
+/// Connections that a network may have at a time. The kernel tracks so many for all networks together.
+const CONNECTION_COUNT_MAX: u32 = 16_384;
 /// The port of SMTP.
 const SMTP_PORT: u16 = 25;
 
 /// Guards work before everything else on a device.
 const GUARD_PRIORITY: i32 = -500;
 
-/// The tables of a network's namespace.
-pub(super) fn inside(layout: &Layout) -> Value {
+/// The tables of a network's namespace. `counters` are those that are there.
+pub(super) fn inside(layout: &Layout, counters: &[Counter]) -> Value {
     let mut commands = Commands::default();
     commands.replace_table("netdev", "guard");
     for member in &layout.members {
@@ -66,9 +69,9 @@ pub(super) fn inside(layout: &Layout) -> Value {
     commands.replace_table("inet", "network");
     input(&mut commands, layout);
     forward(&mut commands, layout);
-    let (nat, masquerade) = ("postrouting", json!({ "masquerade": null }));
-    commands.base_chain("way_out", "nat", nat, 100, "accept");
-    commands.rule("way_out", [is("oifname", PUBLIC), masquerade]);
+    commands.base_chain("way_out", "nat", "postrouting", 100, "accept");
+    commands.rule("way_out", [is("oifname", PUBLIC), json!({ "masquerade": null })]);
+    count(&mut commands, layout, counters);
     commands.finish()
 }
 
@@ -105,6 +108,7 @@ pub(super) fn outside(
     commands.rule("through_node", from(vec![is_spoofed, drop()]));
     commands.rule("through_node", from(vec![is("oifname", format!("{UPLINK_PREFIX}*")), drop()]));
     commands.rule("through_node", from(vec![ct(&["invalid"]), drop()]));
+    commands.rule("through_node", from(too_many()));
     if !reachable.is_empty() {
         let reachable = set(reachable.iter().map(prefix));
         let goes_there = equals(payload("ip", "daddr"), reachable);
@@ -230,6 +234,7 @@ fn forward(commands: &mut Commands, layout: &Layout) {
     commands.base_chain("through_node", "filter", "forward", 0, "drop");
     commands.rule("through_node", [ct(&["invalid"]), drop()]);
     commands.rule("through_node", [ct(&["established", "related"]), accept()]);
+    commands.rule("through_node", too_many());
     let mail = equals(payload("tcp", "dport"), json!(SMTP_PORT));
     let reject = json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
     commands.rule("through_node", [is("iifname", private.as_str()), mail, reject]);
@@ -241,12 +246,60 @@ fn forward(commands: &mut Commands, layout: &Layout) {
     add(commands, way(MYCELIUM_DEVICE, &mycelium), own);
 }
 
+/// Counts what machines exchange with the Internet, after all that is dropped. This table is not made
+/// anew, so that nothing is forgotten when another machine comes; counters of machines that are gone go.
+fn count(commands: &mut Commands, layout: &Layout, counters: &[Counter]) {
+    let private = layout.bridge();
+    commands.keep_table("inet", COUNTED);
+    commands.base_chain("count", "filter", "forward", 10, "accept");
+    commands.command("flush", "chain", "count");
+    for member in layout.members.iter().filter(|member| member.address.is_ipv4()) {
+        let address = |field| equals(payload("ip", field), json!(member.address));
+        let counter = json!({ "counter": member.tap });
+        commands.command("add", "counter", &member.tap);
+        let out = [is("iifname", &private), is("oifname", PUBLIC)];
+        let back = [is("iifname", PUBLIC), is("oifname", &private)];
+        commands.rule("count", out.into_iter().chain([address("saddr"), counter.clone()]));
+        commands.rule("count", back.into_iter().chain([address("daddr"), counter]));
+    }
+    for counter in counters {
+        if layout.members.iter().all(|member| member.tap != counter.name) {
+            commands.command("delete", "counter", &counter.name);
+        }
+    }
+}
+
+/// The table of counters.
+const COUNTED: &str = "counted";
+
+/// Bytes that a machine exchanged with the Internet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Counter {
+    /// The name of its tap.
+    pub(super) name: String,
+    /// Both ways.
+    pub(super) bytes: u64,
+}
+
+/// Finds counters in what `nft` lists.
+pub(super) fn read_counters(listed: &Value) -> Vec<Counter> {
+    let list = listed.get("nftables").and_then(Value::as_array);
+    let read = |entry: &Value| {
+        let counter = entry.get("counter")?;
+        let text = |key: &str| counter.get(key).and_then(Value::as_str);
+        let is_ours = text("table") == Some(COUNTED) && text("family") == Some("inet");
+        let bytes = counter.get("bytes").and_then(Value::as_u64)?;
+        is_ours.then_some(Counter { name: text("name")?.to_owned(), bytes })
+    };
+    list.into_iter().flatten().filter_map(read).collect()
+}
+
 /// Link-local prefixes have 64 bits (RFC 4291 section 2.5.6).
 const LINK_LOCAL: u64 = 0xfe80_0000_0000_0000;
 
 /// Commands in the order in which they are given.
 #[derive(Default)]
-pub(super) struct Commands {
+struct Commands {
     list: Vec<Value>,
     family: String,
     table: String,
@@ -254,38 +307,31 @@ pub(super) struct Commands {
 
 impl Commands {
     /// Makes a table anew. To remove one that is not there is an error, so it is made first.
-    pub(super) fn replace_table(&mut self, family: &str, name: &str) {
+    fn replace_table(&mut self, family: &str, name: &str) {
         self.remove_table(family, name);
         self.list.push(json!({ "add": { "table": { "family": family, "name": name } } }));
     }
 
-    pub(super) fn remove_table(&mut self, family: &str, name: &str) {
+    fn remove_table(&mut self, family: &str, name: &str) {
         (self.family, self.table) = (family.to_owned(), name.to_owned());
         self.list.push(json!({ "add": { "table": { "family": family, "name": name } } }));
         self.list.push(json!({ "delete": { "table": { "family": family, "name": name } } }));
     }
 
     /// Goes on in a table that stays as it is, or makes it.
-    pub(super) fn keep_table(&mut self, family: &str, name: &str) {
+    fn keep_table(&mut self, family: &str, name: &str) {
         (self.family, self.table) = (family.to_owned(), name.to_owned());
         self.list.push(json!({ "add": { "table": { "family": family, "name": name } } }));
     }
 
     /// Any other command on something in the table.
-    pub(super) fn command(&mut self, verb: &str, kind: &str, name: &str) {
+    fn command(&mut self, verb: &str, kind: &str, name: &str) {
         let (family, table) = (&self.family, &self.table);
         let what = json!({ "family": family, "table": table, "name": name });
         self.list.push(json!({ verb: { kind: what } }));
     }
 
-    pub(super) fn base_chain(
-        &mut self,
-        name: &str,
-        kind: &str,
-        hook: &str,
-        priority: i32,
-        policy: &str,
-    ) {
+    fn base_chain(&mut self, name: &str, kind: &str, hook: &str, priority: i32, policy: &str) {
         let (family, table) = (&self.family, &self.table);
         self.list.push(json!({ "add": { "chain": {
             "family": family, "table": table, "name": name,
@@ -302,7 +348,7 @@ impl Commands {
         } } }));
     }
 
-    pub(super) fn rule(&mut self, chain: &str, statements: impl IntoIterator<Item = Value>) {
+    fn rule(&mut self, chain: &str, statements: impl IntoIterator<Item = Value>) {
         let (family, table) = (&self.family, &self.table);
         let statements: Vec<Value> = statements.into_iter().collect();
         self.list.push(json!({ "add": { "rule": {
@@ -310,12 +356,12 @@ impl Commands {
         } } }));
     }
 
-    pub(super) fn finish(self) -> Value {
+    fn finish(self) -> Value {
         json!({ "nftables": self.list })
     }
 }
 
-pub(super) fn accept() -> Value {
+fn accept() -> Value {
     json!({ "accept": null })
 }
 
@@ -323,7 +369,7 @@ fn drop() -> Value {
     json!({ "drop": null })
 }
 
-pub(super) fn payload(protocol: &str, field: &str) -> Value {
+fn payload(protocol: &str, field: &str) -> Value {
     json!({ "payload": { "protocol": protocol, "field": field } })
 }
 
@@ -336,11 +382,11 @@ fn meta(key: &str) -> Value {
     json!({ "meta": { "key": key } })
 }
 
-pub(super) fn equals(left: Value, right: Value) -> Value {
+fn equals(left: Value, right: Value) -> Value {
     json!({ "match": { "op": "==", "left": left, "right": right } })
 }
 
-pub(super) fn is(key: &str, name: impl Into<String>) -> Value {
+fn is(key: &str, name: impl Into<String>) -> Value {
     equals(meta(key), json!(name.into()))
 }
 
@@ -350,6 +396,12 @@ fn frame_type(number: u16) -> Value {
 
 fn ct(states: &[&str]) -> Value {
     json!({ "match": { "op": "in", "left": { "ct": { "key": "state" } }, "right": states } })
+}
+
+/// Drops what would begin one connection too many.
+fn too_many() -> Vec<Value> {
+    let count = json!({ "ct count": { "val": CONNECTION_COUNT_MAX, "inv": true } });
+    vec![ct(&["new"]), count, drop()]
 }
 
 fn set<T: serde::Serialize>(elements: impl IntoIterator<Item = T>) -> Value {

@@ -1,15 +1,19 @@
-//! What the kernel offers and no safe crate wraps: a network namespace of one's own, and taps.
+//! What the kernel offers and no safe crate wraps: a network namespace of one's own, taps, and programs
+//! that don't outlive who asked them.
 //!
 //! The one module of networks with `unsafe`. Numbers and layouts are those of `linux/if_tun.h` and
 //! `linux/if.h`.
 
-#![allow(unsafe_code, reason = "two system calls that have no safe wrapper")]
+#![allow(unsafe_code, reason = "system calls that have no safe wrapper")]
 
 use std::ffi::c_int;
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Opcode, Updater, ioctl, opcode};
+use rustix::process::Signal;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// Longest name of an interface (`IFNAMSIZ` less its NUL).
@@ -19,6 +23,16 @@ const INTERFACE_NAME_SIZE_MAX: usize = 15;
 pub(super) fn unshare_network() -> io::Result<()> {
     // SAFETY: only `UnshareFlags::FILES` could take descriptors from other threads, and this is not it.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from)
+}
+
+/// Has a program killed when the thread that starts it ends, as when this process is killed.
+pub(super) fn end_with_this_thread(command: &mut Command) {
+    let bind = || -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec it does one system call, which takes no lock and no memory.
+    unsafe { command.pre_exec(bind) };
 }
 
 /// Makes a tap in the calling thread's namespace that stays when nobody holds it, for one queue or many,

@@ -172,15 +172,6 @@ impl Vms {
         self.run(id, &self.program(id, &description, order))
     }
 
-    /// Starts a machine again as it was described.
-    ///
-    /// # Errors
-    /// [`VmError`].
-    pub fn start_again(&self, id: &WorkloadId, order: &Order) -> Result<(), VmError> {
-        let description = self.records.folder(id).join("vm.json");
-        self.run(id, &self.program(id, &description, order))
-    }
-
     fn run(&self, id: &WorkloadId, program: &Program) -> Result<(), VmError> {
         let mut watch = self.supervisor.watch()?;
         match self.supervisor.start(program, &[]) {
@@ -198,7 +189,8 @@ impl Vms {
                 break VmError::Silent;
             }
             let Some(News::Changed(status)) = watch.next(LOOK_INTERVAL)? else { continue };
-            let end = status.last_exit.filter(|_| status.name == program.name);
+            let is_over = status.name == program.name && status.pid.is_none();
+            let end = status.last_exit.filter(|_| is_over);
             let Some(end) = end else { continue };
             // A guest that is quick to switch itself off has run.
             if end.outcome == Outcome::Status(Exit::Off.code()) {
@@ -223,6 +215,7 @@ impl Vms {
                 pids_max: Some(THREADS_OVERHEAD + u32::from(order.cpus)),
                 cpu_max_percent: None,
             },
+            network_namespace: order.namespace.clone(),
             ..Program::new(name(id), argv)
         }
     }

@@ -16,8 +16,9 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hostd_grid::derived::WorkloadId;
-use hostd_grid::{ContractId, Name, TwinId};
 use serde::{Deserialize, Serialize};
+
+use crate::storage::parse;
 
 /// Bytes of a record's file.
 const RECORD_SIZE_MAX: u64 = 256 << 10;
@@ -34,9 +35,6 @@ pub struct Record {
     pub url: String,
     /// The result's data, as JSON.
     pub result: String,
-    /// The networks that it joins, by workload id: what to leave when it goes.
-    #[serde(default)]
-    pub networks: Vec<String>,
     /// Its owner has stopped it.
     #[serde(default)]
     pub is_stopped: bool,
@@ -112,23 +110,11 @@ impl Records {
     pub fn ids(&self) -> io::Result<Vec<WorkloadId>> {
         let mut ids = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
-            ids.extend(entry?.file_name().to_str().and_then(parse_id));
+            ids.extend(entry?.file_name().to_str().and_then(parse));
         }
         ids.sort();
         Ok(ids)
     }
-}
-
-/// Reads `twin-contract-name`.
-pub fn parse_id(text: &str) -> Option<WorkloadId> {
-    let mut parts = text.splitn(3, '-');
-    let twin_id = TwinId(parts.next()?.parse().ok()?);
-    let contract_id = ContractId(parts.next()?.parse().ok()?);
-    let name = Name::new(parts.next()?);
-    name.check().ok()?;
-    let id = WorkloadId { twin_id, contract_id, name };
-    // `+1` and `01` are numbers, too.
-    (id.to_string() == text).then_some(id)
 }
 
 /// Writes a file that is seen whole or not at all, for the node alone.
@@ -175,21 +161,8 @@ mod tests {
             image: "ab".repeat(32),
             url: "https://hub/x.flist".into(),
             result: "{}".into(),
-            networks: vec!["1-5-net".into()],
             is_stopped: false,
             is_paused: false,
-        }
-    }
-
-    #[test]
-    fn ids_are_read_as_they_are_written_and_nothing_else_is() {
-        for text in ["1-2-vm", "4294967295-18446744073709551615-a_b", "0-0-0"] {
-            assert_eq!(parse_id(text).unwrap().to_string(), text);
-        }
-        for text in
-            ["", "1-2", "1-2-", "1-2-a-b", "+1-2-a", "01-2-a", "1-2-a/b", "x-2-a", "1-2-ygg"]
-        {
-            assert_eq!(parse_id(text), None, "{text}");
         }
     }
 
@@ -197,7 +170,7 @@ mod tests {
     fn machines_are_found_again_and_leave_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::open(folder.path().join("vms")).unwrap();
-        let id = parse_id("1-2-vm").unwrap();
+        let id = parse("1-2-vm").unwrap();
         assert_eq!(records.read(&id).unwrap(), None);
         records.write(&id, &record()).unwrap();
         let stopped = Record { is_stopped: true, ..record() };

@@ -50,6 +50,8 @@ pub struct Order {
     pub mounts: Vec<Mount>,
     /// Network cards.
     pub cards: Vec<Tap>,
+    /// The network namespace that their taps are in, by its file; the node's own if nothing is said.
+    pub namespace: Option<PathBuf>,
 }
 
 /// What boots, and where the root's changes go.
@@ -307,6 +309,7 @@ mod tests {
                 mac: MacAddress::from_bytes([2, 0, 0, 0, 0, 1]),
                 mtu: Some(1400),
             }],
+            namespace: None,
         }
     }
 

@@ -2,15 +2,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hostd_chain::ChainError;
+use hostd_rmb::peer::Peer;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use super::Shared;
+use super::{SEEN, Shared};
 use crate::engine::{blocking, lock, now};
 use crate::health::Duty;
 use crate::host::Traffic;
@@ -24,6 +25,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the host is asked which machines it has given up.
 const FALLEN_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is remembered what was asked.
+const SEEN_INTERVAL: Duration = Duration::from_secs(10);
 /// How often traffic is counted.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How much time a report of traffic is about, in seconds.
@@ -72,6 +75,20 @@ impl Shared {
                 }
             };
             sleep(pause).await;
+        }
+    }
+
+    /// Remembers what was asked, so that nothing is done twice when the node starts anew.
+    pub(super) async fn remember_seen(self: Arc<Self>, peer: Weak<Peer>) {
+        let mut last = Vec::new();
+        loop {
+            sleep(SEEN_INTERVAL).await;
+            let Some(peer) = peer.upgrade() else { return };
+            let seen = peer.seen();
+            if seen != last {
+                self.state.put(SEEN, &seen);
+                last = seen;
+            }
         }
     }
 

@@ -139,6 +139,8 @@ struct Site {
     encryption_key: Vec<u8>,
 }
 
+/// What requests are remembered as that must not be done again.
+const SEEN: &str = "seen";
 /// What joins the names of a twin's relays on the chain.
 const RELAY_SEPARATOR: &str = "_";
 
@@ -196,7 +198,9 @@ impl Node {
             limits: config.limits,
         };
         let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
-        let peer = Peer::start(peer_config, identity, lookup, commands(&engine, &host, &known))?;
+        let seen = config.state.get(SEEN).unwrap_or_default();
+        let answers = commands(&engine, &host, &known);
+        let peer = Peer::start_after(peer_config, identity, lookup, answers, &seen)?;
         let peer = Arc::new(peer);
         known.set_peer(&peer);
 
@@ -211,6 +215,7 @@ impl Node {
         duties.spawn(Arc::clone(&shared).watch_machines());
         duties.spawn(Arc::clone(&shared).follow());
         duties.spawn(Arc::clone(&shared).count_traffic(reports));
+        duties.spawn(Arc::clone(&shared).remember_seen(Arc::downgrade(&peer)));
         Ok(Self { node_id, twin_id, shared, peer, renumbered, _duties: duties })
     }
 
@@ -242,6 +247,7 @@ impl Node {
     /// Waits until nothing is half done on the host, and lets nothing begin. Then the node can be dropped.
     pub async fn rest(&self) {
         self.shared.engine.rest().await;
+        self.shared.state.put(SEEN, &self.peer.seen());
     }
 
     /// Waits until the chain says that the account is another node than this. Then it has to be started

@@ -108,6 +108,18 @@ impl Peer {
         twins: Arc<dyn Twins>,
         commands: Commands,
     ) -> Result<Self, StartError> {
+        Self::start_after(config, identity, twins, commands, &[])
+    }
+
+    /// The same, after a peer whose [`Peer::seen`] was that: what it was asked is not done again. Bytes that
+    /// are something else are nothing.
+    pub fn start_after(
+        config: PeerConfig,
+        identity: Arc<Identity>,
+        twins: Arc<dyn Twins>,
+        commands: Commands,
+        seen: &[u8],
+    ) -> Result<Self, StartError> {
         let PeerConfig { twin, session, relays, encryption, roots, limits } = config;
         if relays.is_empty() || relays.len() > RELAY_COUNT_MAX {
             return Err(StartError::RelayCount(relays.len()));
@@ -115,7 +127,10 @@ impl Peer {
         let session = session.filter(|name| !name.is_empty());
         let address = Address::new(twin, session.as_deref());
         let credentials = Credentials { identity: Arc::clone(&identity), twin, session };
-        let replay = ReplayWindow::new()?;
+        let replay = match ReplayWindow::from_bytes(seen) {
+            Some(replay) => replay,
+            None => ReplayWindow::new()?,
+        };
         let (relays, incoming) = Relays::start(relays, credentials, &roots);
         let rate = f64::from(FAULTS_PER_SECOND);
         let shared = Arc::new(Shared {
@@ -142,6 +157,11 @@ impl Peer {
     /// Waits until there is a connection to a relay, for `time` at most; says whether there is.
     pub async fn wait_connected(&self, time: Duration) -> bool {
         self.shared.relays.wait_connected(tokio::time::Instant::now() + time).await.is_ok()
+    }
+
+    /// What it was asked and must not do again, to be written down for whoever comes after.
+    pub fn seen(&self) -> Vec<u8> {
+        lock(&self.shared.replay).to_bytes()
     }
 
     /// How many relays it is connected to.

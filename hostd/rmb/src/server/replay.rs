@@ -11,6 +11,12 @@
 //! that collide.
 //!
 //! Time never goes back here: what has expired once stays so when somebody sets the clock.
+//!
+//! A peer that starts anew goes on with what the one before wrote down ([`ReplayWindow::to_bytes`]):
+//!
+//! ```text
+//! window = "rmb-seen-1" now[8] secret[32] { expires_at[8] twin[4] hash[16] }       little-endian
+//! ```
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,6 +33,11 @@ const COUNT_MAX: usize = 128 * 1024;
 const RESERVED_COUNT: u32 = 8;
 /// Requests that are remembered when the reserve is used as well.
 const HARD_COUNT_MAX: usize = 2 * COUNT_MAX;
+
+/// What a window that was written down begins with.
+const MAGIC: &[u8] = b"rmb-seen-1";
+/// Bytes of one request in it.
+const ENTRY_SIZE: usize = 8 + 4 + 16;
 
 /// A request: its source, and a hash of its id.
 type Key = (TwinId, [u8; 16]);
@@ -86,9 +97,7 @@ impl ReplayWindow {
         if count >= max || self.seen.len() >= HARD_COUNT_MAX {
             return Verdict::NoRoom;
         }
-        self.seen.insert(key, expires_at);
-        self.by_time.entry(expires_at).or_default().push(key);
-        self.per_twin.insert(source, count + 1);
+        self.insert(key, expires_at);
         Verdict::New
     }
 
@@ -106,6 +115,54 @@ impl ReplayWindow {
                     }
                 }
             }
+        }
+    }
+
+    /// The window as bytes, without what has expired.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(MAGIC.len() + 40 + self.seen.len() * ENTRY_SIZE);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&self.now.to_le_bytes());
+        bytes.extend_from_slice(&self.secret);
+        for (expires_at, keys) in self.by_time.range(self.now + 1..) {
+            for (source, hash) in keys {
+                bytes.extend_from_slice(&expires_at.to_le_bytes());
+                bytes.extend_from_slice(&source.number().to_le_bytes());
+                bytes.extend_from_slice(hash);
+            }
+        }
+        bytes
+    }
+
+    /// A window that was written down; none if these are other bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (now, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
+        let (secret, mut rest) = rest.split_first_chunk()?;
+        let mut window = Self {
+            secret: *secret,
+            seen: HashMap::new(),
+            by_time: BTreeMap::new(),
+            per_twin: HashMap::new(),
+            now: u64::from_le_bytes(*now),
+        };
+        if rest.len() / ENTRY_SIZE > HARD_COUNT_MAX {
+            return None;
+        }
+        while !rest.is_empty() {
+            let (expires_at, after) = rest.split_first_chunk()?;
+            let (source, after) = after.split_first_chunk()?;
+            let (hash, after) = after.split_first_chunk()?;
+            let source = TwinId::new(u32::from_le_bytes(*source))?;
+            window.insert((source, *hash), u64::from_le_bytes(*expires_at));
+            rest = after;
+        }
+        Some(window)
+    }
+
+    fn insert(&mut self, key: Key, expires_at: u64) {
+        if self.seen.insert(key, expires_at).is_none() {
+            self.by_time.entry(expires_at).or_default().push(key);
+            *self.per_twin.entry(key.0).or_default() += 1;
         }
     }
 
@@ -138,6 +195,27 @@ mod tests {
         assert_eq!(window.check(twin(1), "b", 100, 99), Verdict::New);
         assert_eq!(window.check(twin(1), "a", 100, 100), Verdict::Expired);
         assert!(window.seen.is_empty() && window.per_twin.is_empty());
+    }
+
+    #[test]
+    fn who_starts_anew_goes_on_with_what_was_written_down() {
+        let mut window = ReplayWindow::new().unwrap();
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::New);
+        assert_eq!(window.check(twin(2), "a", 60, 50), Verdict::New);
+        assert_eq!(window.check(twin(2), "b", 300, 70), Verdict::New);
+        let bytes = window.to_bytes();
+        let mut window = ReplayWindow::from_bytes(&bytes).unwrap();
+        assert_eq!(window.seen.len(), 2);
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::Seen);
+        assert_eq!(window.check(twin(2), "b", 300, 50), Verdict::Seen);
+        assert_eq!(window.check(twin(2), "a", 60, 50), Verdict::Expired);
+        assert_eq!(window.check(twin(1), "c", 300, 299), Verdict::New);
+        assert_eq!(window.check(twin(2), "d", 301, 300), Verdict::New);
+        assert_eq!(window.per_twin.len(), 1);
+        for size in [0, 5, MAGIC.len() + 39, bytes.len() - 1] {
+            assert!(ReplayWindow::from_bytes(&bytes[..size]).is_none(), "{size}");
+        }
+        assert!(ReplayWindow::from_bytes(&[&bytes[..], &[0; ENTRY_SIZE]].concat()).is_none());
     }
 
     #[test]

@@ -29,14 +29,16 @@ fn compare(name: &str, commands: &Value) {
 fn rules_are_those_that_were_reviewed() {
     let layout = example();
     let reachable = [Cidr::parse("192.168.7.0/24").unwrap()];
-    compare("inside.txt", &inside(&layout));
+    let gone = Counter { name: "b-gone".to_owned(), bytes: 7 };
+    let stays = Counter { name: layout.members[0].tap.clone(), bytes: 8 };
+    compare("inside.txt", &inside(&layout, &[gone, stays]));
     let lease = Ipv4Addr::new(100, 127, 3, 4);
     compare("outside.txt", &outside(&layout, lease, &[9651, 9652], &reachable));
 }
 
 #[test]
 fn every_chain_of_a_machine_ends_in_a_drop() {
-    let text = lines(&inside(&example()));
+    let text = lines(&inside(&example(), &[]));
     for member in example().members {
         let chain = format!("\"chain\":\"{}\"", member.tap);
         let last = text.lines().rfind(|line| line.contains(&chain)).unwrap();
@@ -44,6 +46,19 @@ fn every_chain_of_a_machine_ends_in_a_drop() {
         let policy = format!("\"name\":\"{}\",\"policy\":\"drop\"", member.tap);
         assert!(text.contains(&policy));
     }
+}
+
+#[test]
+fn counters_are_found_among_other_things() {
+    let listed = json!({ "nftables": [
+        { "metainfo": { "version": "1.0.6" } },
+        { "counter": { "family": "inet", "name": "b-1", "table": "counted", "packets": 1, "bytes": 84 } },
+        { "counter": { "family": "inet", "name": "b-2", "table": "other", "packets": 1, "bytes": 84 } },
+        { "counter": { "family": "inet", "name": "b-3", "table": "counted" } },
+        { "counter": 7 },
+    ] });
+    assert_eq!(read_counters(&listed), [Counter { name: "b-1".to_owned(), bytes: 84 }]);
+    assert_eq!(read_counters(&json!([])), []);
 }
 
 #[test]

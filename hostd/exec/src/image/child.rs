@@ -1,0 +1,107 @@
+//! Running a program to its end, within bounds: time, and bytes of what it says.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// Bytes of its output, and of its errors, that are read.
+const OUTPUT_SIZE_MAX: u64 = 64 << 10;
+/// Characters of a reason that are passed on.
+const REASON_SIZE_MAX: usize = 500;
+/// What a program that bounds itself may take beyond its bound.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Runs `program`, which bounds its time by `limit` itself, and returns what it prints.
+///
+/// # Errors
+/// In words for users: what it said on its error output, or why it could not be run.
+pub(super) fn run(
+    program: &Path,
+    arguments: &[OsString],
+    limit: Duration,
+) -> Result<Vec<u8>, String> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Addresses are users', and an environment could lead elsewhere what they lead to.
+    command.env_clear();
+    let mut child = command.spawn().map_err(|error| format!("{name} can't be started: {error}"))?;
+    let (output, errors) = (read(child.stdout.take()), read(child.stderr.take()));
+    let ended = wait(&child, limit + GRACE);
+    if !ended {
+        // It may have ended just now.
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(|error| format!("{name} is lost: {error}"))?;
+    let join = |thread: thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
+    let (output, errors) = (join(output), join(errors));
+    match (ended, status.success()) {
+        (false, _) => Err(format!("not done within {} s", limit.as_secs())),
+        (true, true) => Ok(output),
+        (true, false) => Err(reason(&String::from_utf8_lossy(&errors), &name)
+            .unwrap_or_else(|| format!("{name} failed: {status}"))),
+    }
+}
+
+fn read(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(from) = from {
+            // What can't be read any more was not said.
+            let _ = from.take(OUTPUT_SIZE_MAX).read_to_end(&mut bytes);
+        }
+        bytes
+    })
+}
+
+/// Waits for the end of a child; whether it came in time.
+fn wait(child: &Child, limit: Duration) -> bool {
+    let Ok(process) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else {
+        return false;
+    };
+    let limit = Timespec::try_from(limit).ok();
+    let mut waited = [PollFd::new(&process, PollFlags::IN)];
+    loop {
+        match poll(&mut waited, limit.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(count) => return count > 0,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The line in which it says what went wrong, without its name.
+fn reason(errors: &str, name: &str) -> Option<String> {
+    let prefix = format!("{name}: ");
+    let lines = || errors.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines().find_map(|line| line.strip_prefix(&prefix)).or_else(|| lines().next())?;
+    Some(line.chars().filter(|letter| !letter.is_control()).take(REASON_SIZE_MAX).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, limit: Duration) -> Result<Vec<u8>, String> {
+        run(Path::new("/bin/sh"), &["-c".into(), script.into()], limit)
+    }
+
+    #[test]
+    fn what_a_program_says_is_passed_on_within_bounds() {
+        let limit = Duration::from_secs(20);
+        assert_eq!(shell("echo hi", limit), Ok(b"hi\n".to_vec()));
+        let error = shell("echo 'warning' >&2; echo 'sh: no\x07 such' >&2; exit 3", limit);
+        assert_eq!(error, Err("no such".to_owned()));
+        assert!(shell("exit 3", limit).unwrap_err().contains("sh failed"));
+        let much = shell("yes | head -c 1000000", limit);
+        assert!(much.is_err() || much.is_ok_and(|bytes| bytes.len() as u64 <= OUTPUT_SIZE_MAX));
+        let absent = run(Path::new("/no/such"), &[], limit).unwrap_err();
+        assert!(absent.contains("can't be started"), "{absent}");
+    }
+}

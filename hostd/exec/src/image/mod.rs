@@ -1,0 +1,308 @@
+//! What machines boot from: images that users name by address, each fetched once and kept by its hash.
+//!
+//! ```text
+//!   address ── flist fetch ──> FOLDER/HASH ── flist boot ──> HASH.boot/ kernel, initramfs, boot.json
+//!                  │ MD5 as known: no download       │
+//!                  └─ FOLDER/urls/SHORT.json         └── index and blocks: flist cached (supervised)
+//! ```
+//!
+//! An image and the hub behind its address are strangers'. What reads them is always another process,
+//! bounded in time, memory and bytes: `flist fetch` and `flist boot` as short-lived children, and the
+//! block cache `flist cached` as a service, which alone fetches blocks. What a failure says of itself
+//! reaches the user.
+//!
+//! A machine keeps the hash that it first booted from ([`Images::pinned`]); the address is asked again
+//! only for a new machine.
+
+mod child;
+mod store;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use supervise::client::ClientError;
+use supervise::{Client, Log, Policy, Program};
+
+use store::Known;
+
+/// Longest time for fetching an image's file.
+const FETCH_TIME_MAX: Duration = Duration::from_secs(120);
+/// Longest time for finding out how it boots, which may fetch a kernel block by block.
+const BOOT_TIME_MAX: Duration = Duration::from_secs(180);
+/// The service that serves blocks, as the supervisor calls it.
+const CACHED: &str = "flist-cached";
+/// Bytes of its log, of which one older file is kept.
+const LOG_SIZE_MAX: u64 = 1 << 20;
+/// Locks, so that an address is asked once at a time. More than there are processors to use them.
+const LOCK_COUNT: usize = 64;
+/// Bytes of the files of images that no machine uses.
+const UNUSED_SIZE_MAX: u64 = 2 << 30;
+/// What the cache leaves free on its file system.
+const FREE_MIN: &str = "512M";
+
+/// Where images are, and how much there may be of them.
+#[derive(Debug, Clone)]
+pub struct ImageConfig {
+    /// Folder of images' files.
+    pub folder: PathBuf,
+    /// Folder of the block cache.
+    pub cache: PathBuf,
+    /// Where the block cache listens.
+    pub socket: PathBuf,
+    /// Folder of logs.
+    pub logs: PathBuf,
+    /// The `flist` program.
+    pub flist: PathBuf,
+    /// Bytes of one image's file.
+    pub size_max: u64,
+    /// Bytes of all cached blocks.
+    pub cache_size_max: u64,
+    /// What may be connected to beyond addresses that anybody could reach, as `flist cached` takes it.
+    pub routes: Vec<String>,
+}
+
+/// An image that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// BLAKE2b-256 of its file, in hex.
+    pub hash: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// How it boots.
+    pub boot: ImageBoot,
+}
+
+/// How an image boots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageBoot {
+    /// With the node's kernel.
+    Container,
+    /// With its own.
+    Kernel {
+        /// The kernel's file.
+        kernel: PathBuf,
+        /// The initial file system's, if there is one.
+        initramfs: Option<PathBuf>,
+    },
+    /// As a whole disk.
+    Disk {
+        /// Its bytes.
+        size: u64,
+    },
+}
+
+/// Why there is no image. The text reaches who named it.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// `flist` says no, or could not be run.
+    #[error("image: {0}")]
+    Flist(String),
+    /// The folder can't be used.
+    #[error("image: the node's store of images: {0}")]
+    Io(#[from] io::Error),
+    /// The block cache can't be started.
+    #[error("image: the node's block cache: {0}")]
+    Cache(#[from] ClientError),
+    /// It was there once.
+    #[error("image: the one that this machine was made from is no longer there")]
+    Gone,
+}
+
+/// What `flist fetch` prints.
+#[derive(Deserialize)]
+#[serde(tag = "result", rename_all = "lowercase")]
+enum Fetched {
+    Unchanged,
+    Fetched { hash: String, md5: String },
+}
+
+/// What `flist boot` prints, and what is kept of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Boot {
+    Container,
+    Kernel { kernel: String, initramfs: Option<String> },
+    Disk { size: u64 },
+}
+
+/// All images of a node.
+#[derive(Debug)]
+pub struct Images {
+    config: ImageConfig,
+    locks: [Mutex<()>; LOCK_COUNT],
+}
+
+impl Images {
+    /// Opens the folders, or makes them, and has the block cache run.
+    ///
+    /// # Errors
+    /// The system or the supervisor says no.
+    pub fn open(config: ImageConfig, supervisor: &Client) -> Result<Self, ImageError> {
+        for folder in [&config.folder, &config.folder.join("urls"), &config.cache, &config.logs] {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        if let Some(folder) = config.socket.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        store::clean(&config.folder)?;
+        let images = Self { config, locks: std::array::from_fn(|_| Mutex::new(())) };
+        match supervisor.start(&images.cached(), &[]) {
+            // Another version of it: machines find the new one again by themselves.
+            Err(error) if error.is_conflict() => {
+                supervisor.stop(CACHED, Duration::from_secs(5))?;
+                supervisor.start(&images.cached(), &[])?;
+            }
+            other => drop(other?),
+        }
+        Ok(images)
+    }
+
+    /// The image at an address, as it is now.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub fn fetch(&self, url: &str) -> Result<Image, ImageError> {
+        let _lock = self.lock(url);
+        let known = store::known(&self.config.folder, url);
+        let known = known.filter(|known| self.path(&known.hash).is_file());
+        let arguments = self.fetch_arguments(url, known.as_ref());
+        let printed = self.run(&arguments, FETCH_TIME_MAX)?;
+        let hash = match (parse(&printed)?, known) {
+            (Fetched::Unchanged, Some(known)) => known.hash,
+            (Fetched::Unchanged, None) => return Err(nonsense()),
+            (Fetched::Fetched { hash, md5 }, _) => {
+                if !store::is_hash(&hash) {
+                    return Err(nonsense());
+                }
+                let known = Known { url: url.to_owned(), md5, hash: hash.clone() };
+                store::remember(&self.config.folder, &known)?;
+                hash
+            }
+        };
+        self.with_boot(hash)
+    }
+
+    /// The image with this hash, if it is there.
+    ///
+    /// # Errors
+    /// [`ImageError::Gone`] if it is not.
+    pub fn pinned(&self, hash: &str) -> Result<Image, ImageError> {
+        if !store::is_hash(hash) || !self.path(hash).is_file() {
+            return Err(ImageError::Gone);
+        }
+        let _lock = self.lock(hash);
+        self.with_boot(hash.to_owned())
+    }
+
+    /// Removes images that are not among `used`, the oldest first, until what is left is not too much.
+    ///
+    /// # Errors
+    /// The folder can't be read or written.
+    pub fn prune(&self, used: &BTreeSet<String>) -> io::Result<()> {
+        store::prune(&self.config.folder, used, UNUSED_SIZE_MAX)
+    }
+
+    /// Where the block cache listens.
+    pub fn socket(&self) -> &Path {
+        &self.config.socket
+    }
+
+    fn with_boot(&self, hash: String) -> Result<Image, ImageError> {
+        let folder = self.config.folder.join(format!("{hash}.boot"));
+        let kept = folder.join("boot.json");
+        let known = fs::read(&kept).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let boot = match known {
+            Some(boot) => boot,
+            None => {
+                DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+                let boot: Boot = parse(&self.run(&self.boot_arguments(&hash), BOOT_TIME_MAX)?)?;
+                let text = serde_json::to_vec(&boot).map_err(io::Error::from)?;
+                crate::vm::record::write_whole(&kept, &text)?;
+                boot
+            }
+        };
+        let boot = match boot {
+            Boot::Container => ImageBoot::Container,
+            Boot::Disk { size } => ImageBoot::Disk { size },
+            // Names are ours: whatever was printed, nothing outside the folder is meant.
+            Boot::Kernel { initramfs, .. } => ImageBoot::Kernel {
+                kernel: folder.join("kernel"),
+                initramfs: initramfs.map(|_| folder.join("initramfs")),
+            },
+        };
+        Ok(Image { path: self.path(&hash), hash, boot })
+    }
+
+    fn fetch_arguments(&self, url: &str, known: Option<&Known>) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["fetch".into(), "--into".into()];
+        arguments.push(self.config.folder.clone().into());
+        arguments.extend(["--size-max".into(), self.config.size_max.to_string().into()]);
+        arguments.extend(["--time-max".into(), FETCH_TIME_MAX.as_secs().to_string().into()]);
+        for route in &self.config.routes {
+            arguments.extend(["--allow-route".into(), route.into()]);
+        }
+        if let Some(known) = known {
+            arguments.extend(["--known".into(), known.md5.clone().into()]);
+        }
+        // Whatever the address begins with, it is no option.
+        arguments.extend(["--".into(), url.into()]);
+        arguments
+    }
+
+    fn boot_arguments(&self, hash: &str) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["boot".into(), "--cache".into()];
+        arguments.push(self.config.socket.clone().into());
+        arguments.push("--into".into());
+        arguments.push(self.config.folder.join(format!("{hash}.boot")).into());
+        arguments.extend(["--time-max".into(), BOOT_TIME_MAX.as_secs().to_string().into()]);
+        arguments.push(self.path(hash).into());
+        arguments
+    }
+
+    fn run(&self, arguments: &[OsString], limit: Duration) -> Result<Vec<u8>, ImageError> {
+        child::run(&self.config.flist, arguments, limit).map_err(ImageError::Flist)
+    }
+
+    fn cached(&self) -> Program {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut argv = vec![text(&self.config.flist), "cached".into()];
+        argv.extend(["--socket".into(), text(&self.config.socket)]);
+        argv.extend(["--cache".into(), text(&self.config.cache)]);
+        argv.extend(["--size-max".into(), self.config.cache_size_max.to_string()]);
+        argv.extend(["--free-min".into(), FREE_MIN.into()]);
+        for route in &self.config.routes {
+            argv.extend(["--allow-route".into(), route.clone()]);
+        }
+        let path = self.config.logs.join("flist-cached.log");
+        let log = Some(Log { path, size_max: LOG_SIZE_MAX, kept: 1 });
+        Program { log, policy: Policy::service(), ..Program::new(CACHED, argv) }
+    }
+
+    fn path(&self, hash: &str) -> PathBuf {
+        self.config.folder.join(hash)
+    }
+
+    fn lock(&self, text: &str) -> std::sync::MutexGuard<'_, ()> {
+        let sum = text.bytes().fold(0_usize, |sum, byte| (sum * 31 + usize::from(byte)) % 65_521);
+        // A lock protects no data that a panic could spoil.
+        self.locks[sum % LOCK_COUNT].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(printed: &[u8]) -> Result<T, ImageError> {
+    serde_json::from_slice(printed).map_err(|_| nonsense())
+}
+
+fn nonsense() -> ImageError {
+    ImageError::Flist("the node's flist program says what makes no sense".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

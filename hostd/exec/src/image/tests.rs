@@ -1,0 +1,86 @@
+//! Images by a program that answers as `flist` does, or as a broken one.
+
+use super::*;
+
+/// A node's images with a program that runs `script`, in which `$into` is the folder.
+fn images(folder: &Path, script: &str) -> Images {
+    let flist = folder.join("flist");
+    let text = format!("#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n");
+    // By another process: what we have open for writing while another test starts a program can't be run.
+    let script = folder.join("script");
+    fs::write(&script, text).unwrap();
+    let install = std::process::Command::new("install").arg(&script).arg(&flist).status();
+    assert!(install.unwrap().success());
+    let store = folder.join("images");
+    fs::create_dir_all(store.join("urls")).unwrap();
+    let config = ImageConfig {
+        folder: store,
+        cache: folder.join("cache"),
+        socket: folder.join("cached.sock"),
+        logs: folder.join("logs"),
+        flist,
+        size_max: 1 << 20,
+        cache_size_max: 1 << 20,
+        routes: vec!["10.0.0.0/8".into()],
+    };
+    Images { config, locks: std::array::from_fn(|_| Mutex::new(())) }
+}
+
+const HASH: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+const MD5: &str = "22222222222222222222222222222222";
+
+/// Fetches once, is asked again with the MD5, and counts.
+fn script(boot: &str) -> String {
+    format!(
+        r#"
+case "$1" in
+fetch)
+    echo "$@" >> "$(dirname "$0")/asked"
+    case "$*" in
+    *"--known {MD5}"*) echo '{{"result":"unchanged"}}'; exit;;
+    esac
+    echo image > "$3/{HASH}"
+    echo '{{"result":"fetched","hash":"{HASH}","md5":"{MD5}","size":6}}';;
+boot)
+    echo "$@" >> "$(dirname "$0")/asked"
+    {boot};;
+esac"#
+    )
+}
+
+#[test]
+fn an_image_is_fetched_once_and_looked_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let boot = r#"echo '{"kind":"kernel","kernel":"../../x","initramfs":"y"}'"#;
+    let images = images(folder.path(), &script(boot));
+    let first = images.fetch("https://hub/u/x.fl").unwrap();
+    assert_eq!(first.hash, HASH);
+    assert_eq!(fs::read(&first.path).unwrap(), b"image\n");
+    let ImageBoot::Kernel { kernel, initramfs } = &first.boot else { panic!("{first:?}") };
+    let boot = folder.path().join(format!("images/{HASH}.boot"));
+    assert_eq!((kernel, initramfs), (&boot.join("kernel"), &Some(boot.join("initramfs"))));
+    assert_eq!(images.fetch("https://hub/u/x.fl").unwrap(), first);
+    assert_eq!(images.pinned(HASH).unwrap(), first);
+    let asked = fs::read_to_string(folder.path().join("asked")).unwrap();
+    let lines: Vec<_> = asked.lines().collect();
+    assert_eq!(lines.len(), 3, "{asked}");
+    assert!(lines[0].contains("--allow-route 10.0.0.0/8 -- https://hub/u/x.fl"), "{asked}");
+    assert!(lines[1].starts_with("boot ") && lines[2].contains("--known"), "{asked}");
+}
+
+#[test]
+fn what_goes_wrong_reaches_the_user_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = "echo 'flist: https://hub/x: the hub has no such image' >&2; exit 3";
+    let error = images(folder.path(), refused).fetch("https://hub/x").unwrap_err().to_string();
+    assert_eq!(error, "image: https://hub/x: the hub has no such image");
+    for nonsense in ["true", "echo '{\"result\":\"unchanged\"}'", "echo x", &script("echo '{}'")] {
+        let error = images(folder.path(), nonsense).fetch("https://hub/x").unwrap_err().to_string();
+        assert!(error.contains("makes no sense"), "{nonsense}: {error}");
+    }
+    let traversal = "echo '{\"result\":\"fetched\",\"hash\":\"../../etc\",\"md5\":\"\"}'";
+    let images = images(folder.path(), traversal);
+    assert!(images.fetch("https://hub/x").unwrap_err().to_string().contains("makes no sense"));
+    assert!(matches!(images.pinned("../x"), Err(ImageError::Gone)));
+    assert!(matches!(images.pinned(&"0".repeat(64)), Err(ImageError::Gone)));
+}

@@ -1,0 +1,152 @@
+//! What a machine is told of itself: the `[machine]` table of a node's configuration.
+//!
+//! ```toml
+//! [machine]
+//! state = "/var/lib/hostd/machine"          # what must survive: records, images, logs
+//! runtime = "/run/hostd"                    # sockets
+//! supervisor = "/run/supervise.sock"
+//! pools = [
+//!     { name = "ssd1", path = "/mnt/ssd1", kind = "ssd", mount_point = true },
+//!     { name = "hdd1", path = "/mnt/hdd1", kind = "hdd", size_max = 1000000000000 },
+//! ]
+//!
+//! [machine.programs]
+//! vmm = "/usr/bin/vmm"
+//! flist = "/usr/bin/flist"
+//! mycelium = "/usr/bin/mycelium"
+//! zdb = "/usr/bin/zdb"
+//! nft = "/usr/sbin/nft"
+//!
+//! [machine.guest]                           # what images boot with that bring no kernel
+//! kernel = "/usr/share/guest/vmlinux"
+//! initramfs = "/usr/share/guest/initramfs.img"
+//!
+//! [machine.images]                          # optional
+//! size_max = 1073741824
+//! cache_size_max = 10737418240
+//! allow_routes = ["10.1.0.0/16"]
+//!
+//! [machine.network]                         # optional
+//! mycelium_peers = ["tcp://100.127.0.1:9651"]
+//! reachable = ["192.168.7.0/24"]
+//!
+//! [machine.zdb]                             # optional
+//! listen = "::"
+//! port = 9900                               # of the first server; one each for the others
+//! addresses = ["2001:db8::7"]               # what users are told; the machine's own if absent
+//! ```
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::storage::PoolConfig;
+
+/// What a machine is told of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The folder of what must survive.
+    pub state: PathBuf,
+    /// The folder of what goes with the machine's power: sockets.
+    pub runtime: PathBuf,
+    /// The supervisor's socket.
+    pub supervisor: PathBuf,
+    /// Programs that it consists of.
+    pub programs: Programs,
+    /// What images boot with that bring no kernel.
+    pub guest: Guest,
+    /// How much of images there may be.
+    #[serde(default)]
+    pub images: ImageLimits,
+    /// How users' networks reach the world.
+    #[serde(default)]
+    pub network: NetworkSettings,
+    /// Where servers of namespaces are reached.
+    #[serde(default)]
+    pub zdb: ZdbSettings,
+    /// Where users' data goes.
+    pub pools: Vec<PoolConfig>,
+}
+
+/// Programs, by their absolute paths.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Programs {
+    /// Runs one virtual machine.
+    pub vmm: PathBuf,
+    /// Fetches and serves images.
+    pub flist: PathBuf,
+    /// Joins networks.
+    pub mycelium: PathBuf,
+    /// Keeps namespaces of keys and values.
+    pub zdb: PathBuf,
+    /// Debian's `nft`.
+    #[serde(default = "nft")]
+    pub nft: PathBuf,
+}
+
+/// The node's kernel for guests.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// Its initial file system, which holds our init.
+    pub initramfs: PathBuf,
+}
+
+/// How much of images there may be, and where they may come from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageLimits {
+    /// Bytes of one image's file, its blocks not counted.
+    pub size_max: u64,
+    /// Bytes of all cached blocks.
+    pub cache_size_max: u64,
+    /// What may be connected to beyond addresses that anybody could reach: rules of `flist cached`.
+    pub allow_routes: Vec<String>,
+}
+
+/// How users' networks reach the world.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkSettings {
+    /// Whom each network's mycelium dials.
+    pub mycelium_peers: Vec<String>,
+    /// Ports of the node's own mycelium; the usual ones if nothing is said.
+    pub node_ports: Option<Vec<u16>>,
+    /// Private networks around the node that machines may reach.
+    pub reachable: Vec<String>,
+    /// The namespace that leads to the world, by its file; the node's own if nothing is said.
+    pub uplink: Option<PathBuf>,
+}
+
+/// Where servers of namespaces are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ZdbSettings {
+    /// The address that they listen on.
+    pub listen: IpAddr,
+    /// The port of the first one; the others have the next ones.
+    pub port: u16,
+    /// What users are told; the machine's own addresses if there are none.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Default for ZdbSettings {
+    fn default() -> Self {
+        Self { listen: Ipv6Addr::UNSPECIFIED.into(), port: 9900, addresses: Vec::new() }
+    }
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        Self { size_max: 1 << 30, cache_size_max: 10 << 30, allow_routes: Vec::new() }
+    }
+}
+
+fn nft() -> PathBuf {
+    "/usr/sbin/nft".into()
+}

@@ -1,0 +1,330 @@
+//! Virtual machines, out of images, networks and disks.
+
+use std::sync::OnceLock;
+
+use hostd_grid::derived::WorkloadId;
+use hostd_grid::derived::network::console_port;
+use hostd_grid::json::RawJson;
+use hostd_grid::workload::{ZMachineLight, ZMachineLightResult};
+use hostd_grid::{Name, WorkloadData, WorkloadType};
+use hostd_node::host::{HostError, MachineAction, Task};
+use tracing::{info, warn};
+
+use super::check::{self, check};
+use super::{Inner, host};
+use crate::image::{Image, ImageBoot};
+use crate::network::Attachment;
+use crate::storage::Kind;
+use crate::vm::cidata::{Card, CiData, Route, keys};
+use crate::vm::entry;
+use crate::vm::record::Record;
+use crate::vm::spec::{Boot, Mount, Order, Place, Tap};
+
+/// The variable of the environment that holds the keys that may log in.
+const KEYS_VARIABLE: &str = "SSH_KEY";
+
+impl Inner {
+    /// Makes a machine, or finds it.
+    pub(super) fn provision_machine(
+        &self,
+        task: &Task,
+        machine: &ZMachineLight,
+    ) -> Result<RawJson, HostError> {
+        let id = task.id();
+        let old = self.record(&id)?;
+        if let Some(record) = &old {
+            let status = self.vms.status(&id).map_err(host)?;
+            // One that was given up, too: it is not started again by who finds it.
+            if record.is_stopped || status.is_some() {
+                return result_of(record);
+            }
+        }
+        let is_new = old.is_none();
+        let made = self.make(task, machine, old);
+        if made.is_err() && is_new {
+            // Why it could not be made is the news; what is left goes when it is removed.
+            if let Err(error) = self.remove_machine(&id) {
+                warn!(machine = %id, %error, "a machine that could not be made is not gone");
+            }
+        }
+        made
+    }
+
+    fn make(
+        &self,
+        task: &Task,
+        machine: &ZMachineLight,
+        old: Option<Record>,
+    ) -> Result<RawJson, HostError> {
+        let id = task.id();
+        let place = check(machine, cpu_count(), |name| kind_of(task, name)).map_err(host)?;
+        let words = entry::split(&machine.entrypoint).map_err(host)?;
+        let zosrc = entry::zosrc(&machine.env, &machine.entrypoint).map_err(host)?;
+        let image = match &old {
+            // What it was made from, whatever the address leads to by now.
+            Some(record) => self.images.pinned(&record.image),
+            None => self.images.fetch(&machine.flist),
+        };
+        let image = image.map_err(host)?;
+        let mut record = match old {
+            Some(record) => record,
+            None => self.begin(&id, machine, &image)?,
+        };
+        let boot = self.boot(&id, machine, &image, words)?;
+        let attached = self.networks.attach(&place.network, &id, Some(place.address), place.seed);
+        let attachment = attached.map_err(host)?;
+        let result = result(&id, &place, &attachment)?;
+        if record.result != result.as_str() {
+            record.result = result.as_str().to_owned();
+            self.write(&id, &record)?;
+        }
+        let order = Order {
+            cpus: machine.compute_capacity.cpu,
+            memory: machine.compute_capacity.memory,
+            image: image.path,
+            boot,
+            mounts: self.mounts(&id, machine, |name| kind_of(task, name))?,
+            cards: taps(&attachment),
+            namespace: Some(attachment.namespace.clone()),
+        };
+        let told = CiData {
+            instance: id.to_string(),
+            hostname: id.name.to_string(),
+            cards: cards(&attachment),
+            keys: machine
+                .env
+                .get(KEYS_VARIABLE)
+                .map(|text| keys(text.expose()))
+                .unwrap_or_default(),
+            mounts: order.mounted(),
+            zosrc,
+        };
+        self.vms.start(&id, &order, &told).map_err(host)?;
+        if record.is_paused {
+            self.vms.pause(&id).map_err(host)?;
+        }
+        info!(machine = %id, image = %image.hash, "started");
+        Ok(result)
+    }
+
+    /// Writes down that there is something of a machine, before there is.
+    fn begin(
+        &self,
+        id: &WorkloadId,
+        machine: &ZMachineLight,
+        image: &Image,
+    ) -> Result<Record, HostError> {
+        let record = Record {
+            image: image.hash.clone(),
+            url: machine.flist.clone(),
+            result: "null".to_owned(),
+            is_stopped: false,
+            is_paused: false,
+        };
+        self.write(id, &record)?;
+        self.prune_images();
+        Ok(record)
+    }
+
+    fn boot(
+        &self,
+        id: &WorkloadId,
+        machine: &ZMachineLight,
+        image: &Image,
+        entrypoint: Vec<String>,
+    ) -> Result<Boot, HostError> {
+        let root = |kind| {
+            let space = self.storage.create(kind, id, machine.root_size());
+            Ok::<_, HostError>(space.map_err(host)?.path)
+        };
+        match &image.boot {
+            ImageBoot::Container => Ok(Boot::Node { root: root(Kind::RootDisk)? }),
+            ImageBoot::Kernel { kernel, initramfs } => Ok(Boot::Image {
+                kernel: kernel.clone(),
+                initramfs: initramfs.clone(),
+                root: root(Kind::RootFolder)?,
+                entrypoint,
+            }),
+            ImageBoot::Disk { .. } => Err(HostError(
+                "images of whole disks (/image.raw) are not run by this node yet".to_owned(),
+            )),
+        }
+    }
+
+    /// What the owner mounts, where it is.
+    fn mounts(
+        &self,
+        id: &WorkloadId,
+        machine: &ZMachineLight,
+        kind: impl Fn(&Name) -> Option<WorkloadType>,
+    ) -> Result<Vec<Mount>, HostError> {
+        let mut mounts = Vec::new();
+        for mount in &machine.mounts {
+            let is_disk = kind(&mount.name) == Some(WorkloadType::ZMount);
+            let kind = if is_disk { Kind::ZMount } else { Kind::Volume };
+            let space = self.storage.find(kind, &id.sibling(&mount.name)).map_err(host)?;
+            let absent = || HostError(format!("invalid disk '{}' state", mount.name));
+            let space = space.ok_or_else(absent)?;
+            let serial = space.serial().to_string();
+            let place = match is_disk {
+                true => Place::Disk { path: space.path, serial },
+                false => Place::Directory { path: space.path, size: space.size },
+            };
+            let (name, target) = (mount.name.to_string(), mount.mountpoint.clone());
+            mounts.push(Mount { name, target, place });
+        }
+        Ok(mounts)
+    }
+
+    /// Takes a machine down, with its root. One that is not there is no error.
+    pub(super) fn remove_machine(&self, id: &WorkloadId) -> Result<(), HostError> {
+        if self.record(id).is_ok_and(|record| record.is_none())
+            && self.vms.status(id).map_err(host)?.is_none()
+        {
+            return Ok(());
+        }
+        self.vms.stop(id).map_err(host)?;
+        self.networks.detach(id).map_err(host)?;
+        for kind in [Kind::RootDisk, Kind::RootFolder] {
+            self.storage.remove(kind, id).map_err(host)?;
+        }
+        self.vms.records().remove(id).map_err(host)?;
+        info!(machine = %id, "gone");
+        Ok(())
+    }
+
+    /// Stops a machine's processors, or lets them go on. Other workloads only change their state.
+    pub(super) fn set_paused(&self, task: &Task, is_paused: bool) -> Result<(), HostError> {
+        let id = task.id();
+        let _lock = self.lock(&id);
+        match &task.workload().data {
+            WorkloadData::ZMachineLight(_) => {}
+            WorkloadData::Zdb(_) if is_paused => return self.zdbs.freeze(&id).map_err(host),
+            WorkloadData::Zdb(_) => return self.zdbs.thaw(&id).map_err(host),
+            // Of others, only the state changes.
+            _ => return Ok(()),
+        }
+        let Some(mut record) = self.record(&id)? else {
+            return Err(HostError(format!("there is no machine {id}")));
+        };
+        // Written first when it is to stand still: one that is started again then does, too.
+        if record.is_paused != is_paused {
+            record.is_paused = is_paused;
+            self.write(&id, &record)?;
+        }
+        if record.is_stopped {
+            return Ok(());
+        }
+        let done = if is_paused { self.vms.pause(&id) } else { self.vms.resume(&id) };
+        done.map_err(host)
+    }
+
+    /// Starts or stops a machine for its owner.
+    pub(super) fn control(&self, task: &Task, action: MachineAction) -> Result<(), HostError> {
+        let id = task.id();
+        let _lock = self.lock(&id);
+        let WorkloadData::ZMachineLight(machine) = &task.workload().data else {
+            return Err(HostError(format!("{id} is no machine")));
+        };
+        let Some(mut record) = self.record(&id)? else {
+            return Err(HostError(format!("there is no machine {id}")));
+        };
+        if record.is_paused {
+            return Err(HostError(format!("machine {id} is paused until it is paid")));
+        }
+        if matches!(action, MachineAction::Stop | MachineAction::Restart) {
+            record.is_stopped = true;
+            self.write(&id, &record)?;
+            self.vms.stop(&id).map_err(host)?;
+        }
+        if matches!(action, MachineAction::Start | MachineAction::Restart) {
+            record.is_stopped = false;
+            self.write(&id, &record)?;
+            self.provision_machine(task, machine)?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, id: &WorkloadId) -> Result<Option<Record>, HostError> {
+        let unreadable = |error| HostError(format!("the record of machine {id}: {error}"));
+        self.vms.records().read(id).map_err(unreadable)
+    }
+
+    fn write(&self, id: &WorkloadId, record: &Record) -> Result<(), HostError> {
+        let unwritten = |error| HostError(format!("the record of machine {id}: {error}"));
+        self.vms.records().write(id, record).map_err(unwritten)
+    }
+}
+
+/// Processors of this machine.
+pub(super) fn cpu_count() -> u16 {
+    static COUNT: OnceLock<u16> = OnceLock::new();
+    *COUNT.get_or_init(|| {
+        let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        u16::try_from(count).unwrap_or(u16::MAX)
+    })
+}
+
+fn kind_of(task: &Task, name: &Name) -> Option<WorkloadType> {
+    let workloads = &task.deployment().deployment().workloads;
+    let found = workloads.iter().find(|workload| workload.name == *name)?;
+    Some(found.data.kind())
+}
+
+fn result_of(record: &Record) -> Result<RawJson, HostError> {
+    let value: serde_json::Value = serde_json::from_str(&record.result)
+        .map_err(|error| HostError(format!("the machine's record makes no sense: {error}")))?;
+    RawJson::of(&value).map_err(host)
+}
+
+fn result(
+    id: &WorkloadId,
+    place: &check::Place,
+    attachment: &Attachment,
+) -> Result<RawJson, HostError> {
+    let mycelium = attachment.interfaces.iter().map(|card| card.address.address());
+    let mut mycelium =
+        mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
+    let console = format!("[{}]:{}", attachment.console_address, console_port(place.address));
+    let result = ZMachineLightResult {
+        id: id.to_string(),
+        ip: place.address.to_string(),
+        mycelium_ip: mycelium.next().unwrap_or_default(),
+        console_url: console,
+    };
+    RawJson::of(&result).map_err(host)
+}
+
+fn taps(attachment: &Attachment) -> Vec<Tap> {
+    let taps = attachment.interfaces.iter().map(|card| Tap {
+        name: card.tap.clone(),
+        mac: card.mac,
+        mtu: Some(card.mtu),
+    });
+    taps.collect()
+}
+
+fn cards(attachment: &Attachment) -> Vec<Card> {
+    let cards = attachment.interfaces.iter().enumerate().map(|(index, card)| {
+        let default = card.gateway.and_then(|via| Some(Route { to: everywhere(via)?, via }));
+        let routes = card.routes.iter().map(|route| Route { to: route.to, via: route.via });
+        Card {
+            mac: card.mac,
+            addresses: vec![card.address],
+            routes: default.into_iter().chain(routes).collect(),
+            // Whom to ask is the same on all cards.
+            nameservers: if index == 0 { attachment.name_servers.clone() } else { Vec::new() },
+            mtu: Some(card.mtu),
+        }
+    });
+    cards.collect()
+}
+
+/// All addresses of the family of `via`.
+fn everywhere(via: std::net::IpAddr) -> Option<hostd_grid::address::Cidr> {
+    let nowhere = match via {
+        std::net::IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        std::net::IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    hostd_grid::address::Cidr::new(nowhere, 0)
+}
