@@ -154,8 +154,10 @@ fn nothing_of_a_run_is_left_behind() {
 fn orphans_are_reaped() {
     let run = Running::start();
     // Helpers in sessions of their own, whose parents end at once.
-    let script = "for n in 1 2 3 4 5; do (setsid sleep 0.05 &); done; exec sleep 1000";
+    let script = "for n in 1 2 3 4 5; do (setsid sleep 0.5 &); done; echo ready; exec sleep 1000";
     let pid = run.client.start(&run.script("a", script), &[]).unwrap().pid.unwrap();
+    until("they run", || run.log("a").contains("ready"));
+    until("they are the supervisor's", || children(run.process.id()).len() == 6);
     until("only the program is left", || {
         children(run.process.id()).iter().all(|(child, state)| *child == pid && *state != 'Z')
     });

@@ -98,7 +98,8 @@ fn inner_full_pool() {
     let error = storage.grow(Kind::ZMount, &id("a"), 8 * MIB).unwrap_err().to_string();
     assert_eq!(error, FULL);
     assert_eq!(storage.find(Kind::ZMount, &id("a")).unwrap().unwrap(), first);
-    assert_eq!(fs::metadata(&first.path).unwrap().blocks() * 512, 4 * MIB);
+    // With a block or so of the file system's own.
+    assert!(fs::metadata(&first.path).unwrap().blocks() * 512 <= 4 * MIB + (64 << 10));
     assert!(free(&path) > MIB, "what was tried is given back");
     drop(file);
     fs::remove_file(&other).unwrap();

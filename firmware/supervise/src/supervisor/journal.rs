@@ -204,6 +204,17 @@ impl Allowance {
     }
 }
 
+/// What is to be written to one log.
+struct Work {
+    id: LogId,
+    log: Log,
+    /// What the program said, and what the supervisor says of what it left out.
+    bytes: Vec<u8>,
+    /// Bytes of the program's among them.
+    said: usize,
+    is_closed: bool,
+}
+
 /// What the thread has.
 struct Writer {
     shared: Arc<Shared>,
@@ -212,17 +223,18 @@ struct Writer {
 
 impl Writer {
     fn run(mut self) {
-        while let Some((id, log, bytes, is_closed)) = self.next() {
-            if !bytes.is_empty()
-                && let Err(error) = self.write(id, &log, &bytes)
+        while let Some(work) = self.next() {
+            if !work.bytes.is_empty()
+                && let Err(error) = self.write(work.id, &work.log, &work.bytes)
             {
                 // To be tried anew with the next bytes: the disk may have room again.
-                self.files.remove(&id);
-                tracing::warn!(log = %log.path.display(), %error, "a program's log is not written");
-                self.count_lost(id, bytes.len());
+                self.files.remove(&work.id);
+                let log = work.log.path.display();
+                tracing::warn!(%log, %error, "a program's log is not written");
+                self.count_lost(work.id, work.said);
             }
-            if is_closed {
-                self.files.remove(&id);
+            if work.is_closed {
+                self.files.remove(&work.id);
             }
         }
         self.shared.lock().has_ended = true;
@@ -230,17 +242,18 @@ impl Writer {
     }
 
     /// The next work; none at the end.
-    fn next(&self) -> Option<(LogId, Log, Vec<u8>, bool)> {
+    fn next(&self) -> Option<Work> {
         let mut state = self.shared.lock();
         loop {
             if let Some(id) = state.turns.pop_front() {
                 let Some(buffer) = state.buffers.get_mut(&id) else { continue };
-                let size = buffer.bytes.len();
-                let work = (id, buffer.log.clone(), buffer.drain(), buffer.is_closed);
-                if work.3 {
+                let (log, said, is_closed) =
+                    (buffer.log.clone(), buffer.bytes.len(), buffer.is_closed);
+                let work = Work { id, log, said, bytes: buffer.drain(), is_closed };
+                if is_closed {
                     state.buffers.remove(&id);
                 }
-                state.waiting_size = state.waiting_size.saturating_sub(size);
+                state.waiting_size = state.waiting_size.saturating_sub(said);
                 return Some(work);
             }
             if state.is_ending {

@@ -101,6 +101,8 @@ enum Life {
 
 #[derive(Debug, Clone, Copy)]
 struct Stopping {
+    /// When it was first asked for.
+    since: Instant,
     /// When it is killed; none once it was.
     kill_at: Option<Instant>,
 }
@@ -194,12 +196,12 @@ impl Programs {
         let kill_at = now.checked_add(grace).unwrap_or(now + Duration::from_secs(86_400));
         let is_new = entry.stopping.is_none();
         // Who is in more of a hurry wins.
-        let kill_at = match entry.stopping {
-            Some(Stopping { kill_at: None }) => None,
-            Some(Stopping { kill_at: Some(earlier) }) => Some(earlier.min(kill_at)),
-            None => Some(kill_at),
-        };
-        entry.stopping = Some(Stopping { kill_at });
+        entry.stopping = Some(match entry.stopping {
+            Some(Stopping { since, kill_at: earlier }) => {
+                Stopping { since, kill_at: earlier.map(|earlier| earlier.min(kill_at)) }
+            }
+            None => Stopping { since: now, kill_at: Some(kill_at) },
+        });
         if is_new {
             if let Life::Running { pid, .. } = entry.life
                 && !grace.is_zero()
@@ -321,10 +323,10 @@ impl Programs {
         let Some(entry) = self.programs.get_mut(name) else { return };
         match entry.life {
             Life::Running { .. } => {
-                if let Some(Stopping { kill_at: Some(at) }) = entry.stopping
+                if let Some(Stopping { since, kill_at: Some(at) }) = entry.stopping
                     && at <= now
                 {
-                    entry.stopping = Some(Stopping { kill_at: None });
+                    entry.stopping = Some(Stopping { since, kill_at: None });
                     entry.kill();
                 }
             }
@@ -456,7 +458,10 @@ impl Entry {
             (Life::Sweeping { until, .. }, _) => {
                 Some((*until).min(Instant::now() + SWEEP_INTERVAL))
             }
-            (Life::Waiting { .. } | Life::Ended | Life::GivenUp, Some(_)) => Some(Instant::now()),
+            // There is nothing to wait for.
+            (Life::Waiting { .. } | Life::Ended | Life::GivenUp, Some(stopping)) => {
+                Some(stopping.since)
+            }
             (Life::Waiting { until }, None) => Some(*until),
             (Life::Ended | Life::GivenUp, None) => None,
         }

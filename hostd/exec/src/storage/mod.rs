@@ -233,10 +233,11 @@ impl Storage {
         }
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
+        let are_whole = whole(&mut pools);
         if let Some((pool, space)) = locate(&pools, kind, id, &name)? {
             return if space.size < size { grow(pool, &name, space, size) } else { Ok(space) };
         }
-        whole(&mut pools)?;
+        are_whole?;
         let pool = roomiest(&pools, PoolKind::Ssd, size)?;
         if kind.is_disk() {
             disk::make(pool, kind, &name, size)?;
@@ -254,11 +255,11 @@ impl Storage {
     pub fn find(&self, kind: Kind, id: &WorkloadId) -> Result<Option<Space>, StorageError> {
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
+        let are_whole = whole(&mut pools);
         if let Some((_, space)) = locate(&pools, kind, id, &name)? {
             return Ok(Some(space));
         }
-        whole(&mut pools)?;
-        Ok(None)
+        are_whole.map(|()| None)
     }
 
     /// Makes it larger. To the size that it has is no change.
@@ -268,10 +269,11 @@ impl Storage {
     pub fn grow(&self, kind: Kind, id: &WorkloadId, size: u64) -> Result<Space, StorageError> {
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
+        let are_whole = whole(&mut pools);
         if let Some((pool, space)) = locate(&pools, kind, id, &name)? {
             return grow(pool, &name, space, size);
         }
-        whole(&mut pools)?;
+        are_whole?;
         Err(StorageError::Absent(id.clone()))
     }
 
@@ -282,6 +284,7 @@ impl Storage {
     pub fn remove(&self, kind: Kind, id: &WorkloadId) -> Result<(), StorageError> {
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
+        let are_whole = whole(&mut pools);
         let mut is_found = false;
         for pool in pools.iter().filter(|pool| pool.is_good()) {
             is_found |= if kind.is_disk() {
@@ -294,7 +297,7 @@ impl Storage {
             tracing::info!(%id, ?kind, "removed");
             return Ok(());
         }
-        whole(&mut pools)
+        are_whole
     }
 
     /// All of a kind, on all pools that work, by id.
@@ -387,9 +390,11 @@ impl Storage {
     }
 }
 
-/// All pools work, or one that did not does again; the error names one that does not.
+/// Tries pools that did not work again; the error names one that still does not. To be asked before
+/// anything is sought: what is sought may be on a pool that came back.
 fn whole(pools: &mut [Pool]) -> Result<(), StorageError> {
-    pools.iter_mut().filter(|pool| !pool.is_good()).try_for_each(Pool::check)
+    let broken = pools.iter_mut().filter(|pool| !pool.is_good());
+    broken.map(Pool::check).fold(Ok(()), Result::and)
 }
 
 fn locate<'a>(
