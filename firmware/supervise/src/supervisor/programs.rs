@@ -303,7 +303,8 @@ impl Programs {
 
     /// Programs for which the time has come, or may have.
     fn due(&self, now: Instant) -> Vec<String> {
-        let is_due = |entry: &Entry| entry.next().is_some_and(|at| at <= now);
+        // What is due at once is due at a time that was asked for later than `now`.
+        let is_due = |entry: &Entry| entry.next().is_some_and(|at| at <= now.max(Instant::now()));
         let due = self
             .programs
             .iter()
