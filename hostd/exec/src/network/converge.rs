@@ -180,9 +180,7 @@ impl Networks {
         let steps = plan(&layout.links(lease), &netlink.links().trying("list its links")?);
         execute(&netlink, &steps.build)?;
         set_all(&layout.settings())?;
-        // Counters of machines that are gone go, now or with those of the next that goes.
-        let is_smaller = steps.build.iter().any(|step| matches!(step, Step::Remove(_)));
-        let counters = if is_smaller { self.counters()? } else { Vec::new() };
+        let counters = self.counters()?;
         let rules = rules::inside(layout, &counters);
         nft::load(&self.config.nft, &rules).trying("load its rules")?;
         execute(&netlink, &steps.start)
