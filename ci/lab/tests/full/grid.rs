@@ -25,8 +25,16 @@ use crate::node::image_disk_by;
 /// What a node consists of.
 const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
 /// What the test has in the machine to look around.
-const TOOLS: [&str; 7] =
-    ["/bin/bash", "/bin/sh", "/bin/cat", "/bin/ls", "/usr/bin/sort", "/sbin/ip", "/usr/sbin/nft"];
+const TOOLS: [&str; 8] = [
+    "/bin/bash",
+    "/bin/sh",
+    "/bin/cat",
+    "/bin/ls",
+    "/bin/ln",
+    "/usr/bin/sort",
+    "/sbin/ip",
+    "/usr/sbin/nft",
+];
 /// What networks of users take of the kernel.
 const MODULES: [&str; 14] = [
     "tun",
@@ -154,7 +162,10 @@ impl World {
             machine.run(&mount).unwrap().success().unwrap();
         }
         // The grid is known by this host's name for itself, which its relay insists on.
-        let bend = format!("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; nft '{BEND}'");
+        // `nft` reads its standard input by name, which a node's init makes.
+        let bend = format!(
+            "ln -sf /proc/self/fd/0 /dev/stdin; echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; nft '{BEND}'"
+        );
         machine.run(&["/bin/bash", "-ec", &bend]).unwrap().success().unwrap();
         let supervise = ["/opt/supervise", "--socket", "/run/supervise.sock"];
         let supervise = Some(machine.command(&supervise).timeout(LIFE).spawn().unwrap());
