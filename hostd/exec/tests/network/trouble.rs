@@ -133,7 +133,7 @@ fn nonsense_fails_in_words_and_leaves_nothing() {
     let error = networks.provision(&second, &good).unwrap_err().to_string();
     assert_eq!(error, "network 'net1' is workload 11-4242-net1 already: conflict");
     networks.remove(&second).unwrap();
-    assert_eq!(networks.inventory().unwrap(), [id.clone()]);
+    assert_eq!(networks.inventory().unwrap(), std::slice::from_ref(&id));
     networks.remove(&id).unwrap();
 
     // A program that is not there: an error, and nothing half made.
