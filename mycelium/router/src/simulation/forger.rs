@@ -125,7 +125,10 @@ impl Forger {
         let stolen = signature
             .map(|signature| Tlv::ProvedUpdate(ProvedUpdate { update: forged, signature }));
         let own = Tlv::Update(Update { metric: Metric::ZERO, ..self.of_itself() });
-        [Some(own), stolen, Some(Tlv::Update(forged))].into_iter().flatten().collect()
+        // Who is not asked tells nobody.
+        let request = Tlv::RouteRequest(RouteRequest { generation: 0, subnet: Some(subnet) });
+        let all = [Some(own), stolen, Some(Tlv::Update(forged)), Some(request)];
+        all.into_iter().flatten().collect()
     }
 
     fn of_itself(&mut self) -> Update {
