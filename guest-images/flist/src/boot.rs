@@ -170,7 +170,7 @@ fn copy(
         return Err(BootError::Large { path, size: found.size, size_max });
     }
     let io = |source| BootError::Io { path: target.to_owned(), source };
-    let folder = target.parent().unwrap_or(Path::new("/"));
+    let folder = target.parent().unwrap_or_else(|| Path::new("/"));
     let mut file = tempfile::Builder::new().prefix(".boot-").tempfile_in(folder).map_err(io)?;
     let mut offset = 0;
     while offset < found.size {

@@ -135,7 +135,8 @@ fn a_node_is_chosen_and_one_thing_is_changed() {
     let again = world.grid(&["deploy", "zdb", "db", "--size", "1G", "--json"]).json();
     assert_eq!(again[0]["action"], "nothing", "{again}");
     until("the proxy knows the contract", || {
-        world.grid(&["ls", "--json"]).json()[0]["contract_id"].to_string() == contract
+        let known = world.grid(&["ls", "--json"]).json()[0]["contract_id"].to_string();
+        known == contract
     });
 
     let grown = world.grid(&["update", &contract, "--size", "3G"]).done();

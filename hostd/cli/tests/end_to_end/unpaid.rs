@@ -45,7 +45,7 @@ fn what_is_not_paid_stands_still_goes_on_and_ends() {
     spend();
     world.pass(BILLING + 1);
     until("it stands still", is_paused);
-    assert_eq!(world.machine.there()["lan"], false, "what costs nothing goes on");
+    assert!(!world.machine.there()["lan"], "what costs nothing goes on");
     let (_, state) = world.contracts().remove("web").unwrap();
     assert!(state.starts_with("not paid since block"), "{state}");
     let shown = world.grid(&["show", &contract.to_string()]).done();

@@ -176,7 +176,7 @@ mod tests {
         let stopped = Record { is_stopped: true, ..record() };
         records.write(&id, &stopped).unwrap();
         assert_eq!(records.read(&id).unwrap(), Some(stopped));
-        assert_eq!(records.ids().unwrap(), [id.clone()]);
+        assert_eq!(records.ids().unwrap(), std::slice::from_ref(&id));
         let file = records.folder(&id).join("machine.json");
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         fs::write(&file, "{").unwrap();
