@@ -38,9 +38,9 @@ impl Line {
         self.target.send_replace(None);
     }
 
-    /// Lays it again.
+    /// Lays it again. What is not cut stays connected.
     pub(crate) fn mend(&self, target: SocketAddr) {
-        self.target.send_replace(Some(target));
+        self.target.send_if_modified(|now| now.replace(target) != Some(target));
     }
 }
 
