@@ -34,8 +34,10 @@ fn without_a_relay_the_chain_is_obeyed_and_nobody_is_answered() {
     let (kept, over) = (world.zdb("kept"), world.zdb("over"));
     world.machine.take_done();
 
+    // The node's, and that of the grid's proxy, which asks nodes what they can do.
+    until("both are there", || world.devgrid(&["status"])["relay_sessions"] == 2);
     world.cut_relay();
-    until("the relay knows", || world.devgrid(&["status"])["relay_sessions"] == 0);
+    until("the relay knows", || world.devgrid(&["status"])["relay_sessions"] == 1);
     let zdb = ["deploy", "zdb", "new", "--node", "1", "--size", "1G"];
     let refused = world.grid(&zdb).failed(&["node 1", "offline"]).with(75);
     assert!(!refused.err.contains("contract"), "none was made: {}", refused.err);
