@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer};
 /// Suffixes, and how many bits they shift by. The grid's gigabyte has 2^30 bytes.
 const UNITS: &[(&str, u32)] = &[("K", 10), ("M", 20), ("G", 30), ("T", 40)];
 
+/// Numbers below this are shown exactly; larger ones in a larger unit, rounded down to a tenth.
+const EXACT_MAX: u64 = 10_000;
+
 /// An amount of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size(pub(crate) u64);
@@ -28,10 +31,16 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fits = |bits: &u32| self.0 != 0 && self.0.is_multiple_of(1 << bits);
-        match UNITS.iter().rev().find(|(_, bits)| fits(bits)) {
+        let fits = |bits: u32| self.0.is_multiple_of(1 << bits) && self.0 >> bits < EXACT_MAX;
+        let Some((unit, bits)) = UNITS.iter().rev().find(|(_, bits)| self.0 >> bits > 0) else {
+            return self.0.fmt(f);
+        };
+        match UNITS.iter().rev().find(|(_, bits)| self.0 >> bits > 0 && fits(*bits)) {
             Some((unit, bits)) => write!(f, "{}{unit}", self.0 >> bits),
-            None => self.0.fmt(f),
+            None => {
+                let tenths = u128::from(self.0) * 10 >> bits;
+                write!(f, "{}.{}{unit}", tenths / 10, tenths % 10)
+            }
         }
     }
 }
@@ -64,6 +73,8 @@ mod tests {
         assert_eq!(Size(10 << 30).to_string(), "10G");
         assert_eq!(Size(1536 << 20).to_string(), "1536M");
         assert_eq!(Size(0).to_string(), "0");
+        assert_eq!(Size(7_780_526_208).to_string(), "7.2G");
+        assert_eq!(Size(4_022_024 << 10).to_string(), "3.8G");
         for text in ["", "G", "-1", "1.5G", "99999999T", "10 potatoes"] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }

@@ -36,7 +36,7 @@ const TOOLS: [&str; 8] = [
     "/usr/sbin/nft",
 ];
 /// What networks of users take of the kernel.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 16] = [
     "tun",
     "bridge",
     "veth",
@@ -51,6 +51,8 @@ const MODULES: [&str; 14] = [
     "nft_reject",
     "nft_reject_inet",
     "nft_reject_bridge",
+    "nft_connlimit",
+    "nft_objref",
 ];
 /// How long a node may live.
 const LIFE: Duration = Duration::from_secs(1800);
@@ -163,9 +165,7 @@ impl World {
         }
         // The grid is known by this host's name for itself, which its relay insists on.
         // `nft` reads its standard input by name, which a node's init makes.
-        let bend = format!(
-            "ln -sf /proc/self/fd/0 /dev/stdin; echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; nft '{BEND}'"
-        );
+        let bend = format!("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; nft '{BEND}'");
         machine.run(&["/bin/bash", "-ec", &bend]).unwrap().success().unwrap();
         let supervise = ["/opt/supervise", "--socket", "/run/supervise.sock"];
         let supervise = Some(machine.command(&supervise).timeout(LIFE).spawn().unwrap());

@@ -7,9 +7,12 @@ use serde_json::Value;
 
 use super::program;
 
+/// Its input, by a name that needs no `/dev/stdin`, which `-` stands for.
+const INPUT: &str = "/proc/self/fd/0";
+
 /// Loads rules as one transaction.
 pub(super) fn load(nft: &Path, rules: &Value) -> io::Result<()> {
-    program::run(nft, &["-j", "-f", "-"], &rules.to_string()).map(drop)
+    program::run(nft, &["-j", "-f", INPUT], &rules.to_string()).map(drop)
 }
 
 /// Asks for something, in JSON.
