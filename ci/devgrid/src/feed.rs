@@ -1,9 +1,9 @@
 //! From the chain to the tables.
 //!
-//! At the start the tables go on where they were [saved](crate::index::saved), or begin empty: every event
-//! since then is applied in order, and then what the state says has the last word. From then on each
-//! new block adds its events. The chain keeps all its blocks, so a feed that lags catches up by reading
-//! them.
+//! At the start the tables go on where they were saved ([`index::saved`](crate::index::saved)), or
+//! begin empty: every event since then is applied in order, and then what the state says has the last
+//! word. From then on each new block adds its events. The chain keeps all its blocks, so a feed that
+//! lags catches up by reading them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! Private networks of users on a light node, and the machines in them.
 //!
 //! A network is a namespace with two bridges, a mycelium process of its own, and a line to the node that
-//! its machines reach the Internet by: [`layout`] draws it. Who calls this provisions a network, attaches
+//! its machines reach the Internet by: `layout` draws it. Who calls this provisions a network, attaches
 //! machines to it, runs their VMMs in the namespace that an [`Attachment`] names, detaches them, and
-//! removes the network. What a machine may send, and whom it reaches, is in [`rules`].
+//! removes the network. What a machine may send, and whom it reaches, is in `rules`.
 //!
-//! Every call brings the whole network to what it should be, whatever it finds: [`plan`] says how.
-//! There is no memory but the machine's own. Of a network, a [`record`] says whose it is; who is
+//! Every call brings the whole network to what it should be, whatever it finds: `plan` says how.
+//! There is no memory but the machine's own. Of a network, a `record` says whose it is; who is
 //! attached is written at the taps; which addresses of the node are taken, at the lines. So a call that
 //! was cut off anywhere is completed by the next one, of this process or another.
 //!
@@ -18,11 +18,11 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`address`] | subnets, addresses of machines, leases of the node |
-//! | [`layout`], [`plan`], [`rules`] | what should be there, the steps to it, what may pass: pure |
-//! | [`netlink`], [`namespace`], [`nft`] | doing it |
-//! | [`mycelium`] | the process of a network |
-//! | [`record`] | what is written down |
+//! | `address` | subnets, addresses of machines, leases of the node |
+//! | `layout`, `plan`, `rules` | what should be there, the steps to it, what may pass: pure |
+//! | `netlink`, `namespace`, `nft` | doing it |
+//! | `mycelium` | the process of a network |
+//! | `record` | what is written down |
 //!
 //! Calls block, for milliseconds. Networks do not wait for one another, except while one gets its line.
 //! WireGuard between nodes is not done yet.

@@ -83,14 +83,17 @@ fn machines_reach_each_other_and_the_internet_and_nothing_else() {
     let is_remembered = |one: &(_, u64)| one.0 == expected[0].0 && one.1 >= expected[0].1;
     assert!(networks.traffic().unwrap().iter().any(is_remembered));
 
-    // Another process finds all of it.
+    drop((a, b, x, a6, b6));
+    another_process_finds_all_of_it_and_takes_it_down(&world);
+}
+
+fn another_process_finds_all_of_it_and_takes_it_down(world: &World) {
     let again = world.open();
     assert_eq!(again.inventory().unwrap(), [workload(11, "net1"), workload(12, "net1")]);
     let machines = [workload(11, "vm1"), workload(11, "vm2"), workload(12, "vm1")];
     assert_eq!(again.machines().unwrap(), machines);
     assert_eq!(world.services.running().len(), 2);
 
-    drop((a, b, x, a6, b6));
     again.detach(&workload(11, "vm1")).unwrap();
     again.detach(&workload(11, "vm1")).unwrap();
     assert_eq!(again.machines().unwrap(), machines[1..]);

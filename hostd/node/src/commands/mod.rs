@@ -2,9 +2,9 @@
 //!
 //! | commands | who may | where |
 //! |---|---|---|
-//! | `zos.deployment.…`, `zos.vm.…` | owners of what they name | [`owners`] |
-//! | `zos.statistics.…`, `zos.system.…`, `zos.network.…`, `zos.storage.…`, `zos.perf.…`, `zos.gpu.…`, `zos.location.…` | everybody | [`about`] |
-//! | `zos.admin.…` | the farmer, and who administers the grid | [`farmers`] |
+//! | `zos.deployment.…`, `zos.vm.…` | owners of what they name | `owners` |
+//! | `zos.statistics.…`, `zos.system.…`, `zos.network.…`, `zos.storage.…`, `zos.perf.…`, `zos.gpu.…`, `zos.location.…` | everybody | `about` |
+//! | `zos.admin.…` | the farmer, and who administers the grid | `farmers` |
 //!
 //! Where clients use different names for the same, each is there. There is no shell, and nothing that
 //! can be used as one.

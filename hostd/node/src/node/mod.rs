@@ -14,7 +14,7 @@
 //!
 //! | duty | when |
 //! |---|---|
-//! | [`registration`] | every half hour, and when what the node is has changed |
+//! | `registration` | every half hour, and when what the node is has changed |
 //! | uptime, then power | every forty minutes |
 //! | events | as they come |
 //! | comparison of everything | every hour, and when events were missed |
