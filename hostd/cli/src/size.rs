@@ -38,7 +38,7 @@ impl fmt::Display for Size {
         match UNITS.iter().rev().find(|(_, bits)| self.0 >> bits > 0 && fits(*bits)) {
             Some((unit, bits)) => write!(f, "{}{unit}", self.0 >> bits),
             None => {
-                let tenths = u128::from(self.0) * 10 >> bits;
+                let tenths = (u128::from(self.0) * 10) >> bits;
                 write!(f, "{}.{}{unit}", tenths / 10, tenths % 10)
             }
         }
