@@ -19,18 +19,7 @@ use super::{Kind, StorageError};
 
 /// Makes a disk in a pool that has room for it.
 pub(super) fn make(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
-    let folder = pool.subfolder(kind.folder())?;
-    let making = folder.join(format!("{MAKING}{name}"));
-    remove_all(&making).map_err(pool.io("removing", &making))?;
-    let made = allocate_new(&making, size)
-        .and_then(|()| fs::rename(&making, folder.join(name)))
-        .map_err(pool.io("allocating", &making));
-    if let Err(error) = made {
-        // Its space is needed; if that fails too, the pool is swept when it is opened next.
-        let _ = remove_all(&making);
-        return Err(error);
-    }
-    pool.sync(&folder)
+    pool.make_whole(kind, name, "allocating", |making| allocate_new(making, size))
 }
 
 /// The disk's file and size.

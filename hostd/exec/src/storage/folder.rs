@@ -26,18 +26,7 @@ const SIZE_TEXT_MAX: usize = 20;
 
 /// Makes a volume in a pool that has room for it.
 pub(super) fn make(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
-    let folder = pool.subfolder(kind.folder())?;
-    let making = folder.join(format!("{MAKING}{name}"));
-    remove_all(&making).map_err(pool.io("removing", &making))?;
-    let made = make_new(&making, size)
-        .and_then(|()| fs::rename(&making, folder.join(name)))
-        .map_err(pool.io("making", &making));
-    if let Err(error) = made {
-        // If that fails too, the pool is swept when it is opened next.
-        let _ = remove_all(&making);
-        return Err(error);
-    }
-    pool.sync(&folder)
+    pool.make_whole(kind, name, "making", |making| make_new(making, size))
 }
 
 /// The volume's directory and its promise.

@@ -120,6 +120,26 @@ impl Pool {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(self.io("syncing", folder))
     }
 
+    /// Makes something under another name, and lets it appear when it is whole.
+    pub(super) fn make_whole(
+        &self,
+        kind: Kind,
+        name: &str,
+        doing: &str,
+        make: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), StorageError> {
+        let folder = self.subfolder(kind.folder())?;
+        let making = folder.join(format!("{MAKING}{name}"));
+        remove_all(&making).map_err(self.io("removing", &making))?;
+        let made = make(&making).and_then(|()| fs::rename(&making, folder.join(name)));
+        if let Err(error) = made {
+            // Its space is needed; if that fails too, the pool is swept when it is opened next.
+            let _ = remove_all(&making);
+            return Err(self.io(doing, &making)(error));
+        }
+        self.sync(&folder)
+    }
+
     /// Says what was tried.
     pub(super) fn io(&self, what: &str, path: &Path) -> impl Fn(io::Error) -> StorageError {
         let (pool, what) = (self.config.name.clone(), format!("{what} {}", path.display()));
