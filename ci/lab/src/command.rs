@@ -202,6 +202,16 @@ impl Running {
         ended.map_err(|error| self.machine.link_error(error, "end of a command"))
     }
 
+    /// Takes what it has written by now, on standard output and standard error. Nothing else sees that
+    /// any more, [`wait`](Self::wait) neither.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Off`] when the machine is gone.
+    pub fn take_output(&self) -> Result<(Vec<u8>, Vec<u8>), LabError> {
+        Ok(self.machine.link()?.take_output(self.id))
+    }
+
     /// Waits until its standard output contains `needle`.
     ///
     /// # Errors

@@ -176,6 +176,15 @@ impl Link {
         if is_found { Ok(()) } else { Err(LinkError::Timeout(Duration::ZERO)) }
     }
 
+    /// Takes what a command has written by now; what comes later follows on it.
+    pub(crate) fn take_output(&self, id: u32) -> (Vec<u8>, Vec<u8>) {
+        let mut state = self.shared.lock();
+        let taken = state.pending.get_mut(&id).map(|pending| {
+            (std::mem::take(&mut pending.stdout), std::mem::take(&mut pending.stderr))
+        });
+        taken.unwrap_or_default()
+    }
+
     /// The machine was reset: its agent will be another.
     pub(crate) fn reset(&self) {
         self.shared.reset();

@@ -2,14 +2,21 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use lab::{Flavour, Lab, LabError, Outcome};
+use lab::{Flavour, Lab, LabError, Machine, Outcome, Output};
+
+/// How often what a command writes is shown.
+const SHOW_INTERVAL: Duration = Duration::from_millis(100);
+/// What a machine may take beside its command.
+const AFTERWARDS: Duration = Duration::from_secs(600);
+/// How long a machine lives in which somebody looks around.
+const VISIT: Duration = Duration::from_secs(24 * 3600);
 
 /// The farm lab: real kernels and nested KVM in QEMU.
 #[derive(Debug, Parser)]
@@ -68,6 +75,10 @@ struct BootArgs {
     /// Show the console on stderr when the command has ended
     #[arg(long)]
     console: bool,
+    /// When the command has succeeded, run this program in the machine with each line of standard input
+    /// as its argument, until there are no more
+    #[arg(long, value_name = "PROGRAM")]
+    then: Option<String>,
     /// The command; `/init TOOL` is the agent's own tools, see `/init help`
     #[arg(last = true, required = true)]
     argv: Vec<String>,
@@ -107,7 +118,7 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
         .memory_mib(args.memory_mib)
         .cpus(args.cpus)
         .modules(&modules)
-        .life(timeout.saturating_add(Duration::from_secs(600)));
+        .life(timeout.saturating_add(if args.then.is_some() { VISIT } else { AFTERWARDS }));
     if args.icount {
         machine = machine.count_instructions();
     }
@@ -130,15 +141,17 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
     }
     let machine = machine.boot()?;
     let argv: Vec<&str> = args.argv.iter().map(String::as_str).collect();
-    let output = machine.command(&argv).timeout(timeout).run()?;
-    std::io::stdout().write_all(&output.stdout)?;
-    std::io::stderr().write_all(&output.stderr)?;
+    let output = show(&machine, &argv, timeout)?;
     if args.console {
         eprintln!("{}", machine.console());
     }
     if args.icount {
         eprintln!("boot: {} instructions", machine.boot_tsc());
         eprintln!("command: {} instructions", output.instructions());
+    }
+    match (&args.then, output.outcome) {
+        (Some(program), Outcome::Exited(0)) => talk(&machine, program, timeout)?,
+        _ => {}
     }
     Ok(match output.outcome {
         Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
@@ -151,6 +164,39 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// Runs a command, and shows what it writes as it comes.
+fn show(machine: &Machine, argv: &[&str], timeout: Duration) -> Result<Output> {
+    let running = machine.command(argv).timeout(timeout).spawn()?;
+    loop {
+        let is_over = running.has_ended(SHOW_INTERVAL)?;
+        let (stdout, stderr) = running.take_output()?;
+        std::io::stdout().write_all(&stdout)?;
+        std::io::stdout().flush()?;
+        std::io::stderr().write_all(&stderr)?;
+        if is_over {
+            return Ok(running.wait()?);
+        }
+    }
+}
+
+/// Runs a program with each line that somebody types.
+fn talk(machine: &Machine, program: &str, timeout: Duration) -> Result<()> {
+    let stdin = std::io::stdin();
+    loop {
+        if stdin.is_terminal() {
+            eprint!("machine> ");
+        }
+        let mut line = String::new();
+        if stdin.lock().read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        if !line.trim().is_empty() {
+            // What it came to is seen; the next line may do better.
+            show(machine, &[program, line.trim()], timeout)?;
+        }
+    }
 }
 
 fn source_and_path<'a>(flag: &str, value: &'a str) -> Result<(&'a str, &'a str)> {
