@@ -10,6 +10,7 @@
 //!                 │     │          ├── QMP: links, disks, power              (qmp.rs)
 //!                 │     │          └── virtio-serial: commands, files        (link.rs)
 //!                 │     │                  └── lab-agent, PID 1 in the machine
+//!                 │     ├── Holdings: what is there, to see what leaks       (holdings.rs)
 //!                 │     └── Disk: files, kept over power cuts                (disk.rs)
 //!                 │           └── WriteLog: what a disk was told, in order     (write_log.rs)
 //!                 └── Network: an Ethernet switch in this process            (network.rs)
@@ -64,6 +65,7 @@ mod console;
 mod disk;
 mod error;
 mod folder;
+mod holdings;
 mod host;
 mod link;
 mod machine;
@@ -81,6 +83,7 @@ pub use cidata::write_cidata;
 pub use command::{Command, Output, Running};
 pub use disk::Disk;
 pub use error::LabError;
+pub use holdings::{HOLDINGS_PROGRAMS, Holdings};
 pub use host::Accelerator;
 pub use lab_agent::MARK_LEAF;
 pub use lab_agent::wire::Outcome;

@@ -206,8 +206,14 @@ pub trait Host: Send + Sync {
     /// Goes on where it was paused.
     fn resume(&self, task: Task) -> Doing<'_, Result<(), HostError>>;
 
-    /// All workloads that are there, in whatever state.
+    /// All workloads that are there, whole, in whatever state: those that need not be made again.
     fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>>;
+
+    /// Workloads of which something is there, but not all: what a step left that did not come to its end,
+    /// or what a machine has kept that lost its power.
+    fn remains(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// What there is.
     fn resources(&self) -> Resources;

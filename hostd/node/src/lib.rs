@@ -22,6 +22,8 @@
 
 pub mod commands;
 pub mod engine;
+#[cfg(test)]
+mod faults;
 pub mod health;
 pub mod host;
 pub mod kyc;

@@ -15,6 +15,7 @@
 mod block;
 mod cgroup;
 mod clones;
+mod crash;
 mod grid;
 mod guest;
 #[path = "../guest_files/mod.rs"]
@@ -25,8 +26,10 @@ mod kinds;
 mod memory;
 mod net;
 mod node;
+mod npm;
 #[path = "../plug_pull/mod.rs"]
 mod plug_pull;
 mod posix;
 mod power;
+mod world;
 mod zdb;

@@ -19,6 +19,7 @@ use hostd_rmb::server::Commands;
 use hostd_rmb::signature::{Scheme, Version};
 use hostd_rmb::twins::CachedTwins;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::world::{TIME_MAX, World, spec};
 
@@ -26,16 +27,16 @@ use crate::world::{TIME_MAX, World, spec};
 const USER: TwinId = TwinId(1);
 
 /// Somebody with an account, a twin, and a connection.
-struct Liar<'a> {
+pub(crate) struct Liar<'a> {
     world: &'a World,
     identity: Arc<Identity>,
     chain: SigningChain,
-    twin: TwinId,
-    peer: Peer,
+    pub(crate) twin: TwinId,
+    peer: Arc<Peer>,
 }
 
 impl<'a> Liar<'a> {
-    fn new(world: &'a World) -> Self {
+    pub(crate) fn new(world: &'a World) -> Self {
         let identity = Arc::new(Identity::from_seed(Scheme::Ed25519, &[0x44; 32]).unwrap());
         let chain = world.chain(&identity);
         let inside = world.runtime.enter();
@@ -56,11 +57,11 @@ impl<'a> Liar<'a> {
         let peer = Peer::start(config, Arc::clone(&identity), twins, Commands::default()).unwrap();
         assert!(world.runtime.block_on(peer.wait_connected(TIME_MAX)));
         drop(inside);
-        Self { world, identity, chain, twin: TwinId(twin), peer }
+        Self { world, identity, chain, twin: TwinId(twin), peer: Arc::new(peer) }
     }
 
     /// A deployment of `twin` for that contract, which this one signs.
-    fn deployment(&self, twin: TwinId, contract: u64) -> Deployment {
+    pub(crate) fn deployment(&self, twin: TwinId, contract: u64) -> Deployment {
         let password = SecretText::new("secret");
         let zdb = Zdb { size: 1 << 30, mode_name: "user".into(), password, public: false };
         let workload = Workload {
@@ -98,7 +99,20 @@ impl<'a> Liar<'a> {
         self.world.runtime.block_on(chain.create_node_contract(&spec)).unwrap()
     }
 
-    fn call(&self, command: &str, payload: &Value) -> Result<Bytes, String> {
+    /// Makes many calls at a time.
+    pub(crate) fn call_all(&self, calls: impl Iterator<Item = Call>) -> Vec<Result<Bytes, String>> {
+        self.world.runtime.block_on(async {
+            let mut answers = JoinSet::new();
+            for call in calls {
+                let peer = Arc::clone(&self.peer);
+                answers.spawn(async move { peer.call(call).await });
+            }
+            let answers = answers.join_all().await.into_iter();
+            answers.map(|answer| answer.map_err(|error| error.to_string())).collect()
+        })
+    }
+
+    pub(crate) fn call(&self, command: &str, payload: &Value) -> Result<Bytes, String> {
         let node = hostd_rmb::twins::TwinId::new(self.world.node_twin()).unwrap();
         let call = Call::new(node, command, payload.to_string()).time_max(TIME_MAX);
         let answer = self.world.runtime.block_on(self.peer.call(call));

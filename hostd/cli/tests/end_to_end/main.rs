@@ -14,6 +14,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
 mod deploy;
+mod flood;
 mod lies;
 mod line;
 mod machine;

@@ -36,6 +36,9 @@ impl Inner {
             let status = self.vms.status(&id).map_err(host)?;
             // One that was given up, too: it is not started again by who finds it.
             if record.is_stopped || status.is_some() {
+                if record.is_paused && !record.is_stopped {
+                    self.vms.pause(&id).map_err(host)?;
+                }
                 return result_of(record);
             }
         }
@@ -178,9 +181,7 @@ impl Inner {
 
     /// Takes a machine down, with its root. One that is not there is no error.
     pub(super) fn remove_machine(&self, id: &WorkloadId) -> Result<(), HostError> {
-        if self.record(id).is_ok_and(|record| record.is_none())
-            && self.vms.status(id).map_err(host)?.is_none()
-        {
+        if !self.vms.records().exists(id) && self.vms.status(id).map_err(host)?.is_none() {
             return Ok(());
         }
         self.vms.stop(id).map_err(host)?;

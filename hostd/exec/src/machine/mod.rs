@@ -309,6 +309,12 @@ impl Inner {
         Ok(ids)
     }
 
+    fn remains(&self) -> Result<Vec<WorkloadId>, HostError> {
+        let mut ids = self.vms.remains().map_err(host)?;
+        ids.extend(self.networks.remains().map_err(host)?);
+        Ok(ids)
+    }
+
     /// Forgets images that are too many.
     fn prune_images(&self) {
         let records = self.vms.records();
@@ -377,6 +383,10 @@ impl Host for Machine {
 
     fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {
         self.on_thread(Inner::inventory)
+    }
+
+    fn remains(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {
+        self.on_thread(Inner::remains)
     }
 
     fn resources(&self) -> Resources {

@@ -66,6 +66,12 @@ impl Networks {
         Ok(layout)
     }
 
+    /// Whether a network has its namespace.
+    pub(super) fn has_namespace(&self, id: &NetworkId) -> Result<bool, NetworkError> {
+        let found = Namespace::find(&self.config.namespaces, &id.light_namespace());
+        Ok(found.trying("find its namespace").map_err(refused(id))?.is_some())
+    }
+
     /// Who is attached to a network.
     pub(super) fn members(&self, id: &NetworkId) -> Result<Vec<Member>, NetworkError> {
         let name = id.light_namespace();

@@ -161,13 +161,36 @@ impl Networks {
         }
     }
 
-    /// All networks that are there, in whatever state.
+    /// All networks that are there, whole.
     ///
     /// # Errors
     ///
-    /// The folder of records cannot be read.
+    /// The folder of records cannot be read, or nobody says what runs.
     pub fn inventory(&self) -> Result<Vec<WorkloadId>, NetworkError> {
-        Ok(self.records.list()?.into_iter().map(|record| record.workload).collect())
+        Ok(self.divided()?.0)
+    }
+
+    /// Networks of which a part is there: a call did not come to its end, or the machine lost its power,
+    /// which leaves what is written down.
+    ///
+    /// # Errors
+    ///
+    /// As [`inventory`](Self::inventory).
+    pub fn remains(&self) -> Result<Vec<WorkloadId>, NetworkError> {
+        Ok(self.divided()?.1)
+    }
+
+    /// Networks that are whole, and those that are not. The mycelium process is the last that is started,
+    /// and the first that is ended.
+    fn divided(&self) -> Result<(Vec<WorkloadId>, Vec<WorkloadId>), NetworkError> {
+        let (mut whole, mut parts) = (Vec::new(), Vec::new());
+        let (records, running) = (self.records.list()?, self.services.names()?);
+        for record in records {
+            let id = record.network();
+            let is_whole = running.contains(&mycelium::name(&id)) && self.has_namespace(&id)?;
+            if is_whole { &mut whole } else { &mut parts }.push(record.workload);
+        }
+        Ok((whole, parts))
     }
 
     /// Gives a machine its place in a network of its own twin: an interface for each address. A machine

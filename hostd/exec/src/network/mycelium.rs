@@ -40,6 +40,13 @@ pub trait Services: Send + Sync {
     ///
     /// It cannot be ended, as far as one knows.
     fn stop(&self, name: &str) -> Result<(), NetworkError>;
+
+    /// Names of all programs that run, or will again.
+    ///
+    /// # Errors
+    ///
+    /// Nobody says.
+    fn names(&self) -> Result<Vec<String>, NetworkError>;
 }
 
 impl Services for Client {
@@ -57,6 +64,11 @@ impl Services for Client {
 
     fn stop(&self, name: &str) -> Result<(), NetworkError> {
         Self::stop(self, name, GRACE).map(drop).map_err(|error| wrong(error.to_string()))
+    }
+
+    fn names(&self) -> Result<Vec<String>, NetworkError> {
+        let statuses = self.list().map_err(|error| wrong(error.to_string()))?;
+        Ok(statuses.into_iter().map(|status| status.name).collect())
     }
 }
 

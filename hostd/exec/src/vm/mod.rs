@@ -280,19 +280,37 @@ impl Vms {
     }
 
     /// Machines that have a process, will have one again, or crashed too often, or that their owners
-    /// stopped: all but those that the node lost.
+    /// stopped: all but those that the node lost, and those that run though they should stand still.
     ///
     /// # Errors
     /// The supervisor does not answer, or the folder can't be read.
     pub fn inventory(&self) -> Result<Vec<WorkloadId>, VmError> {
+        Ok(self.divided()?.0)
+    }
+
+    /// Machines of which something is kept, and that are not whole.
+    ///
+    /// # Errors
+    /// As [`inventory`](Self::inventory).
+    pub fn remains(&self) -> Result<Vec<WorkloadId>, VmError> {
+        Ok(self.divided()?.1)
+    }
+
+    fn divided(&self) -> Result<(Vec<WorkloadId>, Vec<WorkloadId>), VmError> {
         let statuses = self.supervisor.list()?;
-        let mut ids = self.ids()?;
-        ids.retain(|id| {
+        let is_whole = |id: &WorkloadId| {
             let name = name(id);
             let is_known = statuses.iter().any(|status| status.name == name);
-            is_known || matches!(self.records.read(id), Ok(Some(Record { is_stopped: true, .. })))
-        });
-        Ok(ids)
+            match self.records.read(id) {
+                Ok(Some(Record { is_stopped: true, .. })) => true,
+                // Its VMM was started again, or whoever started it did not come to stopping it.
+                Ok(Some(Record { is_paused: true, .. })) if is_known => {
+                    !matches!(api::state(&self.socket(id)), Ok(State::Running))
+                }
+                _ => is_known,
+            }
+        };
+        Ok(self.ids()?.into_iter().partition(is_whole))
     }
 
     /// Machines that are started no more, and why.

@@ -79,6 +79,11 @@ impl Records {
         Ok(Some(serde_json::from_slice(&text)?))
     }
 
+    /// Whether there is anything of a machine, known or not.
+    pub fn exists(&self, id: &WorkloadId) -> bool {
+        self.folder(id).symlink_metadata().is_ok()
+    }
+
     /// Keeps what is known of a machine, and makes its folder if there is none.
     ///
     /// # Errors
@@ -172,7 +177,9 @@ mod tests {
         let records = Records::open(folder.path().join("vms")).unwrap();
         let id = parse("1-2-vm").unwrap();
         assert_eq!(records.read(&id).unwrap(), None);
+        assert!(!records.exists(&id));
         records.write(&id, &record()).unwrap();
+        assert!(records.exists(&id));
         let stopped = Record { is_stopped: true, ..record() };
         records.write(&id, &stopped).unwrap();
         assert_eq!(records.read(&id).unwrap(), Some(stopped));

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::Duration;
 
-use hostd_exec::network::NODE_ADDRESS;
+use hostd_exec::network::{NODE_ADDRESS, Services as _};
 use hostd_grid::derived::NetworkId;
 use hostd_grid::{Name, TwinId};
 
@@ -101,6 +101,33 @@ fn another_process_finds_all_of_it_and_takes_it_down(world: &World) {
         again.remove(&workload(twin, "net1")).unwrap();
     }
     assert_eq!(again.inventory().unwrap(), []);
+    assert_eq!(world.left(), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_left_of_a_network_without_power_is_no_network_until_it_is_made_again() {
+    if !is_possible() {
+        return;
+    }
+    let world = World::new();
+    let networks = world.open();
+    let (id, data) = (workload(11, "net1"), network("10.20.2.0/24", 1));
+    let found = || (networks.inventory().unwrap(), networks.remains().unwrap());
+    let ids = || vec![id.clone()];
+    networks.provision(&id, &data).unwrap();
+    assert_eq!(found(), (ids(), vec![]));
+    // Its mycelium is gone, and then its namespace; what is written down stays.
+    let service = world.services.running()[0].name.clone();
+    world.services.stop(&service).unwrap();
+    assert_eq!(found(), (vec![], ids()));
+    let network = NetworkId::of(TwinId(11), &Name::new("net1"));
+    let namespace = world.folder.path().join("netns").join(network.light_namespace());
+    rustix::mount::unmount(&namespace, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(found(), (vec![], ids()));
+    networks.provision(&id, &data).unwrap();
+    assert_eq!(found(), (ids(), vec![]));
+    networks.remove(&id).unwrap();
+    assert_eq!(found(), (vec![], vec![]));
     assert_eq!(world.left(), Vec::<String>::new());
 }
 

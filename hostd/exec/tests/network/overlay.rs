@@ -43,6 +43,10 @@ impl Services for Children {
         });
         Ok(())
     }
+
+    fn names(&self) -> Result<Vec<String>, NetworkError> {
+        Ok(self.running.lock().unwrap().iter().map(|(name, _)| name.clone()).collect())
+    }
 }
 
 impl Drop for Children {

@@ -68,6 +68,10 @@ impl Services for Noted {
         self.running.lock().unwrap().retain(|one| one.name != name);
         Ok(())
     }
+
+    fn names(&self) -> Result<Vec<String>, NetworkError> {
+        Ok(self.running.lock().unwrap().iter().map(|one| one.name.clone()).collect())
+    }
 }
 
 /// A node, and what is around it.

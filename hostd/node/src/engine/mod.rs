@@ -137,7 +137,9 @@ impl Engine {
         let mut deployments = BTreeMap::new();
         for loaded in inventory.deployments {
             let record = Record::new(loaded.key, loaded.bodies, loaded.entries);
-            deployments.insert(loaded.key, Arc::new(Slot::new(record, loaded.log)));
+            let slot = Arc::new(Slot::new(record, loaded.log));
+            drop_unneeded(&store, &slot).await;
+            deployments.insert(loaded.key, slot);
         }
         info!(count = deployments.len(), "deployments read");
         let shared = Arc::new(Shared {
@@ -245,20 +247,12 @@ impl Shared {
         let store = Arc::clone(&self.store);
         let written = entries.clone();
         *log = blocking(move || store.append(key, &mut end, &written).map(|()| end)).await?;
-        let (compacted, unneeded) = {
+        let compacted = {
             let mut record = slot.record();
             entries.into_iter().for_each(|entry| record.apply(entry));
-            let unneeded = record.unneeded();
-            unneeded.iter().for_each(|version| drop(record.bodies.remove(version)));
-            (record.compacted(), unneeded)
+            record.compacted()
         };
-        for version in unneeded {
-            let store = Arc::clone(&self.store);
-            // The body alone says nothing, so one that stays is no harm.
-            if let Err(problem) = blocking(move || store.drop_body(key, version)).await {
-                warn!(deployment = %key, version, error = %problem, "an old version stays on disk");
-            }
-        }
+        drop_unneeded(&self.store, slot).await;
         if let Some(entries) = compacted {
             let (store, mut end) = (Arc::clone(&self.store), *log);
             let written = entries.clone();
@@ -267,6 +261,24 @@ impl Shared {
             slot.record().history = entries;
         }
         Ok(())
+    }
+}
+
+/// Removes versions from disk of which nothing is needed any more.
+async fn drop_unneeded(store: &Arc<Store>, slot: &Slot) {
+    let key = slot.key;
+    let unneeded = {
+        let mut record = slot.record();
+        let unneeded = record.unneeded();
+        unneeded.iter().for_each(|version| drop(record.bodies.remove(version)));
+        unneeded
+    };
+    for version in unneeded {
+        let store = Arc::clone(store);
+        // The body alone says nothing, so one that stays is no harm.
+        if let Err(problem) = blocking(move || store.drop_body(key, version)).await {
+            warn!(deployment = %key, version, error = %problem, "an old version stays on disk");
+        }
     }
 }
 

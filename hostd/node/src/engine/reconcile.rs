@@ -13,7 +13,7 @@ use hostd_grid::{ContractId, Name};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::record::Standing;
+use super::record::{Presence, Standing};
 use super::{Engine, Shared, Slot, now};
 use crate::host::HostError;
 use crate::ledger::{ContractState, LedgerError};
@@ -82,16 +82,20 @@ impl Shared {
 
     /// Compares what should be on the host with what is there, and removes what nobody knows.
     async fn compare_host(&self) -> Result<(), HostError> {
-        // What is made while the host counts may or may not be counted: only what ran before counts.
-        let before: Vec<_> =
-            self.slots().into_iter().map(|slot| (slot.running_names(), slot)).collect();
-        let found: BTreeSet<_> = self.host.inventory().await?.into_iter().collect();
-        for (names, slot) in before {
-            let (twin_id, contract_id) = (slot.key.twin_id, slot.key.contract_id);
+        // What changes while the host counts may or may not be counted: only what was so before counts.
+        let before: Vec<_> = self.slots().into_iter().map(|slot| (slot.expected(), slot)).collect();
+        let whole: BTreeSet<_> = self.host.inventory().await?.into_iter().collect();
+        let parts: BTreeSet<_> = self.host.remains().await?.into_iter().collect();
+        for (expected, slot) in before {
+            let Key { twin_id, contract_id } = slot.key;
             let id = |name: &Name| WorkloadId { twin_id, contract_id, name: name.clone() };
-            slot.record().compare(|name| !names.contains(name) || found.contains(&id(name)));
+            slot.record().compare(&expected, |name| match id(name) {
+                id if whole.contains(&id) => Presence::Whole,
+                id if parts.contains(&id) => Presence::Part,
+                _ => Presence::Absent,
+            });
         }
-        for id in found {
+        for id in whole.union(&parts) {
             let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
             if self.slot(key).is_some() || self.damaged.contains(&key) {
                 continue;
@@ -144,8 +148,8 @@ impl Shared {
 }
 
 impl Slot {
-    fn running_names(&self) -> BTreeSet<Name> {
-        self.record().running().map(|(name, ..)| name.clone()).collect()
+    fn expected(&self) -> (BTreeSet<Name>, BTreeSet<Name>) {
+        self.record().expected()
     }
 
     /// Whether it was rejected, and nothing was new since then.

@@ -51,6 +51,10 @@ pub(super) struct Place {
     pub(super) is_missing: bool,
     /// The version that is to be there.
     pub(super) pending: Option<u32>,
+    /// What is to be there was begun before the node's program ended, so its room is taken already.
+    pub(super) is_begun: bool,
+    /// Something of it is on the host, and nothing should be.
+    pub(super) is_left: bool,
     /// Where it stood last, and in which version.
     settled: Option<(u32, WorkloadResult)>,
     waiting: Option<(u32, WorkloadResult)>,
@@ -68,6 +72,7 @@ impl Place {
         }
         self.pending = None;
         self.waiting = None;
+        self.is_begun = false;
         let seen = (version, result.clone());
         match result.state {
             State::Init => {
@@ -85,6 +90,31 @@ impl Place {
         self.is_missing = false;
         self.settled = Some(seen);
     }
+
+    /// Whether nothing of it should be on the host, and nothing is to be.
+    fn is_idle(&self) -> bool {
+        self.running.is_none() && self.pending.is_none()
+    }
+
+    /// The version of which something may be on the host. What failed may have left something, too.
+    fn there(&self) -> Option<u32> {
+        let failed = { self.settled.as_ref() }.filter(|(_, result)| result.state == State::Error);
+        let failed = || failed.map(|(version, _)| *version);
+        let left =
+            || self.is_left.then(|| self.settled.as_ref().map_or(0, |(version, _)| *version));
+        self.running.or(self.pending).or_else(failed).or_else(left)
+    }
+}
+
+/// How much of a workload is on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// All of it.
+    Whole,
+    /// Something that a step left which did not come to its end.
+    Part,
+    /// Nothing.
+    Absent,
 }
 
 /// The next thing to do.
@@ -96,6 +126,8 @@ pub(super) enum Step {
     Restore(Task),
     /// Take down a workload.
     Remove(Name, u32),
+    /// Take down what is left of a workload that is not there any more, or never was.
+    Clear(Name),
     /// Make a workload.
     Add(Task),
     /// Make a workload into what it is to be.
@@ -207,10 +239,39 @@ impl Record {
         sum
     }
 
-    /// Takes note of what is on the host, and what is not.
-    pub(super) fn compare(&mut self, is_there: impl Fn(&Name) -> bool) {
+    /// Names of workloads by what should be on the host: those that run, and those of which nothing should
+    /// be there. Those that are on their way are neither.
+    pub(super) fn expected(&self) -> (BTreeSet<Name>, BTreeSet<Name>) {
+        let names = |is_it: fn(&Place) -> bool| {
+            let those = self.places.iter().filter(move |(_, place)| is_it(place));
+            those.map(|(name, _)| name.clone()).collect()
+        };
+        (names(|place| place.running.is_some()), names(Place::is_idle))
+    }
+
+    /// Takes note of what is on the host, and what is not. `before` is what was
+    /// [expected](Self::expected) before anybody looked: what has become so since then may or may not have
+    /// been seen.
+    pub(super) fn compare(
+        &mut self,
+        (running, idle): &(BTreeSet<Name>, BTreeSet<Name>),
+        found: impl Fn(&Name) -> Presence,
+    ) {
         for (name, place) in &mut self.places {
-            place.is_missing = place.running.is_some() && !is_there(name);
+            let found = found(name);
+            let has_run = place.running.is_some() && running.contains(name);
+            place.is_missing = has_run && found != Presence::Whole;
+            if found != Presence::Absent {
+                place.is_begun |= place.running.is_none() && place.pending.is_some();
+                place.is_left |= place.is_idle() && idle.contains(name);
+            }
+        }
+    }
+
+    /// Takes note of whether something is left of a workload that failed or is gone.
+    pub(super) fn set_left(&mut self, name: &Name, is_left: bool) {
+        if let Some(place) = self.places.get_mut(name) {
+            place.is_left = is_left;
         }
     }
 
@@ -254,14 +315,15 @@ impl Record {
             .or_else(|| self.addition())
             .or_else(|| self.grace())
             .or_else(report)
+            .or_else(|| self.clearance())
     }
 
-    /// What is to be made again, in order.
+    /// What is to be made again, in order. What is to be taken down is not, though it may be lost, too: that
+    /// is what a removal looks like that was done and not written down.
     pub(super) fn restorations(&self) -> Vec<(Rank, Task)> {
-        if matches!(self.standing, Standing::Rejected | Standing::Cancelled) {
-            return Vec::new();
-        }
-        let missing = self.running().filter(|(_, _, place)| place.is_missing);
+        let Standing::Confirmed(version) = self.standing else { return Vec::new() };
+        let is_wanted = |name: &Name| self.workload(version, name).is_some();
+        let missing = self.running().filter(|(name, _, place)| place.is_missing && is_wanted(name));
         let mut tasks: Vec<_> = missing
             .filter_map(|(name, workload, place)| {
                 Some((rank(workload), self.task(place.running?, name)?))
@@ -275,13 +337,19 @@ impl Record {
     fn removal(&self, is_going: impl Fn(&Name) -> bool) -> Option<Step> {
         let going = self.places.iter().filter(|(name, _)| is_going(name));
         let there = going.filter_map(|(name, place)| {
-            let version = place.running.or(place.pending)?;
+            let version = place.there()?;
             // A body that is gone can't tell what it was; it goes first.
             let rank = self.workload(version, name).map(rank);
             Some((rank.is_none(), rank, name, version))
         });
         let (_, _, name, version) = there.max_by_key(|(unknown, rank, _, _)| (*unknown, *rank))?;
         Some(Step::Remove(name.clone(), version))
+    }
+
+    /// The next workload of which something is left. Nothing waits for it but what takes its place.
+    fn clearance(&self) -> Option<Step> {
+        let (name, _) = self.places.iter().find(|(_, place)| place.is_left)?;
+        Some(Step::Clear(name.clone()))
     }
 
     /// The next workload to make or to change.
@@ -291,6 +359,9 @@ impl Record {
             Some((rank(self.workload(version, name)?), name, version, place.running))
         });
         let (_, name, version, running) = pending.min_by_key(|(rank, ..)| *rank)?;
+        if self.place(name).is_some_and(|place| place.is_left) {
+            return Some(Step::Clear(name.clone()));
+        }
         let new = self.task(version, name)?;
         Some(match running.and_then(|version| self.task(version, name)) {
             Some(old) => Step::Update { old, new },

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostd_grid::Workload;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::workload::{Mount, State, WorkloadData, WorkloadResult};
+use hostd_grid::{Name, Workload};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::record::{Standing, Step};
 use super::{PAUSE_MAX, PAUSE_MIN, Shared, Slot, lock, result};
-use crate::host::{Task, UpdateError};
+use crate::host::{HostError, Task, UpdateError};
 use crate::ledger::{Contract, ContractState, LedgerError, Subject};
-use crate::store::{Entry, StoreError};
+use crate::store::{Entry, Key, StoreError};
 
 /// Bytes of a workload's result.
 const RESULT_SIZE_MAX: usize = 64 << 10;
@@ -65,23 +65,18 @@ impl Shared {
                 Ok(()) => After::Gone,
                 Err(error) => After::Again(error.to_string()),
             },
-            Step::Remove(name, version) => {
-                let (twin_id, contract_id) = (slot.key.twin_id, slot.key.contract_id);
-                let id = WorkloadId { twin_id, contract_id, name: name.clone() };
-                let removed = self.on_host(self.host.remove(id.clone())).await;
-                let end = |error: crate::host::HostError| {
-                    warn!(workload = %id, %error, "not removed");
-                    After::Again(error.0)
-                };
-                match removed {
-                    Ok(()) => {
-                        let result = result(State::Deleted, "");
-                        self.note(slot, vec![Entry::Workload { name, version, result }]).await;
-                        After::Changed
-                    }
-                    Err(error) => end(error),
+            Step::Remove(name, version) => match self.remove(slot, &name).await {
+                Ok(()) => {
+                    let result = result(State::Deleted, "");
+                    self.note(slot, vec![Entry::Workload { name, version, result }]).await;
+                    After::Changed
                 }
-            }
+                Err(error) => After::Again(error.0),
+            },
+            Step::Clear(name) => match self.remove(slot, &name).await {
+                Ok(()) => After::Changed,
+                Err(error) => After::Again(error.0),
+            },
             Step::Add(task) => self.add(slot, task).await,
             Step::Update { old, new } => self.update_workload(slot, old, new).await,
             Step::Restore(task) => self.restore_workload(slot, task).await,
@@ -101,6 +96,18 @@ impl Shared {
         // The semaphore is never closed.
         let _turn = self.steps.acquire().await;
         doing.await
+    }
+
+    /// Takes down whatever is on the host of a workload.
+    async fn remove(&self, slot: &Slot, name: &Name) -> Result<(), HostError> {
+        let Key { twin_id, contract_id } = slot.key;
+        let id = WorkloadId { twin_id, contract_id, name: name.clone() };
+        let removed = self.on_host(self.host.remove(id.clone())).await;
+        match &removed {
+            Ok(()) => slot.record().set_left(name, false),
+            Err(error) => warn!(workload = %id, %error, "not removed"),
+        }
+        removed
     }
 
     /// Asks the chain whether a version is paid for.
@@ -183,11 +190,20 @@ impl Shared {
                 made.map_err(|error| error.0).and_then(checked)
             }
         };
-        let result = match made {
-            Ok(data) => WorkloadResult { data, ..result(State::Ok, "") },
-            Err(reason) => result(State::Error, reason),
-        };
-        self.note_workload(slot, &task, result).await;
+        match made {
+            Ok(data) => {
+                let result = WorkloadResult { data, ..result(State::Ok, "") };
+                self.note_workload(slot, &task, result).await;
+            }
+            Err(reason) => {
+                // The host takes down what it could not make, unless the program ended before it came to
+                // that, and this is the next one. Done before it is noted, so that the next but one knows.
+                let name = &task.workload().name;
+                let removed = self.remove(slot, name).await;
+                self.note_workload(slot, &task, result(State::Error, reason)).await;
+                slot.record().set_left(name, removed.is_err());
+            }
+        }
         After::Changed
     }
 
@@ -241,7 +257,7 @@ impl Shared {
         &self,
         slot: &Slot,
         task: &Task,
-        done: Result<(), crate::host::HostError>,
+        done: Result<(), HostError>,
         state: State,
     ) -> After {
         if let Err(error) = done {
@@ -313,7 +329,9 @@ impl Shared {
                 return Err(format!("invalid disk '{}' state", mount.name));
             }
         }
-        self.check_memory(slot, workload)
+        // What was begun is among what is in use, and would not fit a second time.
+        let is_begun = slot.record().place(&workload.name).is_some_and(|place| place.is_begun);
+        if is_begun { Ok(()) } else { self.check_memory(slot, workload) }
     }
 }
 

@@ -11,6 +11,8 @@ use crate::ledger::ContractState;
 use crate::store::StoreKey;
 use crate::testing::{Body, NODE, TestHost, TestLedger, signed};
 
+mod crash;
+
 /// Nothing in these tests takes longer than that when it works.
 const PATIENCE: Duration = Duration::from_secs(20);
 

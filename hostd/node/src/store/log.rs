@@ -11,11 +11,11 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use super::StoreError;
+use super::disk::Disk;
 use super::seal::{OVERHEAD, StoreKey};
-use super::{StoreError, write_durably};
 
 /// Bytes of a sealed record.
 const RECORD_SIZE_MAX: usize = 8 << 20;
@@ -68,24 +68,16 @@ impl Log {
     /// Adds a record, and returns when it is on disk. The folder is synced with the first one.
     pub(super) fn append(
         &mut self,
+        disk: &Disk,
         path: &Path,
         name: &str,
         key: &StoreKey,
         record: &[u8],
     ) -> Result<(), StoreError> {
         let framed = framed(path, &place(name, self.count), key, record)?;
-        let error = |error| StoreError::io(path, error);
-        let options =
-            { File::options() }.create(true).truncate(false).write(true).mode(0o600).open(path);
-        let file = options.map_err(error)?;
-        // Whatever stands behind the last whole record is of a step that failed.
-        if file.metadata().map_err(error)?.len() > self.size {
-            file.set_len(self.size).map_err(error)?;
-        }
-        file.write_all_at(&framed, self.size).map_err(error)?;
-        file.sync_data().map_err(error)?;
-        if self.count == 0 {
-            super::sync_folder_of(path)?;
+        disk.append(path, self.size, &framed)?;
+        if let Some(folder) = path.parent().filter(|_| self.count == 0) {
+            disk.sync_folder(folder)?;
         }
         self.advance(framed.len() - HEAD_SIZE);
         Ok(())
@@ -94,6 +86,7 @@ impl Log {
     /// Puts these records in the place of all others.
     pub(super) fn rewrite(
         &mut self,
+        disk: &Disk,
         path: &Path,
         name: &str,
         key: &StoreKey,
@@ -105,7 +98,7 @@ impl Log {
             log.advance(framed.len() - HEAD_SIZE);
             bytes.extend_from_slice(&framed);
         }
-        write_durably(path, &bytes)?;
+        disk.write_whole(path, &bytes)?;
         *self = log;
         Ok(())
     }
@@ -151,7 +144,7 @@ mod tests {
         let mut log = Log::default();
         let mut ends = vec![0];
         for record in [&b"one"[..], b"", b"three"] {
-            log.append(&path, "x", &key(), record).unwrap();
+            log.append(&Disk::default(), &path, "x", &key(), record).unwrap();
             ends.push(log.size);
         }
         let whole = std::fs::read(&path).unwrap();
@@ -168,12 +161,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = Log::default();
-        log.append(&path, "x", &key(), b"one").unwrap();
+        log.append(&Disk::default(), &path, "x", &key(), b"one").unwrap();
         let mut torn = std::fs::read(&path).unwrap();
         torn.extend_from_slice(&[200, 0, 0, 0, 1, 2, 3]);
         std::fs::write(&path, torn).unwrap();
         let (mut log, _) = Log::read(&path, "x", &key()).unwrap();
-        log.append(&path, "x", &key(), b"two").unwrap();
+        log.append(&Disk::default(), &path, "x", &key(), b"two").unwrap();
         let (_, records) = Log::read(&path, "x", &key()).unwrap();
         assert_eq!(records, [b"one".to_vec(), b"two".to_vec()]);
     }
@@ -183,8 +176,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = Log::default();
-        log.append(&path, "x", &key(), b"one").unwrap();
-        log.append(&path, "x", &key(), b"two").unwrap();
+        log.append(&Disk::default(), &path, "x", &key(), b"one").unwrap();
+        log.append(&Disk::default(), &path, "x", &key(), b"two").unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[HEAD_SIZE + 13] ^= 1;
         std::fs::write(&path, bytes).unwrap();
@@ -197,9 +190,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         let mut log = Log::default();
-        (0..9).for_each(|_| log.append(&path, "x", &key(), b"one").unwrap());
-        log.rewrite(&path, "x", &key(), &[b"two".to_vec()]).unwrap();
-        log.append(&path, "x", &key(), b"three").unwrap();
+        (0..9).for_each(|_| log.append(&Disk::default(), &path, "x", &key(), b"one").unwrap());
+        log.rewrite(&Disk::default(), &path, "x", &key(), &[b"two".to_vec()]).unwrap();
+        log.append(&Disk::default(), &path, "x", &key(), b"three").unwrap();
         let (read, records) = Log::read(&path, "x", &key()).unwrap();
         assert_eq!(records, [b"two".to_vec(), b"three".to_vec()]);
         assert_eq!((read, read.count), (log, 2));

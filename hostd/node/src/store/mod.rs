@@ -10,15 +10,15 @@
 //! again, so a deployment that was not verified once can't get in this way. A folder that is damaged is
 //! reported and left alone: its workloads are kept, since nobody knows what they are.
 
+mod disk;
 mod entry;
 mod log;
 mod seal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +26,9 @@ use hostd_grid::challenge::DeploymentHash;
 use hostd_grid::limits::DEPLOYMENT_SIZE_MAX;
 use hostd_grid::{ContractId, SignedDeployment, TwinId, VerifiedDeployment};
 
+#[cfg(test)]
+pub(crate) use disk::Watcher;
+use disk::{Disk, PART};
 pub(crate) use entry::Entry;
 pub(crate) use log::Log;
 pub use seal::StoreKey;
@@ -111,6 +114,7 @@ pub(crate) struct Inventory {
 pub struct Store {
     folder: PathBuf,
     key: StoreKey,
+    disk: Disk,
 }
 
 impl Store {
@@ -120,9 +124,15 @@ impl Store {
     ///
     /// It can't be made.
     pub fn open(folder: impl Into<PathBuf>, key: StoreKey) -> Result<Self, StoreError> {
-        let folder = folder.into();
-        make_folder(&folder)?;
-        Ok(Self { folder, key })
+        let (folder, disk) = (folder.into(), Disk::default());
+        disk.make_folder(&folder)?;
+        Ok(Self { folder, key, disk })
+    }
+
+    /// Opens a folder that is there. Each boundary between two changes is told.
+    #[cfg(test)]
+    pub(crate) fn watched(folder: &Path, key: StoreKey, watcher: Watcher) -> Self {
+        Self { folder: folder.to_owned(), key, disk: Disk { watcher: Some(watcher) } }
     }
 
     /// Reads everything.
@@ -133,7 +143,7 @@ impl Store {
             let path = found.map_err(error)?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if name.ends_with(GONE) {
-                fs::remove_dir_all(&path).map_err(|error| StoreError::io(&path, error))?;
+                self.disk.remove_folder(&path)?;
                 continue;
             }
             let Some(key) = Key::parse(name) else { continue };
@@ -158,6 +168,7 @@ impl Store {
         }
         let mut bodies = BTreeMap::new();
         let versions = accepted(&entries);
+        self.clear_parts(key)?;
         for version in self.versions(key)? {
             if versions.contains(&version) {
                 bodies.insert(version, Arc::new(self.load_body(key, version)?));
@@ -201,22 +212,17 @@ impl Store {
     pub(crate) fn put_body(&self, key: Key, body: &VerifiedDeployment) -> Result<(), StoreError> {
         let version = body.deployment().version;
         let path = self.body_path(key, version);
-        make_folder(&self.folder_of(key))?;
-        sync_folder(&self.folder)?;
+        self.disk.make_folder(&self.folder_of(key))?;
+        self.disk.sync_folder(&self.folder)?;
         let plain = [body.hash().to_string().as_bytes(), body.original()].concat();
         let sealed = self.key.seal(&body_place(key, version), &plain);
-        write_durably(&path, &sealed.map_err(|error| StoreError::damaged(&path, error))?)
+        let sealed = sealed.map_err(|error| StoreError::damaged(&path, error))?;
+        self.disk.write_whole(&path, &sealed)
     }
 
     /// Forgets a version's body. One that is not there is no error.
     pub(crate) fn drop_body(&self, key: Key, version: u32) -> Result<(), StoreError> {
-        let path = self.body_path(key, version);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io(&path, error))
-            }
-            _ => Ok(()),
-        }
+        self.disk.remove_file(&self.body_path(key, version))
     }
 
     /// Adds entries that become true together.
@@ -228,7 +234,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let path = self.log_path(key);
         let record = Entry::to_json(entries).map_err(|error| StoreError::damaged(&path, error))?;
-        log.append(&path, &key.to_string(), &self.key, &record)
+        log.append(&self.disk, &path, &key.to_string(), &self.key, &record)
     }
 
     /// Puts these entries in the place of all others.
@@ -240,7 +246,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let path = self.log_path(key);
         let record = Entry::to_json(entries).map_err(|error| StoreError::damaged(&path, error))?;
-        log.rewrite(&path, &key.to_string(), &self.key, &[record])
+        log.rewrite(&self.disk, &path, &key.to_string(), &self.key, &[record])
     }
 
     /// Forgets a deployment altogether.
@@ -249,12 +255,25 @@ impl Store {
         let gone = self.folder.join(format!("{key}{GONE}"));
         let error = |error| StoreError::io(&folder, error);
         // A name of its own, so that a half removed folder is not taken for a damaged one.
-        match fs::rename(&folder, &gone) {
+        match self.disk.rename(&folder, &gone) {
             Err(found) if found.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(error)?,
         }
-        sync_folder(&self.folder)?;
-        fs::remove_dir_all(&gone).map_err(error)
+        self.disk.sync_folder(&self.folder)?;
+        self.disk.remove_folder(&gone)
+    }
+
+    /// Removes what was never whole.
+    fn clear_parts(&self, key: Key) -> Result<(), StoreError> {
+        let folder = self.folder_of(key);
+        let error = |error| StoreError::io(&folder, error);
+        for found in fs::read_dir(&folder).map_err(error)? {
+            let path = found.map_err(error)?.path();
+            if path.extension().is_some_and(|extension| extension == PART) {
+                self.disk.remove_file(&path)?;
+            }
+        }
+        Ok(())
     }
 
     fn versions(&self, key: Key) -> Result<Vec<u32>, StoreError> {
@@ -301,36 +320,6 @@ fn accepted(entries: &[Entry]) -> BTreeSet<u32> {
 
 fn body_place(key: Key, version: u32) -> String {
     format!("{key}/{version}")
-}
-
-fn make_folder(path: &Path) -> Result<(), StoreError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|error| StoreError::io(path, error))
-}
-
-/// Writes a file that is there whole or not at all.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let partial = path.with_extension("part");
-    let error = |error| StoreError::io(&partial, error);
-    let mut file = { File::options() }
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&partial)
-        .map_err(error)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(error)?;
-    fs::rename(&partial, path).map_err(|error| StoreError::io(path, error))?;
-    sync_folder_of(path)
-}
-
-fn sync_folder_of(path: &Path) -> Result<(), StoreError> {
-    path.parent().map_or(Ok(()), sync_folder)
-}
-
-fn sync_folder(path: &Path) -> Result<(), StoreError> {
-    let synced = File::open(path).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| StoreError::io(path, error))
 }
 
 #[cfg(test)]

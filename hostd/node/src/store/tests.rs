@@ -1,6 +1,7 @@
 //! What is on disk past restarts, torn tails and damage.
 
 use super::*;
+use crate::faults::Faults;
 use crate::testing::{Body, verified};
 
 fn store(folder: &Path) -> Store {
@@ -111,4 +112,71 @@ fn a_removal_that_was_cut_short_is_finished() {
     assert!(store.load().unwrap().deployments.is_empty());
     assert_eq!(fs::read_dir(&store.folder).unwrap().count(), 0);
     store.remove(key()).unwrap();
+}
+
+/// What the store is asked, in order, as if one deployment had a whole life.
+const LIFE: [fn(&Store, &mut Log) -> Result<(), StoreError>; 8] = [
+    |store, _| store.put_body(key(), &body(0)),
+    |store, log| store.append(key(), log, &[Entry::Accepted { version: 0 }]),
+    |store, _| store.put_body(key(), &body(1)),
+    |store, log| store.append(key(), log, &[Entry::Accepted { version: 1 }]),
+    |store, log| store.append(key(), log, &[Entry::Confirmed { version: 1 }]),
+    |store, log| {
+        let entries = [Entry::Accepted { version: 1 }, Entry::Confirmed { version: 1 }];
+        store.rewrite(key(), log, &entries)
+    },
+    |store, _| store.drop_body(key(), 0),
+    |store, _| store.remove(key()),
+];
+
+/// What is found of it: versions and entries.
+fn found(store: &Store) -> Option<(Vec<u32>, Vec<Entry>)> {
+    let mut inventory = store.load().unwrap();
+    assert!(inventory.damaged.is_empty(), "{:?}", inventory.damaged);
+    let found = inventory.deployments.pop()?;
+    Some((found.bodies.into_keys().collect(), found.entries))
+}
+
+#[test]
+fn a_program_that_ends_anywhere_leaves_what_was_or_what_was_to_be() {
+    // What is found after each call.
+    let stage = |count: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let (undisturbed, mut log) = (store(folder.path()), Log::default());
+        { LIFE }.iter().take(count).for_each(|call| call(&undisturbed, &mut log).unwrap());
+        found(&undisturbed)
+    };
+    let stages: Vec<_> = (0..=LIFE.len()).map(stage).collect();
+    let mut boundary_count = 0;
+    for limit in 1.. {
+        let faults = Faults::at(Some(limit));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let watched = Store::watched(&path, StoreKey::from_seed(&[3; 32]), faults.watcher());
+        let (mut log, mut done) = (Log::default(), 0);
+        let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for call in LIFE {
+                call(&watched, &mut log).unwrap();
+                done += 1;
+            }
+        }));
+        if lived.is_ok() {
+            boundary_count = limit - 1;
+            break;
+        }
+        let again = Store::open(&path, StoreKey::from_seed(&[3; 32])).unwrap();
+        let is = found(&again);
+        let places = faults.places();
+        let place = places.last().unwrap();
+        assert!(is == stages[done] || is == stages[done + 1], "{place}, call {done}: {is:?}");
+        let is_clean = |path: std::path::PathBuf| {
+            path.is_dir()
+                && std::fs::read_dir(path).unwrap().all(|file| {
+                    let name = file.unwrap().file_name();
+                    name == "states.log" || name.to_str().unwrap().ends_with(".body")
+                })
+        };
+        assert!(fs::read_dir(&path).unwrap().all(|one| is_clean(one.unwrap().path())), "{place}");
+    }
+    assert!(boundary_count >= 40, "{boundary_count}");
 }

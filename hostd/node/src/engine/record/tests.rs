@@ -38,6 +38,7 @@ fn shown(record: &Record) -> String {
         Some(Step::Confirm(version)) => format!("confirm {version}"),
         Some(Step::Restore(task)) => format!("restore {}", name(&task)),
         Some(Step::Remove(name, version)) => format!("remove {name} {version}"),
+        Some(Step::Clear(name)) => format!("clear {name}"),
         Some(Step::Add(task)) => format!("add {}", name(&task)),
         Some(Step::Update { old, new }) => {
             format!("update {} {}-{}", name(&new), old.workload().version, new.workload().version)
@@ -47,6 +48,12 @@ fn shown(record: &Record) -> String {
         Some(Step::Report) => "report".into(),
         Some(Step::Forget) => "forget".into(),
     }
+}
+
+/// Compares with a host, where nothing changes meanwhile.
+fn look(record: &mut Record, found: impl Fn(&str) -> Presence) {
+    let expected = record.expected();
+    record.compare(&expected, |name| found(name.as_str()));
 }
 
 fn step(record: &mut Record, expected: &str, entry: Entry) {
@@ -141,9 +148,61 @@ fn everything_goes_in_reverse_when_the_contract_is_over() {
 fn what_is_missing_is_made_again_even_while_the_chain_is_silent() {
     let mut record = running(&["disk", "vm"]);
     accept(&mut record, 1, &["disk", "vm"], &["disk"]);
-    record.compare(|name| name.as_str() == "vm");
+    look(&mut record, |name| if name == "vm" { Presence::Whole } else { Presence::Part });
     step(&mut record, "restore disk", entry("disk", 0, State::Ok));
     assert_eq!(record.place(&"disk".into()).unwrap().pending, None);
+}
+
+#[test]
+fn what_an_update_takes_down_is_not_made_again_for_that() {
+    let mut record = running(&["disk", "db"]);
+    accept(&mut record, 1, &["disk"], &["disk"]);
+    record.apply(Entry::Confirmed { version: 1 });
+    // Removed, but before that could be written down the program ended.
+    look(&mut record, |name| if name == "db" { Presence::Absent } else { Presence::Whole });
+    step(&mut record, "remove db 0", entry("db", 0, State::Deleted));
+    step(&mut record, "update disk 0-1", entry("disk", 1, State::Ok));
+}
+
+#[test]
+fn what_is_left_is_taken_down_and_what_was_begun_is_known() {
+    let mut record = record(&["disk", "vm", "db"]);
+    record.apply(Entry::Confirmed { version: 0 });
+    record.apply(entry("disk", 0, State::Error));
+    record.apply(entry("db", 0, State::Deleted));
+    let before = record.expected();
+    look(&mut record, |_| Presence::Part);
+    assert!(record.place(&"vm".into()).unwrap().is_begun);
+    step(&mut record, "add vm", entry("vm", 0, State::Error));
+    assert!(!record.place(&"vm".into()).unwrap().is_begun);
+    record.is_unreported = false;
+    for name in ["db", "disk"] {
+        assert_eq!(shown(&record), format!("clear {name}"));
+        record.set_left(&name.into(), false);
+    }
+    assert_eq!(shown(&record), "rest");
+    // When the host was looked at it was on its way, so what was seen of it is none the worse.
+    record.compare(&before, |_| Presence::Part);
+    let left = |name: &str| record.place(&name.into()).unwrap().is_left;
+    assert!(left("db") && !left("vm"));
+    // What takes its place comes after.
+    accept(&mut record, 1, &["disk", "vm", "db"], &["db"]);
+    record.apply(Entry::Confirmed { version: 1 });
+    assert_eq!(shown(&record), "clear db");
+    record.set_left(&"db".into(), false);
+    assert_eq!(shown(&record), "add db");
+}
+
+#[test]
+fn what_failed_may_have_left_something_when_the_contract_is_over() {
+    let mut record = record(&["disk", "vm"]);
+    record.apply(Entry::Confirmed { version: 0 });
+    record.apply(entry("disk", 0, State::Ok));
+    record.apply(entry("vm", 0, State::Error));
+    record.apply(Entry::Cancelled { reason: "gone".into() });
+    step(&mut record, "remove vm 0", entry("vm", 0, State::Deleted));
+    step(&mut record, "remove disk 0", entry("disk", 0, State::Deleted));
+    assert_eq!(shown(&record), "forget");
 }
 
 #[test]

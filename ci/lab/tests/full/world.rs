@@ -1,0 +1,583 @@
+//! A grid on this host, a node of it in a machine of the lab, and a user of both.
+//!
+//! ```text
+//!   this host                                     a machine of the lab
+//!     devgrid: chain, relay, hub  <── 10.0.2.2 ──  hostd ── supervise ─┬─ vmm ── KVM ── guest
+//!     grid: the user's command                                        ├─ flist cached
+//!                                                                     └─ mycelium, a network's; zdb
+//! ```
+//!
+//! The node's disk outlives its machine: [`World::pull_plug`] leaves of it what a real one may hold, and the
+//! machine boots again over that.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::{
+    Disk, HOLDINGS_PROGRAMS, Holdings, Lab, Machine, MachineBuilder, Outcome, Running, WriteLog,
+};
+use serde_json::Value;
+
+use crate::guest_files::{built, succeed};
+use crate::node::image_disk_by;
+
+/// What a node consists of.
+const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
+/// What a test has in the machine to look around, beside what the leak checker needs.
+const TOOLS: [&str; 3] = ["/bin/sh", "/bin/cat", "/bin/ls"];
+/// What networks of users take of the kernel.
+const MODULES: [&str; 16] = [
+    "tun",
+    "bridge",
+    "veth",
+    "ext4",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_limit",
+    "nft_masq",
+    "nft_nat",
+    "nft_meta_bridge",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_reject_bridge",
+    "nft_connlimit",
+    "nft_objref",
+];
+/// How long a node may live.
+const LIFE: Duration = Duration::from_secs(1800);
+/// What anything may take, on a host with other things to do.
+pub(crate) const TIME_MAX: Duration = Duration::from_secs(300);
+/// How often it is looked whether something is so.
+const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+/// The disk of the node.
+const DISK_MIB: u64 = 6144;
+/// What a disk of today writes whole or not at all. In smaller pieces, ext4's own superblock may be torn.
+const SECTOR_SIZE: usize = 4096;
+/// What the machine sends to itself goes to this host.
+const BEND: &str = "table ip bend { \
+    chain out { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport { 443, 1025-65535 } dnat to 10.0.2.2; }; \
+    chain back { type nat hook postrouting priority 100; ip saddr 127.0.0.1 ip daddr 10.0.2.2 masquerade; }; }";
+/// Folders of the machine that hold what users have: nothing, when nothing is deployed.
+const FOLDERS: [&str; 6] = [
+    "/data/hostd/deployments",
+    "/data/machine/networks",
+    "/data/machine/vms",
+    "/data/ssd",
+    "/data/hdd",
+    "/run/hostd/vms",
+];
+
+/// Says hello to each who connects, and what it wrote on its disk when it first had it.
+pub(crate) const SERVE: &str = "use IO::Socket::INET; $| = 1; \
+    if (-d qq(/data) and ! -s qq(/data/id)) { open F, qq(>/data/id); print F rand; close F; system qq(sync) } \
+    if (open F, qq(/data/id)) { $id = <F> } print qq(serving\\n); \
+    $s = IO::Socket::INET->new(LocalPort => 8080, Listen => 5) or die $!; \
+    while ($c = $s->accept) { print $c qq(hello from the guest $id\\n); close $c }";
+
+/// What kind of grid, and who has the node.
+pub(crate) struct Options {
+    /// What its logs are called.
+    pub(crate) name: &'static str,
+    /// What the farm is called.
+    pub(crate) farm: &'static str,
+    /// What `devgrid` is told beside where it is.
+    pub(crate) devgrid: &'static [&'static str],
+    /// The plug will be pulled.
+    pub(crate) loses_power: bool,
+}
+
+/// A grid, a node of it, and its user.
+pub(crate) struct World {
+    pub(crate) folder: tempfile::TempDir,
+    options: Options,
+    builder: MachineBuilder,
+    image_folder: String,
+    data: Disk,
+    /// Of the machine that is on.
+    node: RefCell<Option<On>>,
+    _devgrid: Process,
+    _lab: Lab,
+}
+
+/// What is there while the machine is on.
+struct On {
+    machine: Machine,
+    supervise: Running,
+    hostd: Option<Running>,
+}
+
+impl World {
+    pub(crate) fn new(options: Options) -> Self {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (disk, image_folder) = image_disk_by(&program("flist"));
+        let hub = folder.path().join("grid/hub/lab");
+        fs::create_dir_all(&hub).unwrap();
+        let dump = format!("dump /image.fl {}", hub.join("guest.fl").display());
+        succeed(Command::new("/sbin/debugfs").arg("-R").arg(dump).arg(disk));
+        let devgrid = up(&folder.path().join("grid"), options.devgrid);
+        let data = disk_of(folder.path(), "data", DISK_MIB, |folder| {
+            for pool in ["ssd", "hdd"] {
+                fs::create_dir(folder.join(pool)).unwrap();
+            }
+        });
+        let data = Disk::file("data", &data);
+        let data = if options.loses_power { data.logged() } else { data };
+        let lab = Lab::new(options.name).unwrap();
+        let builder = describe(&lab, folder.path(), disk, &data);
+        let image_folder = image_folder.clone();
+        let node = RefCell::default();
+        let (_devgrid, _lab) = (devgrid, lab);
+        let world = Self { folder, options, builder, image_folder, data, node, _devgrid, _lab };
+        world.boot();
+        world.join();
+        world.start_hostd();
+        world
+    }
+
+    /// Switches the machine on.
+    fn boot(&self) {
+        if self.options.loses_power {
+            let mut copy = Command::new("cp");
+            copy.args(["--sparse=always", "--reflink=auto"]);
+            succeed(copy.arg(self.data.path()).arg(self.before()));
+        }
+        let machine = self.builder.clone().boot().unwrap();
+        for mount in [
+            &["/dev/vda", self.image_folder.as_str(), "ro"][..],
+            &["/dev/vdb", "/opt", "ro"],
+            &["/dev/vdc", "/data"],
+        ] {
+            let mount = [&["/init", "mount", "ext4"], mount].concat();
+            machine.run(&mount).unwrap().success().unwrap();
+        }
+        // The grid is known by this host's name for itself, which its relay insists on.
+        let bend = format!("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet; nft '{BEND}'");
+        machine.run(&["/bin/bash", "-ec", &bend]).unwrap().success().unwrap();
+        let supervise = ["/opt/supervise", "--socket", "/run/supervise.sock"];
+        let supervise = machine.command(&supervise).timeout(LIFE).spawn().unwrap();
+        self.node.replace(Some(On { machine, supervise, hostd: None }));
+        self.until("[ -S /run/supervise.sock ]");
+    }
+
+    /// Somebody new joins, and has a farm.
+    fn join(&self) {
+        let key = self.path("key");
+        fs::write(&key, format!("0x{}", "11".repeat(32))).unwrap();
+        let network = self.path("grid/network.json");
+        self.grid(&["login", "--network", &network, "--key-file", &key]);
+        self.grid(&["farm", "create", self.options.farm]);
+    }
+
+    /// Starts the node's program, and waits until the grid knows the node.
+    pub(crate) fn start_hostd(&self) {
+        let run = ["/opt/hostd", "run", "--config", "/hostd.toml"];
+        let running = self.on(|on| on.machine.command(&run).timeout(LIFE).spawn().unwrap());
+        let end = Instant::now() + TIME_MAX;
+        loop {
+            let shown = self.command(&["node", "show", "1", "--json"]).output().unwrap();
+            if shown.status.success() {
+                break;
+            }
+            if Instant::now() > end {
+                let _ = running.signal(15);
+                let output = running.wait().unwrap();
+                let errors = String::from_utf8_lossy(&output.stderr);
+                let shown = String::from_utf8_lossy(&shown.stderr);
+                panic!("no node: {shown}\n{}\n{errors}", output.text());
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        self.on(|on| on.hostd = Some(running));
+    }
+
+    /// Ends the node's program as `kill -9` does.
+    pub(crate) fn hostd_dies(&self) {
+        let hostd = self.on(|on| on.hostd.take()).unwrap();
+        hostd.signal(9).unwrap();
+        let output = hostd.wait().unwrap();
+        eprintln!("hostd said:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.outcome, Outcome::Killed(9));
+    }
+
+    /// Pulls the plug, leaves on the disk what may be there, and switches the machine on again.
+    pub(crate) fn pull_plug(&self, chance: &mut Chance) {
+        self.node.take().unwrap().machine.power_cut();
+        leave_what_was_flushed(&self.data, &self.before(), chance);
+        self.boot();
+        self.start_hostd();
+    }
+
+    /// What the disk was when the machine was switched on.
+    fn before(&self) -> PathBuf {
+        self.folder.path().join("data.before")
+    }
+
+    /// What the guest at this address says, inside its network.
+    pub(crate) fn answers(&self, ip: &str) -> String {
+        let script = format!(
+            "for n in /run/netns/*; do exec /sbin/ip netns exec ${{n##*/}} /bin/bash -c \
+             'exec 3<>/dev/tcp/{ip}/8080 && cat <&3'; done"
+        );
+        let mut said = String::new();
+        let has_answered = || {
+            let output = self.on(|on| {
+                let run = on.machine.command(&["/bin/bash", "-c", &script]);
+                run.timeout(Duration::from_secs(20)).run().unwrap()
+            });
+            said = output.text();
+            said.starts_with("hello from the guest")
+        };
+        if !is_soon(has_answered) {
+            let logs = self.shell("cat /data/machine/vms/*/console.log /data/machine/logs/*");
+            panic!("no answer from {ip}: {said}\n{logs}");
+        }
+        said
+    }
+
+    /// What the machine holds.
+    pub(crate) fn holdings(&self) -> Holdings {
+        self.on(|on| Holdings::of(&on.machine, &FOLDERS).unwrap())
+    }
+
+    /// Waits until the machine holds what it held before.
+    pub(crate) fn holds_again(&self, before: &Holdings) {
+        let mut left = Vec::new();
+        let is_same = || {
+            left = self.holdings().since(before);
+            left.is_empty()
+        };
+        assert!(is_soon(is_same), "leaks:\n{}", left.join("\n"));
+    }
+
+    /// Numbers of all contracts that are not over.
+    pub(crate) fn contracts(&self) -> Vec<u64> {
+        let shown = self.grid(&["ls", "--json"]);
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let contracts = shown.as_array().unwrap().iter();
+        contracts.map(|one| one["contract_id"].as_u64().unwrap()).collect()
+    }
+
+    /// All workloads as their owner is shown them, without the time at which they were made.
+    pub(crate) fn workloads(&self) -> Vec<Value> {
+        let mut workloads = Vec::new();
+        for contract in self.contracts() {
+            let shown = self.grid(&["show", &contract.to_string(), "--json"]);
+            let mut shown: Value = serde_json::from_str(&shown).unwrap();
+            let found = shown["workloads"].as_array_mut().unwrap();
+            for mut workload in found.drain(..) {
+                workload["result"]["created"].take();
+                workloads.push(workload);
+            }
+        }
+        workloads
+    }
+
+    /// The private address of a machine, as the node says it.
+    pub(crate) fn ip_of(&self, name: &str) -> String {
+        let workloads = self.workloads();
+        let found = workloads.iter().find(|workload| workload["name"] == name);
+        let found = found.unwrap_or_else(|| panic!("no {name} in {workloads:#?}"));
+        let ip = found["result"]["data"]["ip"].as_str();
+        ip.unwrap_or_else(|| panic!("{found:#}")).to_owned()
+    }
+
+    /// Cancels everything.
+    pub(crate) fn cancel_all(&self) {
+        for contract in self.contracts() {
+            self.grid(&["cancel", &contract.to_string()]);
+        }
+    }
+
+    /// The address of the services.
+    pub(crate) fn services(&self) -> String {
+        let text = fs::read_to_string(self.path("grid/network.json")).unwrap();
+        let network: Value = serde_json::from_str(&text).unwrap();
+        let hub = network["hub_urls"][0].as_str().unwrap();
+        hub.trim_end_matches('/').trim_end_matches("/hub").to_owned()
+    }
+
+    /// The line of a plan that describes a machine which serves.
+    pub(crate) fn serving_vm(&self, more: &str) -> String {
+        format!(
+            "{{name: web, node: 1, network: lan, flist: '{}/hub/lab/guest.fl', memory: 512M,\n     \
+             entrypoint: '/usr/bin/perl -e \"eval $ENV{{SERVE}}; die $@\"', \
+             env: {{SERVE: '{SERVE}'}}{more}}}",
+            self.services(),
+        )
+    }
+
+    /// Writes a plan, and says where.
+    pub(crate) fn plan(&self, plan: &str) -> String {
+        let path = self.path("plan.yaml");
+        fs::write(&path, plan).unwrap();
+        path
+    }
+
+    /// Has the user's command succeed.
+    pub(crate) fn grid(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let (out, errors) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        let out = String::from_utf8_lossy(out).into_owned();
+        assert!(output.status.success(), "grid {arguments:?}: {out}{errors}");
+        out
+    }
+
+    /// Has the user's command fail, in words.
+    pub(crate) fn grid_fails(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(!output.status.success(), "grid {arguments:?} did not fail");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// The user's command, while something else happens.
+    pub(crate) fn grid_beside(&self, arguments: &[&str]) -> Deploying {
+        let log = self.path("beside.log");
+        let output = File::create(&log).unwrap();
+        let mut command = self.command(arguments);
+        command.stdout(output.try_clone().unwrap()).stderr(output);
+        Deploying { process: Process(command.spawn().unwrap()), log: log.into() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "900"]).arg(program("grid")).args(arguments);
+        command.env("GRID_HOME", self.path("home")).stdin(Stdio::null());
+        command
+    }
+
+    /// Waits until a script in the machine succeeds.
+    pub(crate) fn until(&self, script: &str) {
+        let is_so = || {
+            self.on(|on| {
+                let output = on.machine.run(&["/bin/bash", "-c", script]).unwrap();
+                output.outcome == Outcome::Exited(0)
+            })
+        };
+        assert!(is_soon(is_so), "in vain: {script}");
+    }
+
+    pub(crate) fn shell(&self, script: &str) -> String {
+        self.on(|on| {
+            let run = on.machine.command(&["/bin/bash", "-c", script]).timeout(TIME_MAX);
+            run.run().unwrap().text()
+        })
+    }
+
+    /// A path below the folder of the test.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn on<T>(&self, work: impl FnOnce(&mut On) -> T) -> T {
+        work(self.node.borrow_mut().as_mut().expect("the machine is on"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let Some(On { machine, supervise, hostd }) = self.node.take() else { return };
+        for running in hostd.into_iter().chain([supervise]) {
+            let _ = running.signal(15);
+            if let Ok(output) = running.wait()
+                && std::thread::panicking()
+            {
+                eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+            }
+        }
+        drop(machine);
+    }
+}
+
+/// A command of the user that is under way.
+pub(crate) struct Deploying {
+    process: Process,
+    log: PathBuf,
+}
+
+impl Deploying {
+    /// Waits for its good end.
+    pub(crate) fn done(mut self) {
+        let mut status = None;
+        let has_ended = || {
+            status = self.process.0.try_wait().unwrap();
+            status.is_some()
+        };
+        is_soon_enough(TIME_MAX * 3, has_ended);
+        let said = fs::read_to_string(&self.log).unwrap();
+        assert!(status.is_some_and(|status| status.success()), "{status:?}: {said}");
+        eprintln!("{said}");
+    }
+}
+
+/// The node's machine.
+fn describe(lab: &Lab, folder: &Path, image: &Path, data: &Disk) -> MachineBuilder {
+    let builder = lab.machine("node").nested_kvm().memory_mib(3584).cpus(2).host_network();
+    let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
+    let builder = builder.disk(&Disk::file("guest", image).read_only());
+    let programs = disk_of(folder, "programs", 1024, |folder| {
+        for name in PROGRAMS {
+            let to = folder.join(name);
+            succeed(Command::new("strip").arg("-o").arg(&to).arg(program(name)));
+        }
+        let kernel = named("vmlinux").unwrap_or_else(|| built().vmlinux.clone());
+        let initramfs = named("initramfs.img").unwrap_or_else(|| built().initramfs.clone());
+        fs::copy(kernel, folder.join("vmlinux")).unwrap();
+        fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
+    });
+    let builder = builder.disk(&Disk::file("programs", &programs).read_only());
+    let mut builder = builder.disk(data);
+    let tools = TOOLS.iter().chain(&HOLDINGS_PROGRAMS).map(PathBuf::from);
+    for tool in tools.chain(PROGRAMS.map(program)) {
+        builder = builder.program(tool);
+    }
+    for name in ["network.json", "ca.pem"] {
+        if let Ok(text) = fs::read(folder.join("grid").join(name)) {
+            builder = builder.file(&format!("/{name}"), 0o644, text);
+        }
+    }
+    builder.file("/hostd.toml", 0o644, CONFIG)
+}
+
+const CONFIG: &str = r#"
+state = "/data/hostd"
+network = "/network.json"
+farm = 1
+status = "/run/hostd-status.sock"
+
+[place]
+country_name = "Belgium"
+city_name = "Ghent"
+latitude = 51.05
+longitude = 3.72
+
+[machine]
+state = "/data/machine"
+runtime = "/run/hostd"
+supervisor = "/run/supervise.sock"
+pools = [
+    { name = "ssd", path = "/data/ssd", kind = "ssd" },
+    { name = "hdd", path = "/data/hdd", kind = "hdd" },
+]
+
+[machine.programs]
+vmm = "/opt/vmm"
+flist = "/opt/flist"
+mycelium = "/opt/mycelium"
+zdb = "/opt/zdb"
+nft = "/usr/sbin/nft"
+
+[machine.guest]
+kernel = "/opt/vmlinux"
+initramfs = "/opt/initramfs.img"
+
+[machine.images]
+allow_routes = ["local"]
+"#;
+
+/// Looks until something is so, or for so long that it never will be.
+fn is_soon(is_so: impl FnMut() -> bool) -> bool {
+    is_soon_enough(TIME_MAX, is_so)
+}
+
+fn is_soon_enough(time_max: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + time_max;
+    while !is_so() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    true
+}
+
+/// A program of ours: in one of the folders that `ZERO_OS_PROGRAMS` names, or beside the test's own.
+fn program(name: &str) -> PathBuf {
+    let beside = std::env::current_exe().unwrap();
+    let beside = beside.parent().and_then(Path::parent).unwrap().join(name);
+    let path = named(name).or_else(|| Some(beside).filter(|path| path.is_file()));
+    path.unwrap_or_else(|| panic!("no program {name}: `ci/test lab-full` makes it"))
+}
+
+/// A file in the first of the folders that `ZERO_OS_PROGRAMS` names which has it: what was built elsewhere.
+fn named(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("ZERO_OS_PROGRAMS")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// A disk with a file system of so many MiB, with what `fill` puts into a folder.
+fn disk_of(folder: &Path, name: &str, size_mib: u64, fill: impl FnOnce(&Path)) -> PathBuf {
+    let (source, disk) = (folder.join(name), folder.join(format!("{name}.ext4")));
+    fs::create_dir(&source).unwrap();
+    fill(&source);
+    let mut make = Command::new("/sbin/mke2fs");
+    make.args(["-q", "-t", "ext4", "-d"]).arg(&source).arg(&disk).arg(format!("{size_mib}M"));
+    succeed(&mut make);
+    fs::remove_dir_all(&source).unwrap();
+    disk
+}
+
+/// Runs a grid in a folder, at any ports, until it has described itself.
+fn up(folder: &Path, more: &[&str]) -> Process {
+    let mut command = Command::new(program("devgrid"));
+    command.args(["up", "--port", "0", "--dir"]).arg(folder).args(more);
+    let log = folder.join("devgrid.log");
+    let output = File::create(&log).unwrap();
+    let process = Process(command.stdout(Stdio::null()).stderr(output).spawn().unwrap());
+    let is_up = is_soon(|| folder.join("network.json").exists());
+    assert!(is_up, "{}", fs::read_to_string(log).unwrap());
+    process
+}
+
+/// A program that runs beside the test, and never longer.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A small generator of numbers, good enough for choices.
+pub(crate) struct Chance(pub(crate) u64);
+
+impl Chance {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Rebuilds the disk from what it was `before`: what was flushed is there, each sector written later is there
+/// or not.
+fn leave_what_was_flushed(disk: &Disk, before: &Path, chance: &mut Chance) {
+    const PIECE: usize = 1 << 20;
+    let log = WriteLog::open(disk.log_path().unwrap()).unwrap();
+    let image = File::options().read(true).write(true).open(before).unwrap();
+    log.replay(0, log.entries().len(), &image).unwrap();
+    let disk = File::options().read(true).write(true).open(disk.path()).unwrap();
+    let (mut flushed, mut written) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut lost_count = 0;
+    for piece in 0..DISK_MIB {
+        image.read_exact_at(&mut flushed, piece << 20).unwrap();
+        disk.read_exact_at(&mut written, piece << 20).unwrap();
+        if flushed == written {
+            continue;
+        }
+        let sectors = written.chunks_exact_mut(SECTOR_SIZE).zip(flushed.chunks_exact(SECTOR_SIZE));
+        for (written, flushed) in sectors.filter(|(written, flushed)| written != flushed) {
+            if chance.below(2) == 0 {
+                written.copy_from_slice(flushed);
+                lost_count += 1;
+            }
+        }
+        disk.write_all_at(&written, piece << 20).unwrap();
+    }
+    eprintln!("{} requests to the disk, {lost_count} sectors lost", log.entries().len());
+}
