@@ -251,6 +251,7 @@ impl Config {
             program: self.programs.zdb.clone(),
             runtime: self.runtime.join("zdb"),
             logs: Some(logs.to_owned()),
+            start_time_max: ZdbConfig::START_TIME_MAX,
             servers: servers.collect(),
         })
     }
