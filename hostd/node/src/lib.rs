@@ -22,6 +22,7 @@
 
 pub mod commands;
 pub mod engine;
+mod files;
 pub mod health;
 pub mod host;
 pub mod kyc;
@@ -29,6 +30,7 @@ pub mod ledger;
 pub mod node;
 pub mod place;
 mod power;
+mod seen;
 pub mod state;
 pub mod store;
 #[cfg(test)]

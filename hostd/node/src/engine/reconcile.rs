@@ -93,7 +93,12 @@ impl Shared {
         }
         for id in found {
             let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
-            if self.slot(key).is_some() || self.damaged.contains(&key) {
+            if self.damaged.contains(&key) {
+                continue;
+            }
+            if let Some(slot) = self.slot(key) {
+                // Its own task removes what is left, between its other steps.
+                slot.record().find([id.name]);
                 continue;
             }
             warn!(workload = %id, "nobody reserved it: removed");

@@ -96,6 +96,8 @@ pub(super) enum Step {
     Restore(Task),
     /// Take down a workload.
     Remove(Name, u32),
+    /// Take down what is left of a workload that is not to be there.
+    Clear(Name),
     /// Make a workload.
     Add(Task),
     /// Make a workload into what it is to be.
@@ -120,6 +122,8 @@ pub(super) struct Record {
     /// The chain does not know yet what it takes.
     pub(super) is_unreported: bool,
     places: BTreeMap<Name, Place>,
+    /// Workloads of which something is on the host, and nothing should be.
+    strays: BTreeSet<Name>,
 }
 
 impl Record {
@@ -136,6 +140,7 @@ impl Record {
             is_in_grace: false,
             is_unreported: true,
             places: BTreeMap::new(),
+            strays: BTreeSet::new(),
         };
         entries.into_iter().for_each(|entry| record.apply(entry));
         record
@@ -214,6 +219,22 @@ impl Record {
         }
     }
 
+    /// Takes note that something of these is on the host. What runs, or is being made, is to be there; of
+    /// all others it was left: a machine that was given up, a making that failed and could not be undone.
+    pub(super) fn find(&mut self, names: impl IntoIterator<Item = Name>) {
+        let is_stray = |name: &Name| {
+            let place = self.places.get(name);
+            place.is_none_or(|place| place.running.is_none() && place.pending.is_none())
+        };
+        let strays: Vec<_> = names.into_iter().filter(is_stray).collect();
+        self.strays.extend(strays);
+    }
+
+    /// Takes note that nothing of it is on the host any more.
+    pub(super) fn cleared(&mut self, name: &Name) {
+        self.strays.remove(name);
+    }
+
     /// A workload as it was in some version.
     pub(super) fn workload(&self, version: u32, name: &Name) -> Option<&Workload> {
         let deployment = self.bodies.get(&version)?.deployment();
@@ -228,10 +249,18 @@ impl Record {
 
     /// What comes next; nothing if all is as it should be.
     pub(super) fn next_step(&self) -> Option<Step> {
+        // What is made next is not mixed with what was left of it.
+        let in_the_way = |name: &Name| self.places.get(name).is_some_and(|it| it.pending.is_some());
+        if let Some(clearing) = self.clearing(in_the_way) {
+            return Some(clearing);
+        }
+        let clearing = || self.clearing(|_| true);
         match self.standing {
-            Standing::Rejected => None,
+            Standing::Rejected => clearing(),
             Standing::Unconfirmed => Some(Step::Confirm(self.version())),
-            Standing::Cancelled => Some(self.removal(|_| true).unwrap_or(Step::Forget)),
+            Standing::Cancelled => {
+                Some(self.removal(|_| true).or_else(clearing).unwrap_or(Step::Forget))
+            }
             Standing::Confirmed(version) => {
                 let confirm = || {
                     let newest = self.version();
@@ -253,7 +282,13 @@ impl Record {
         self.removal(|name| !names.contains(name))
             .or_else(|| self.addition())
             .or_else(|| self.grace())
+            .or_else(|| self.clearing(|_| true))
             .or_else(report)
+    }
+
+    /// The next removal of what was left.
+    fn clearing(&self, is_due: impl Fn(&Name) -> bool) -> Option<Step> {
+        self.strays.iter().find(|name| is_due(name)).cloned().map(Step::Clear)
     }
 
     /// What is to be made again, in order.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostd_grid::Workload;
+use hostd_grid::{Name, Workload};
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::workload::{Mount, State, WorkloadData, WorkloadResult};
@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::record::{Standing, Step};
 use super::{PAUSE_MAX, PAUSE_MIN, Shared, Slot, lock, result};
-use crate::host::{Task, UpdateError};
+use crate::host::{HostError, Task, UpdateError};
 use crate::ledger::{Contract, ContractState, LedgerError, Subject};
 use crate::store::{Entry, StoreError};
 
@@ -65,23 +65,21 @@ impl Shared {
                 Ok(()) => After::Gone,
                 Err(error) => After::Again(error.to_string()),
             },
-            Step::Remove(name, version) => {
-                let (twin_id, contract_id) = (slot.key.twin_id, slot.key.contract_id);
-                let id = WorkloadId { twin_id, contract_id, name: name.clone() };
-                let removed = self.on_host(self.host.remove(id.clone())).await;
-                let end = |error: crate::host::HostError| {
-                    warn!(workload = %id, %error, "not removed");
-                    After::Again(error.0)
-                };
-                match removed {
-                    Ok(()) => {
-                        let result = result(State::Deleted, "");
-                        self.note(slot, vec![Entry::Workload { name, version, result }]).await;
-                        After::Changed
-                    }
-                    Err(error) => end(error),
+            Step::Remove(name, version) => match self.remove(slot, &name).await {
+                Ok(()) => {
+                    let result = result(State::Deleted, "");
+                    self.note(slot, vec![Entry::Workload { name, version, result }]).await;
+                    After::Changed
                 }
-            }
+                Err(error) => After::Again(error.0),
+            },
+            Step::Clear(name) => match self.remove(slot, &name).await {
+                Ok(()) => {
+                    slot.record().cleared(&name);
+                    After::Changed
+                }
+                Err(error) => After::Again(error.0),
+            },
             Step::Add(task) => self.add(slot, task).await,
             Step::Update { old, new } => self.update_workload(slot, old, new).await,
             Step::Restore(task) => self.restore_workload(slot, task).await,
@@ -94,6 +92,17 @@ impl Shared {
                 self.paused(slot, &task, done, State::Ok).await
             }
         }
+    }
+
+    /// Takes down whatever is on the host of a workload.
+    async fn remove(&self, slot: &Slot, name: &Name) -> Result<(), HostError> {
+        let (twin_id, contract_id) = (slot.key.twin_id, slot.key.contract_id);
+        let id = WorkloadId { twin_id, contract_id, name: name.clone() };
+        let removed = self.on_host(self.host.remove(id.clone())).await;
+        if let Err(error) = &removed {
+            warn!(workload = %id, %error, "not removed");
+        }
+        removed
     }
 
     /// Waits for a turn on the host.
@@ -241,7 +250,7 @@ impl Shared {
         &self,
         slot: &Slot,
         task: &Task,
-        done: Result<(), crate::host::HostError>,
+        done: Result<(), HostError>,
         state: State,
     ) -> After {
         if let Err(error) = done {

@@ -305,6 +305,7 @@ async fn a_machine_that_was_given_up_is_taken_down_and_stays_down() {
     assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
     let message = engine.get(TWIN, CONTRACT).unwrap().workloads[0].result.message.clone();
     assert_eq!(message, "workload decommissioned by system, reason: so many crashes");
+    until("it is taken down", || bench.host.fallen.lock().unwrap().is_empty()).await;
     assert_eq!(bench.host.take_calls(), ["remove 1-5-vm"]);
 
     // It is not made again, now or after a restart.
@@ -314,6 +315,32 @@ async fn a_machine_that_was_given_up_is_taken_down_and_stays_down() {
     engine.reconcile().await.unwrap();
     assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
     assert_eq!(bench.host.take_calls(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_removed_is_removed_later() {
+    let bench = Bench::new();
+    let names = ["vm", "disk", "net"];
+    let engine = bench.running(&Body::of(&names, &names)).await;
+    let id = WorkloadIdOf(1, 5, "vm").id();
+    bench.host.failing.lock().unwrap().insert("vm".into());
+    bench.host.fallen.lock().unwrap().push((id.clone(), "so many crashes".into()));
+    engine.take_down_fallen().await.unwrap();
+    let tries = || {
+        let calls = bench.host.calls.lock().unwrap();
+        calls.iter().filter(|call| *call == "remove 1-5-vm").count()
+    };
+    until("it is tried again", || tries() >= 3).await;
+    assert!(bench.host.there.lock().unwrap().contains(&id));
+    // After a restart too, which finds it on the host.
+    drop(engine);
+    let engine = bench.start().await;
+    until("it is tried again", || tries() >= 5).await;
+    assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
+    bench.host.failing.lock().unwrap().clear();
+    until("it is gone", || !bench.host.there.lock().unwrap().contains(&id)).await;
+    engine.reconcile().await.unwrap();
+    assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
 }
 
 #[tokio::test]

@@ -11,10 +11,11 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use super::{SEEN, Shared};
+use super::Shared;
 use crate::engine::{blocking, lock, now};
 use crate::health::Duty;
 use crate::host::Traffic;
+use crate::seen::Seen;
 use crate::traffic::{Meter, Queue};
 
 /// How often a node says that it is there.
@@ -25,8 +26,10 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the host is asked which machines it has given up.
 const FALLEN_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it is remembered what was asked.
+/// How often it is looked whether what was asked should be written down anew.
 const SEEN_INTERVAL: Duration = Duration::from_secs(10);
+/// After so many looks it is, if anything came.
+const SEEN_COUNT: u64 = 30;
 /// How often traffic is counted.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How much time a report of traffic is about, in seconds.
@@ -78,16 +81,22 @@ impl Shared {
         }
     }
 
-    /// Remembers what was asked, so that nothing is done twice when the node starts anew.
-    pub(super) async fn remember_seen(self: Arc<Self>, peer: Weak<Peer>) {
+    /// Writes down anew what was asked, without what has expired.
+    pub(super) async fn rewrite_seen(self: Arc<Self>, seen: Arc<Seen>, peer: Weak<Peer>) {
         let mut last = Vec::new();
-        loop {
+        for count in 1_u64.. {
             sleep(SEEN_INTERVAL).await;
+            if !count.is_multiple_of(SEEN_COUNT) && !seen.is_long() {
+                continue;
+            }
             let Some(peer) = peer.upgrade() else { return };
-            let seen = peer.seen();
-            if seen != last {
-                self.state.put(SEEN, &seen);
-                last = seen;
+            let window = peer.seen();
+            if window == last && !seen.is_long() {
+                continue;
+            }
+            match seen.rewrite(move || peer.seen()).await {
+                Ok(()) => last = window,
+                Err(error) => warn!(%error, "requests can't be written down"),
             }
         }
     }

@@ -34,12 +34,13 @@ use hostd_chain::{Chain, ChainError, SigningChain};
 use hostd_rmb::identity::Identity;
 use hostd_rmb::peer::{Peer, PeerConfig, StartError};
 use hostd_rmb::relay::{RelayAddress, TrustedRoots};
+use hostd_rmb::server::Journal;
 use hostd_rmb::server::limits::Limits;
 use hostd_rmb::signature::Version;
 use hostd_rmb::twins::{CachedTwins, TwinId, Twins};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::commands::commands;
 use crate::engine::{Engine, EngineConfig};
@@ -47,6 +48,7 @@ use crate::health::Health;
 use crate::host::Host;
 use crate::ledger::Ledger;
 use crate::place::Place;
+use crate::seen::Seen;
 use crate::state::{Numbers, StateStore};
 use crate::store::{Store, StoreError, StoreKey};
 use crate::tfchain::TfChain;
@@ -57,7 +59,8 @@ pub use known::Known;
 pub struct NodeConfig {
     /// Where its deployments are kept.
     pub folder: PathBuf,
-    /// Where reports wait that the chain has not taken yet.
+    /// Where reports wait that the chain has not taken yet, and requests are written down that must not be
+    /// done twice.
     pub reports: PathBuf,
     /// What they are sealed with.
     pub key: StoreKey,
@@ -111,6 +114,7 @@ pub struct Node {
     pub twin_id: u32,
     shared: Arc<Shared>,
     peer: Arc<Peer>,
+    seen: Arc<Seen>,
     renumbered: watch::Receiver<bool>,
     _duties: JoinSet<()>,
 }
@@ -139,7 +143,7 @@ struct Site {
     encryption_key: Vec<u8>,
 }
 
-/// What requests are remembered as that must not be done again.
+/// The file of requests that must not be done again.
 const SEEN: &str = "seen";
 /// What joins the names of a twin's relays on the chain.
 const RELAY_SEPARATOR: &str = "_";
@@ -198,9 +202,11 @@ impl Node {
             limits: config.limits,
         };
         let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
-        let seen = config.state.get(SEEN).unwrap_or_default();
+        let (before, seen) = Seen::open(&config.reports.join(SEEN)).map_err(StartError::from)?;
+        let seen = Arc::new(seen);
         let answers = commands(&engine, &host, &known);
-        let peer = Peer::start_after(peer_config, identity, lookup, answers, &seen)?;
+        let journal = Some(Arc::clone(&seen) as Arc<dyn Journal>);
+        let peer = Peer::start_after(peer_config, identity, lookup, answers, &before, journal)?;
         let peer = Arc::new(peer);
         known.set_peer(&peer);
 
@@ -215,8 +221,8 @@ impl Node {
         duties.spawn(Arc::clone(&shared).watch_machines());
         duties.spawn(Arc::clone(&shared).follow());
         duties.spawn(Arc::clone(&shared).count_traffic(reports));
-        duties.spawn(Arc::clone(&shared).remember_seen(Arc::downgrade(&peer)));
-        Ok(Self { node_id, twin_id, shared, peer, renumbered, _duties: duties })
+        duties.spawn(Arc::clone(&shared).rewrite_seen(Arc::clone(&seen), Arc::downgrade(&peer)));
+        Ok(Self { node_id, twin_id, shared, peer, seen, renumbered, _duties: duties })
     }
 
     /// Its deployments.
@@ -247,7 +253,10 @@ impl Node {
     /// Waits until nothing is half done on the host, and lets nothing begin. Then the node can be dropped.
     pub async fn rest(&self) {
         self.shared.engine.rest().await;
-        self.shared.state.put(SEEN, &self.peer.seen());
+        let peer = Arc::clone(&self.peer);
+        if let Err(error) = self.seen.rewrite(move || peer.seen()).await {
+            warn!(%error, "not all requests are written down");
+        }
     }
 
     /// Waits until the chain says that the account is another node than this. Then it has to be started

@@ -38,6 +38,7 @@ fn shown(record: &Record) -> String {
         Some(Step::Confirm(version)) => format!("confirm {version}"),
         Some(Step::Restore(task)) => format!("restore {}", name(&task)),
         Some(Step::Remove(name, version)) => format!("remove {name} {version}"),
+        Some(Step::Clear(name)) => format!("clear {name}"),
         Some(Step::Add(task)) => format!("add {}", name(&task)),
         Some(Step::Update { old, new }) => {
             format!("update {} {}-{}", name(&new), old.workload().version, new.workload().version)
@@ -166,4 +167,34 @@ fn entries_lead_to_the_same_record_again_also_compacted() {
             assert_eq!(a.shown(), b.shown());
         }
     }
+}
+
+#[test]
+fn what_was_left_goes_when_nothing_else_is_to_be_done_or_when_it_is_in_the_way() {
+    let mut record = running(&["disk", "vm"]);
+    record.find(["disk".into(), "vm".into()]);
+    assert_eq!(shown(&record), "rest");
+    record.apply(entry("vm", 0, State::Error));
+    record.is_unreported = true;
+    record.find(["vm".into(), "unknown".into()]);
+    assert_eq!(shown(&record), "clear unknown");
+    record.cleared(&"unknown".into());
+    assert_eq!(shown(&record), "clear vm");
+    // A making of the same name waits until it is gone; another does not.
+    accept(&mut record, 1, &["disk", "vm", "db"], &["vm", "db"]);
+    assert_eq!(shown(&record), "clear vm");
+    record.cleared(&"vm".into());
+    record.find(["old".into()]);
+    step(&mut record, "confirm 1", Entry::Confirmed { version: 1 });
+    step(&mut record, "add vm", entry("vm", 1, State::Ok));
+    step(&mut record, "add db", entry("db", 1, State::Ok));
+    assert_eq!(shown(&record), "clear old");
+    // With the contract everything goes, and nothing is forgotten before.
+    record.apply(Entry::Cancelled { reason: String::new() });
+    step(&mut record, "remove db 1", entry("db", 1, State::Deleted));
+    step(&mut record, "remove vm 1", entry("vm", 1, State::Deleted));
+    step(&mut record, "remove disk 0", entry("disk", 0, State::Deleted));
+    assert_eq!(shown(&record), "clear old");
+    record.cleared(&"old".into());
+    assert_eq!(shown(&record), "forget");
 }
