@@ -184,7 +184,10 @@ impl Node {
         let reports = duties::Reports::open(&config.reports);
         let reports = reports.map_err(NodeError::Reports)?;
         let store = Store::open(config.folder, config.key)?;
-        let ledger = TfChain::new(signing.clone(), node_id).with_kyc(&config.kyc_url);
+        let twins = Arc::new(CachedTwins::new(Arc::new(chain)));
+        let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
+        let ledger = TfChain::new(signing.clone(), node_id, Arc::clone(&lookup));
+        let ledger = ledger.with_kyc(&config.kyc_url);
         let ledger: Arc<dyn Ledger> = Arc::new(ledger);
         let engine_config = EngineConfig { node_id, confirm_patience: config.confirm_patience };
         let engine = Engine::start(engine_config, store, ledger, Arc::clone(&host)).await?;
@@ -192,7 +195,6 @@ impl Node {
 
         let health = Arc::new(Health::default());
         let known = Arc::new(Known::new(config.place, config.admin_twins, Arc::clone(&health)));
-        let twins = Arc::new(CachedTwins::new(Arc::new(chain)));
         let peer_config = PeerConfig {
             twin,
             session: None,
@@ -201,7 +203,6 @@ impl Node {
             roots: config.roots,
             limits: config.limits,
         };
-        let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
         let (before, seen) = Seen::open(&config.reports.join(SEEN)).map_err(StartError::from)?;
         let seen = Arc::new(seen);
         let answers = commands(&engine, &host, &known);
