@@ -140,9 +140,7 @@ impl Inner {
         drop(waiting);
         let written = match &open.file {
             // A part that was written before an error is written over.
-            Some(file) => {
-                file.write_all_at(&entries, open.size).and_then(|()| file.sync_data())
-            }
+            Some(file) => file.write_all_at(&entries, open.size).and_then(|()| file.sync_data()),
             None => Err(io::Error::other("there is no file of requests")),
         };
         match written {

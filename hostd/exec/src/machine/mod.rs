@@ -22,19 +22,20 @@ mod about;
 mod check;
 mod config;
 mod machines;
+mod power;
 mod space;
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hostd_grid::address::Cidr;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
-use hostd_grid::{WorkloadData, WorkloadType};
+use hostd_grid::{Name, WorkloadData, WorkloadType};
 use hostd_node::host::{
     About, Diagnosis, Doing, Hardware, Host, HostError, MachineAction, Pool, Resources, Task,
     UpdateError,
@@ -402,6 +403,30 @@ impl Host for Machine {
 
     fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
         self.on_thread(|inner| inner.vms.fallen().map_err(host))
+    }
+
+    fn unfit(&self) -> Option<String> {
+        power::unfit(Path::new("/dev/kvm"))
+    }
+
+    fn check(&self) -> Doing<'_, Vec<String>> {
+        self.on_thread(|inner| power::check(&inner.config.state))
+    }
+
+    fn examine(&self, workloads: Vec<(Name, WorkloadData)>) -> Doing<'_, Vec<String>> {
+        self.on_thread(move |inner| inner.examine(&workloads))
+    }
+
+    fn enable_wake(&self) -> Doing<'_, Result<(), HostError>> {
+        self.on_thread(|inner| power::enable_wake(inner.config.power_off.is_some()))
+    }
+
+    fn power_off(&self) -> Doing<'_, Result<(), HostError>> {
+        self.on_thread(|inner| power::power_off(inner.config.power_off.as_deref()))
+    }
+
+    fn set_clock(&self, time: i64) -> Doing<'_, Result<(), HostError>> {
+        self.on_thread(move |_| power::set_clock(time))
     }
 
     fn diagnose(&self) -> Doing<'_, Diagnosis> {

@@ -209,7 +209,9 @@ impl VerifiedDeployment {
             let mut budget = VALUE_COUNT_MAX;
             let wire = json::from_checked::<WireDeployment<'_>>(checked, &mut budget);
             let workloads = wire.map(|wire| wire.workloads).unwrap_or_default();
-            texts.extend(workloads.iter().map(|workload| (workload.name().clone(), workload.text())));
+            texts.extend(
+                workloads.iter().map(|workload| (workload.name().clone(), workload.text())),
+            );
         }
         let sent = |workload: &Workload| {
             let Workload { version, name, data, metadata, description, result } = workload.clone();

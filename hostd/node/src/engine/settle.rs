@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostd_grid::{Name, Workload};
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::workload::{Mount, State, WorkloadData, WorkloadResult};
+use hostd_grid::{Name, Workload};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 

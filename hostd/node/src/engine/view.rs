@@ -159,6 +159,13 @@ impl Engine {
         self.shared.slots().into_iter().map(|slot| slot.record().overview()).collect()
     }
 
+    /// One deployment, for the same.
+    pub fn overview_of(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Overview> {
+        let slot = self.shared.slot(Key { twin_id, contract_id })?;
+        let record = slot.record();
+        Some(record.overview())
+    }
+
     /// What there is, and what is taken.
     pub fn statistics(&self) -> Statistics {
         let Resources { total, system, .. } = self.shared.host.resources();

@@ -3,11 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hostd_chain::ChainError;
 use hostd_rmb::peer::Peer;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
@@ -18,8 +17,6 @@ use crate::host::Traffic;
 use crate::seen::Seen;
 use crate::traffic::{Meter, Queue};
 
-/// How often a node says that it is there.
-const UPTIME_INTERVAL: Duration = Duration::from_secs(40 * 60);
 /// How often everything is compared.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a duty that failed waits before it is tried again.
@@ -36,35 +33,6 @@ const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5 * 60);
 const REPORT_WINDOW: i64 = 3600;
 
 impl Shared {
-    /// Says every now and then that the node is there, and then whether it runs.
-    pub(super) async fn report_uptime(self: Arc<Self>) {
-        let mut is_power_settled = false;
-        loop {
-            let unix = SystemTime::now().duration_since(UNIX_EPOCH);
-            let unix = unix.map_or(0, |time| time.as_secs());
-            let reported = self.signing.report_uptime(uptime(), unix).await;
-            self.health.note(Duty::Uptime, &reported);
-            if let Err(error) = reported {
-                warn!(%error, "uptime was not reported");
-                sleep(RETRY_INTERVAL).await;
-                continue;
-            }
-            let mut pause = UPTIME_INTERVAL;
-            if !is_power_settled {
-                let settled = self.settle_power().await;
-                self.health.note(Duty::Power, &settled);
-                match settled {
-                    Ok(()) => is_power_settled = true,
-                    Err(error) => {
-                        warn!(%error, "the chain does not know that the node runs");
-                        pause = RETRY_INTERVAL;
-                    }
-                }
-            }
-            sleep(pause).await;
-        }
-    }
-
     /// Compares everything every now and then, and soon after a failure that passes.
     pub(super) async fn compare(self: Arc<Self>) {
         loop {
@@ -138,7 +106,7 @@ impl Shared {
     async fn send_reports(&self, reports: &Reports) -> Result<(), String> {
         let text = |error: io::Error| format!("reports on disk: {error}");
         while let Some(report) = reports.on_disk(|files| files.queue.first()).await.map_err(text)? {
-            match self.signing.add_nru_reports(&report).await {
+            match self.registrar.report_traffic(&report).await {
                 Ok(()) => info!(count = report.len(), "traffic was reported"),
                 // The chain's reasons don't pass.
                 Err(error @ ChainError::Refused { .. }) => {
@@ -150,11 +118,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// Seconds since the machine started, sleep included.
-fn uptime() -> u64 {
-    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
 }
 
 /// Traffic that was not reported yet, on disk.
@@ -238,10 +201,5 @@ mod tests {
         assert!((3600..3800).contains(&report[0].window), "{}", report[0].window);
         reports.on_disk(|files| files.queue.pop()).await.unwrap();
         assert!(!reports.are_waiting());
-    }
-
-    #[test]
-    fn the_machine_runs_for_longer_than_this_test() {
-        assert!(uptime() > 0);
     }
 }

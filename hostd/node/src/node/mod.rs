@@ -15,22 +15,31 @@
 //! | duty | when |
 //! |---|---|
 //! | `registration` | every half hour, and when what the node is has changed |
-//! | uptime, then power | every forty minutes |
+//! | uptime, then power | every forty minutes, while the machine is well |
 //! | events | as they come |
 //! | comparison of everything | every hour, and when events were missed |
 //! | machines that crash again and again | every ten seconds |
 //! | traffic | counted every five minutes, reported every hour |
+//! | the clock, compared with the chain's | every minute |
+//! | health | every fifteen minutes |
+//! | how fast its processors are | every six hours |
 
+mod clock;
 mod duties;
 mod events;
 mod known;
 mod registration;
+mod selftest;
+#[cfg(test)]
+mod tests;
+mod uptime;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostd_chain::{Chain, ChainError, SigningChain};
+use hostd_chain::{Chain, ChainError};
 use hostd_rmb::identity::Identity;
 use hostd_rmb::peer::{Peer, PeerConfig, StartError};
 use hostd_rmb::relay::{RelayAddress, TrustedRoots};
@@ -47,7 +56,11 @@ use crate::engine::{Engine, EngineConfig};
 use crate::health::Health;
 use crate::host::Host;
 use crate::ledger::Ledger;
+use crate::news::{Courier, News};
+use crate::perf::Results;
 use crate::place::Place;
+use crate::power::BROADCAST;
+use crate::registrar::{Account, Registrar};
 use crate::seen::Seen;
 use crate::state::{Numbers, StateStore};
 use crate::store::{Store, StoreError, StoreKey};
@@ -101,6 +114,9 @@ pub enum NodeError {
     /// It can't be reached.
     #[error("message bus")]
     Peer(#[from] StartError),
+    /// This machine can't be a node, and here is why.
+    #[error("{0}")]
+    Unfit(String),
     /// The chain gave it a number that nobody has.
     #[error("the chain says that this node is twin 0")]
     Twin,
@@ -122,7 +138,9 @@ pub struct Node {
 /// What the duties share.
 struct Shared {
     numbers: Numbers,
-    signing: SigningChain,
+    /// To follow its events.
+    chain: Chain,
+    registrar: Arc<dyn Registrar>,
     site: Site,
     state: Arc<dyn StateStore>,
     host: Arc<dyn Host>,
@@ -130,17 +148,17 @@ struct Shared {
     twins: Arc<CachedTwins>,
     known: Arc<Known>,
     health: Arc<Health>,
+    /// Held while it is decided whether the node runs.
+    power: tokio::sync::Mutex<()>,
 }
 
 /// What the chain is told beside what the host says.
 struct Site {
     farm_id: u32,
     place: Place,
-    activation_urls: Vec<String>,
-    /// Host names of relays, as a twin has them.
-    relays: String,
-    /// What others encrypt with.
-    encryption_key: Vec<u8>,
+    account: Account,
+    /// Where siblings are woken.
+    wake_to: SocketAddr,
 }
 
 /// The file of requests that must not be done again.
@@ -166,9 +184,12 @@ impl Node {
         let site = Site {
             farm_id: config.farm_id,
             place: config.place.clone(),
-            activation_urls: config.activation_urls,
-            relays: relays.join(RELAY_SEPARATOR),
-            encryption_key: identity.encryption_key(Version::V1).to_bytes().to_vec(),
+            account: Account {
+                activation_urls: config.activation_urls,
+                relays: relays.join(RELAY_SEPARATOR),
+                encryption_key: identity.encryption_key(Version::V1).to_bytes().to_vec(),
+            },
+            wake_to: BROADCAST,
         };
         let remembered = Numbers::recall(&*config.state, signing.account(), chain.genesis());
         let is_registered = remembered.is_none();
@@ -184,7 +205,7 @@ impl Node {
         let reports = duties::Reports::open(&config.reports);
         let reports = reports.map_err(NodeError::Reports)?;
         let store = Store::open(config.folder, config.key)?;
-        let twins = Arc::new(CachedTwins::new(Arc::new(chain)));
+        let twins = Arc::new(CachedTwins::new(Arc::new(chain.clone())));
         let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
         let ledger = TfChain::new(signing.clone(), node_id, Arc::clone(&lookup));
         let ledger = ledger.with_kyc(&config.kyc_url);
@@ -194,7 +215,9 @@ impl Node {
         let engine = Arc::new(engine);
 
         let health = Arc::new(Health::default());
-        let known = Arc::new(Known::new(config.place, config.admin_twins, Arc::clone(&health)));
+        let results = Results::new(Arc::clone(&config.state));
+        let known = Known::new(config.place, config.admin_twins, Arc::clone(&health), results);
+        let known = Arc::new(known);
         let peer_config = PeerConfig {
             twin,
             session: None,
@@ -205,23 +228,42 @@ impl Node {
         };
         let (before, seen) = Seen::open(&config.reports.join(SEEN)).map_err(StartError::from)?;
         let seen = Arc::new(seen);
-        let answers = commands(&engine, &host, &known);
+        let news = Arc::new(News::new(Arc::clone(&config.state)));
+        let answers = commands(&engine, &host, &known, &news);
         let journal = Some(Arc::clone(&seen) as Arc<dyn Journal>);
         let peer = Peer::start_after(peer_config, identity, lookup, answers, &before, journal)?;
         let peer = Arc::new(peer);
         known.set_peer(&peer);
 
         let state = config.state;
-        let shared = Shared { numbers, signing, site, state, host, engine, twins, known, health };
-        let shared = Arc::new(shared);
+        let registrar: Arc<dyn Registrar> = Arc::new(signing);
+        let power = tokio::sync::Mutex::default();
+        let shared = Arc::new(Shared {
+            numbers,
+            chain,
+            registrar,
+            site,
+            state,
+            host,
+            engine,
+            twins,
+            known,
+            health,
+            power,
+        });
         let (renumber, renumbered) = watch::channel(false);
         let mut duties = JoinSet::new();
         duties.spawn(Arc::clone(&shared).keep_registered(is_registered, renumber));
         duties.spawn(Arc::clone(&shared).report_uptime());
         duties.spawn(Arc::clone(&shared).compare());
+        duties.spawn(Arc::clone(&shared).compare_clock());
+        duties.spawn(Arc::clone(&shared).check_health());
+        duties.spawn(Arc::clone(&shared).measure());
         duties.spawn(Arc::clone(&shared).watch_machines());
         duties.spawn(Arc::clone(&shared).follow());
         duties.spawn(Arc::clone(&shared).count_traffic(reports));
+        let courier: Arc<dyn Courier> = Arc::new(Arc::downgrade(&peer));
+        duties.spawn(news.run(shared.engine.listen(), courier));
         duties.spawn(Arc::clone(&shared).rewrite_seen(Arc::clone(&seen), Arc::downgrade(&peer)));
         Ok(Self { node_id, twin_id, shared, peer, seen, renumbered, _duties: duties })
     }

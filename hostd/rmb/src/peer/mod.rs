@@ -34,9 +34,9 @@ use crate::identity::Identity;
 use crate::random::RandomError;
 use crate::relay::{Credentials, Incoming, RELAY_COUNT_MAX, RelayAddress, Relays, TrustedRoots};
 use crate::seal::Desk;
-use crate::server::{Commands, Journal};
 use crate::server::limits::{Admission, Bucket, Limits};
 use crate::server::replay::ReplayWindow;
+use crate::server::{Commands, Journal};
 use crate::signature::Version;
 use crate::twins::{TwinId, Twins};
 

@@ -307,7 +307,16 @@ mod tests {
         let mut server = Server::new();
         let (mut admin, mut user) = (server.client(), server.client());
         let made: &[&[u8]] = &[
-            b"NSMAKE", b"n", b"mode", b"seq", b"public", b"0", b"password", b"pw", b"maxsize", b"9",
+            b"NSMAKE",
+            b"n",
+            b"mode",
+            b"seq",
+            b"public",
+            b"0",
+            b"password",
+            b"pw",
+            b"maxsize",
+            b"9",
         ];
         assert_eq!(server.ask(&mut admin, made), simple("OK"));
         let refused = error("Namespace protected and private");

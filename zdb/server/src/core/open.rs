@@ -38,7 +38,8 @@ impl Core {
         let default = Name::new(DEFAULT).expect("a short word is a name");
         let mut names = engine.names().map_err(OpenError::List)?;
         if !names.contains(&default) {
-            let created = create(&engine, &policy, &default, settings(&policy)).map_err(OpenError::Default)?;
+            let created = create(&engine, &policy, &default, settings(&policy))
+                .map_err(OpenError::Default)?;
             drop(created);
             names.push(default.clone());
         }

@@ -1,0 +1,96 @@
+//! What the node tests of itself, and when. Results are for everybody: `zos.perf.get`.
+//!
+//! | test | when | what |
+//! |---|---|---|
+//! | `healthcheck` | every 15 minutes | what is wrong with its own disk, and with its ways to the grid |
+//! | `cpu-benchmark` | every 6 hours | how fast one processor is, and all of them |
+//!
+//! Existing nodes also measure their line against servers of the internet, and try the farm's free public
+//! addresses with a service that says from where it is asked; this node asks nobody outside its grid.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::Shared;
+use crate::engine::{blocking, now};
+use crate::health::Duty;
+use crate::host::Module;
+use crate::perf::{TestResult, speed};
+
+/// The test's name, as clients ask for it.
+const HEALTH: &str = "healthcheck";
+const BENCHMARK: &str = "cpu-benchmark";
+
+/// How long after its start a node first looks how it is: relays take a moment.
+const HEALTH_DELAY: Duration = Duration::from_secs(60);
+const HEALTH_INTERVAL: Duration = Duration::from_secs(15 * 60);
+const BENCHMARK_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// For how long processors are kept busy, twice.
+const BENCHMARK_TIME: Duration = Duration::from_millis(250);
+
+impl Shared {
+    /// Looks how the node is, again and again.
+    pub(super) async fn check_health(self: Arc<Self>) {
+        sleep(HEALTH_DELAY).await;
+        loop {
+            let cache = self.ills().await;
+            let wrong =
+                { self.known.modules().into_iter() }.filter(|(name, Module { error, .. })| {
+                    !error.is_empty() && name != Duty::Health.name()
+                });
+            let network: Vec<_> =
+                wrong.map(|(name, Module { error, .. })| format!("{name}: {error}")).collect();
+            let problems: Vec<_> = cache.iter().chain(&network).cloned().collect();
+            if !problems.is_empty() {
+                warn!(?problems, "the node is not well");
+            }
+            self.known.results.put(TestResult {
+                name: HEALTH.to_owned(),
+                description:
+                    "Whether the node can write, reaches its chain and relays, and does its \
+                              duties"
+                        .to_owned(),
+                timestamp: now(),
+                result: json!({ "cache": cache, "network": network }),
+            });
+            let checked = if cache.is_empty() { Ok(()) } else { Err(cache.join("; ")) };
+            self.health.note(Duty::Health, &checked);
+            sleep(HEALTH_INTERVAL).await;
+        }
+    }
+
+    /// Measures how fast the processors are, unless that was done lately.
+    pub(super) async fn measure(self: Arc<Self>) {
+        loop {
+            let last = self.known.results.get(BENCHMARK).map(|result| result.timestamp);
+            let age = last.and_then(|last| u64::try_from(now().saturating_sub(last)).ok());
+            let age = age.map_or(BENCHMARK_INTERVAL, Duration::from_secs);
+            sleep(BENCHMARK_INTERVAL.saturating_sub(age)).await;
+            let speed = blocking(|| speed(BENCHMARK_TIME)).await;
+            let workloads = self.engine.statistics().users.workloads;
+            self.known.results.put(TestResult {
+                name: BENCHMARK.to_owned(),
+                description:
+                    "MiB per second that one processor, and all of them together, hash with \
+                              BLAKE2b, beside so many workloads"
+                        .to_owned(),
+                timestamp: now(),
+                result: json!({
+                    "single": speed.single,
+                    "multi": speed.multi,
+                    "threads": speed.threads,
+                    "workloads": workloads,
+                }),
+            });
+            // Whatever the clock says, processors are for others.
+            sleep(MEASURE_PAUSE_MIN).await;
+        }
+    }
+}
+
+/// Shortest time between two measurements.
+const MEASURE_PAUSE_MIN: Duration = Duration::from_secs(3600);
