@@ -31,11 +31,13 @@ pub enum Duty {
     Clock,
     /// The node's own disk takes what it has to.
     Health,
+    /// A machine that nobody reserved runs.
+    Rehearsal,
 }
 
 impl Duty {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Registration,
         Self::Uptime,
         Self::Events,
@@ -44,6 +46,7 @@ impl Duty {
         Self::Power,
         Self::Clock,
         Self::Health,
+        Self::Rehearsal,
     ];
 
     /// Its name, also in metrics.
@@ -57,6 +60,7 @@ impl Duty {
             Self::Power => "power",
             Self::Clock => "clock",
             Self::Health => "health",
+            Self::Rehearsal => "rehearsal",
         }
     }
 }

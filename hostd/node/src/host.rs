@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hostd_grid::capacity::Capacity;
 use hostd_grid::derived::WorkloadId;
@@ -266,6 +267,11 @@ pub trait Host: Send + Sync {
     /// Switches it off, which takes a moment.
     fn power_off(&self) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async { Err(HostError("this machine can't switch itself off".to_owned())) })
+    }
+
+    /// Runs a machine that nobody reserved, to its end, and says how long that took.
+    fn rehearse(&self) -> Doing<'_, Result<Duration, HostError>> {
+        Box::pin(async { Err(HostError("this machine runs no machines".to_owned())) })
     }
 
     /// Sets its clock, to seconds since 1970.

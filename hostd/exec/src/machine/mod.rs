@@ -31,6 +31,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hostd_grid::address::Cidr;
 use hostd_grid::derived::WorkloadId;
@@ -48,6 +49,7 @@ use crate::facts::Facts;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::network::{NODE_ADDRESS, NetworkConfig, NetworkError, Networks};
 use crate::storage::{PoolKind, Storage, StorageError};
+use crate::vm::rehearsal::rehearse;
 use crate::vm::{VmConfig, Vms};
 use crate::zdb::{ServerConfig, ZdbConfig, ZdbError, Zdbs};
 
@@ -63,6 +65,8 @@ const SUPPORTED: &[WorkloadType] = &[
 ];
 /// What else it can do, by the names that clients look for.
 const EXTRA_FEATURES: &[&str] = &["mycelium"];
+/// How long a machine that nobody reserved may take.
+const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(30);
 /// Locks for workloads. More than there are steps at a time.
 const LOCK_COUNT: usize = 256;
 
@@ -423,6 +427,14 @@ impl Host for Machine {
 
     fn power_off(&self) -> Doing<'_, Result<(), HostError>> {
         self.on_thread(|inner| power::power_off(inner.config.power_off.as_deref()))
+    }
+
+    fn rehearse(&self) -> Doing<'_, Result<Duration, HostError>> {
+        self.on_thread(|inner| {
+            let log = inner.config.state.join("logs/rehearsal.log");
+            let config = inner.config.vms(inner.images.socket());
+            rehearse(&config, &inner.supervisor, &log, REHEARSAL_TIME_MAX).map_err(host)
+        })
     }
 
     fn set_clock(&self, time: i64) -> Doing<'_, Result<(), HostError>> {

@@ -23,6 +23,7 @@
 //! | the clock, compared with the chain's | every minute |
 //! | health | every fifteen minutes |
 //! | how fast its processors are | every six hours |
+//! | a machine that nobody reserved | every day |
 
 mod clock;
 mod duties;
@@ -259,6 +260,7 @@ impl Node {
         duties.spawn(Arc::clone(&shared).compare_clock());
         duties.spawn(Arc::clone(&shared).check_health());
         duties.spawn(Arc::clone(&shared).measure());
+        duties.spawn(Arc::clone(&shared).rehearse());
         duties.spawn(Arc::clone(&shared).watch_machines());
         duties.spawn(Arc::clone(&shared).follow());
         duties.spawn(Arc::clone(&shared).count_traffic(reports));

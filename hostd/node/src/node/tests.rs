@@ -150,7 +150,7 @@ struct Machine {
 
 impl Host for Machine {
     fn supported(&self) -> &[WorkloadType] {
-        &[WorkloadType::Zdb]
+        &[WorkloadType::Zdb, WorkloadType::ZMachineLight]
     }
 
     fn extra_features(&self) -> &[&'static str] {
@@ -235,6 +235,12 @@ impl Host for Machine {
         Box::pin(async { Ok(()) })
     }
 
+    fn rehearse(&self) -> Doing<'_, Result<Duration, HostError>> {
+        lock(&self.done).push("rehearsal".into());
+        let ill = lock(&self.ills).first().cloned();
+        Box::pin(async { ill.map_or(Ok(Duration::from_millis(700)), |ill| Err(HostError(ill))) })
+    }
+
     fn set_clock(&self, time: i64) -> Doing<'_, Result<(), HostError>> {
         lock(&self.done).push(format!("clock {time}"));
         Box::pin(async { Ok(()) })
@@ -245,6 +251,7 @@ struct Bench {
     shared: Arc<Shared>,
     chain: Arc<TestRegistrar>,
     machine: Arc<Machine>,
+    ledger: Arc<TestLedger>,
     reports: std::path::PathBuf,
     duties: JoinSet<()>,
     _folder: tempfile::TempDir,
@@ -258,8 +265,9 @@ impl Bench {
         let store = Store::open(folder.path().join("d"), StoreKey::from_seed(&[9; 32])).unwrap();
         let ledger = Arc::new(TestLedger::default());
         ledger.pay(&Body::default());
-        let engine =
-            Engine::start(EngineConfig::new(NODE), store, ledger, Arc::clone(&host)).await.unwrap();
+        let contracts = Arc::clone(&ledger) as Arc<dyn Ledger>;
+        let engine = Engine::start(EngineConfig::new(NODE), store, contracts, Arc::clone(&host));
+        let engine = engine.await.unwrap();
         let (registrar, health) = (Arc::new(TestRegistrar::new()), Arc::new(Health::default()));
         let state: Arc<dyn StateStore> = Arc::new(MemoryState::default());
         let results = Results::new(Arc::clone(&state));
@@ -288,6 +296,7 @@ impl Bench {
             shared: Arc::new(shared),
             chain: registrar,
             machine,
+            ledger,
             reports: folder.path().join("reports"),
             duties: JoinSet::new(),
             _folder: folder,
@@ -458,6 +467,25 @@ async fn a_node_that_nobody_could_wake_or_that_somebody_uses_stays_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn everything_is_compared_every_hour() {
+    let mut bench = Bench::new().await;
+    let twin = hostd_grid::TwinId(1);
+    bench.shared.engine.deploy(twin, &signed(&Body::default())).await.unwrap();
+    while bench.shared.engine.statistics().users.workloads == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    bench.duties.spawn(Arc::clone(&bench.shared).compare());
+    sleep(MINUTE).await;
+    // The contract ends, and nobody hears the event.
+    lock(&bench.ledger.contracts).clear();
+    sleep(MINUTE * 58).await;
+    assert_eq!(lock(&bench.machine.there).len(), 1);
+    sleep(MINUTE * 2).await;
+    assert_eq!(lock(&bench.machine.there).len(), 0);
+    assert_eq!(bench.error(Duty::Comparison), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sibling_that_its_farmer_wants_is_woken() {
     let mut bench = Bench::new().await;
     let card = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -515,4 +543,28 @@ async fn health_is_looked_at_every_quarter_of_an_hour_and_speed_is_measured_once
     let speed = result("cpu-benchmark").unwrap().result;
     assert!(speed["single"].as_f64().unwrap() > 0.0 && speed["threads"].as_u64().unwrap() > 0);
     assert_eq!(speed["workloads"], 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_nobody_reserved_is_run_every_day_and_its_failure_shows() {
+    let mut bench = Bench::new().await;
+    lock(&bench.machine.ills).push("the machine did not start".into());
+    bench.duties.spawn(Arc::clone(&bench.shared).rehearse());
+    sleep(MINUTE).await;
+    assert_eq!(bench.done(), ["rehearsal"]);
+    let result = || bench.shared.known.results.get("vm-test").unwrap().result;
+    assert_eq!(result()["error"], "the machine did not start");
+    assert_eq!(bench.error(Duty::Rehearsal).unwrap(), "the machine did not start");
+    let modules = bench.shared.known.modules();
+    assert_eq!(modules["rehearsal"].error, "the machine did not start");
+    lock(&bench.machine.ills).clear();
+    // A failure is looked at again in an hour or two (results have the machine's time, which stands still here).
+    sleep(MINUTE * 130).await;
+    assert!(!bench.done().is_empty());
+    assert_eq!(result(), serde_json::json!({ "time_ms": 700, "error": null }));
+    assert_eq!(bench.error(Duty::Rehearsal), None);
+    sleep(MINUTE * 60 * 22).await;
+    assert_eq!(bench.done(), [""; 0]);
+    sleep(MINUTE * 60 * 4).await;
+    assert_eq!(bench.done(), ["rehearsal"]);
 }
