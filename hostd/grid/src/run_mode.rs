@@ -92,12 +92,16 @@ impl RunMode {
             Self::Qa => {
                 ("https://kyc.qa.grid.tf", "https://registrar.qa4.grid.tf", "tf-zos-v3-bins.qanet")
             }
-            Self::Test => {
-                ("https://kyc.test.grid.tf", "http://registrar.test4.grid.tf", "tf-zos-v3-bins.test")
-            }
-            Self::Main => {
-                ("https://kyc.threefold.me", "https://registrar.prod4.threefold.me", "tf-zos-v3-bins")
-            }
+            Self::Test => (
+                "https://kyc.test.grid.tf",
+                "http://registrar.test4.grid.tf",
+                "tf-zos-v3-bins.test",
+            ),
+            Self::Main => (
+                "https://kyc.threefold.me",
+                "https://registrar.prod4.threefold.me",
+                "tf-zos-v3-bins",
+            ),
         };
         Network {
             name: self.name().to_owned(),
@@ -161,10 +165,7 @@ impl Network {
             mycelium: Peers { peers: list(self.mycelium.peers, base.mycelium.peers) },
             admin_twins: list(self.admin_twins, base.admin_twins),
             rollout_upgrade: RolloutUpgrade {
-                test_farms: list(
-                    self.rollout_upgrade.test_farms,
-                    base.rollout_upgrade.test_farms,
-                ),
+                test_farms: list(self.rollout_upgrade.test_farms, base.rollout_upgrade.test_farms),
             },
             genesis_hash: self.genesis_hash.or(base.genesis_hash),
             ca_file: text(self.ca_file, base.ca_file),
@@ -187,7 +188,8 @@ mod tests {
             let mut urls = network.substrate_urls.iter().chain(&network.relays_urls);
             assert!(urls.all(|url| url.starts_with("wss://") && !url.contains("{}")));
         }
-        for (name, mode) in [("dev", RunMode::Dev), ("test", RunMode::Test), ("prod", RunMode::Main)]
+        for (name, mode) in
+            [("dev", RunMode::Dev), ("test", RunMode::Test), ("prod", RunMode::Main)]
         {
             assert_eq!(RunMode::of_name(name), Some(mode));
         }
@@ -202,10 +204,7 @@ mod tests {
             ["wss://tfchain.dev.grid.tf/", "wss://tfchain.02.dev.grid.tf/"]
         );
         assert_eq!(dev.relays_urls, ["wss://relay.dev.grid.tf"]);
-        assert_eq!(
-            dev.activation_urls[1],
-            "https://activation.02.dev.grid.tf/activation/activate"
-        );
+        assert_eq!(dev.activation_urls[1], "https://activation.02.dev.grid.tf/activation/activate");
         assert_eq!(dev.kyc_url, "https://kyc.dev.grid.tf");
         let main = RunMode::Main.network();
         assert_eq!(main.substrate_urls.len(), 5);
@@ -222,6 +221,9 @@ mod tests {
         let network = read.or(base.clone());
         assert_eq!(network.relays_urls, ["wss://new"]);
         assert_eq!(network.admin_twins, [3]);
-        assert_eq!(Network { relays_urls: base.relays_urls.clone(), admin_twins: vec![], ..network }, base);
+        assert_eq!(
+            Network { relays_urls: base.relays_urls.clone(), admin_twins: vec![], ..network },
+            base
+        );
     }
 }

@@ -111,8 +111,7 @@ fn of_two_signatures_of_one_twin_the_first_counts() {
     accounts.sign(&mut good, ED25519, &message);
     let mut bad = deployment(ED25519, "");
     bad.add_signature(ED25519, Scheme::Ed25519, &[0; 64]);
-    let [right, wrong] =
-        [&good, &bad].map(|one| one.signature_requirement.signatures[0].clone());
+    let [right, wrong] = [&good, &bad].map(|one| one.signature_requirement.signatures[0].clone());
     let with = |signatures: [_; 2]| {
         let mut both = deployment(ED25519, "");
         both.signature_requirement.signatures = signatures.to_vec();

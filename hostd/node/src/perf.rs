@@ -63,7 +63,7 @@ impl Results {
 }
 
 /// How fast processors are: MiB per second that one of them, and all of them together, hash (BLAKE2b).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Speed {
     pub(crate) single: f64,
     pub(crate) multi: f64,

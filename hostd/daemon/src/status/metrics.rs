@@ -199,7 +199,9 @@ mod tests {
             match line.strip_prefix("# HELP ") {
                 Some(rest) => assert!(described.insert(rest.split(' ').next().unwrap()), "{line}"),
                 None if line.starts_with('#') => {}
-                None => assert!(described.contains(line.split(['{', ' ']).next().unwrap()), "{line}"),
+                None => {
+                    assert!(described.contains(line.split(['{', ' ']).next().unwrap()), "{line}")
+                }
             }
         }
     }

@@ -182,6 +182,7 @@ impl Images {
     /// [`ImageError`].
     pub fn fetch(&self, url: &str) -> Result<Image, ImageError> {
         let hash = self.fetch_within(url, self.config.size_max, FETCH_TIME_MAX)?;
+        let _lock = self.lock(&hash);
         self.with_boot(hash)
     }
 

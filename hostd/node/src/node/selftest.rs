@@ -101,11 +101,12 @@ impl Shared {
             return;
         }
         loop {
-            let has_failed = self.known.results.get(REHEARSAL).is_some_and(|last| !last.result["error"].is_null());
+            let last = self.known.results.get(REHEARSAL);
+            let has_failed = last.is_some_and(|last| !last.result["error"].is_null());
             let interval = if has_failed { REHEARSAL_RETRY } else { REHEARSAL_INTERVAL };
             sleep(self.until_due(REHEARSAL, interval)).await;
             let rehearsed = self.host.rehearse().await;
-            self.health.note(Duty::Rehearsal, &rehearsed.as_ref().map(drop));
+            self.health.note(Duty::Rehearsal, &rehearsed.as_ref().map(|_| ()));
             let error = rehearsed.as_ref().err().map(|error| error.0.clone());
             if let Some(reason) = &error {
                 warn!(reason, "a machine that nobody reserved does not run");
