@@ -85,24 +85,7 @@ impl RunMode {
             activation_urls.insert(0, first.to_owned());
             graphql_urls.insert(0, "https://graphql.grid.threefold.me/graphql".to_owned());
         }
-        let (kyc_url, registrar_url, bin_repo) = match self {
-            Self::Dev => {
-                ("https://kyc.dev.grid.tf", "http://registrar.dev4.grid.tf", "tf-zos-v3-bins.dev")
-            }
-            Self::Qa => {
-                ("https://kyc.qa.grid.tf", "https://registrar.qa4.grid.tf", "tf-zos-v3-bins.qanet")
-            }
-            Self::Test => (
-                "https://kyc.test.grid.tf",
-                "http://registrar.test4.grid.tf",
-                "tf-zos-v3-bins.test",
-            ),
-            Self::Main => (
-                "https://kyc.threefold.me",
-                "https://registrar.prod4.threefold.me",
-                "tf-zos-v3-bins",
-            ),
-        };
+        let [kyc_url, registrar_url, bin_repo] = self.services();
         Network {
             name: self.name().to_owned(),
             substrate_urls,
@@ -125,6 +108,30 @@ impl RunMode {
             hub_storage: "zdb://hub.threefold.me:9900".to_owned(),
             v4_hub_storage: "zdb://v4.hub.threefold.me:9940".to_owned(),
             ..Network::default()
+        }
+    }
+}
+
+impl RunMode {
+    /// Who knows twins, the registrar of version 4, and the repository of binaries.
+    const fn services(self) -> [&'static str; 3] {
+        match self {
+            Self::Dev => {
+                ["https://kyc.dev.grid.tf", "http://registrar.dev4.grid.tf", "tf-zos-v3-bins.dev"]
+            }
+            Self::Qa => {
+                ["https://kyc.qa.grid.tf", "https://registrar.qa4.grid.tf", "tf-zos-v3-bins.qanet"]
+            }
+            Self::Test => [
+                "https://kyc.test.grid.tf",
+                "http://registrar.test4.grid.tf",
+                "tf-zos-v3-bins.test",
+            ],
+            Self::Main => [
+                "https://kyc.threefold.me",
+                "https://registrar.prod4.threefold.me",
+                "tf-zos-v3-bins",
+            ],
         }
     }
 }

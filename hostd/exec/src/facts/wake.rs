@@ -4,6 +4,8 @@
 //! Two messages: what number the protocol has this time, and that the card is to listen for magic packets.
 //! Both are answered, or refused with a number.
 
+#![expect(clippy::host_endian_bytes, reason = "netlink speaks the machine's own byte order")]
+
 use std::io;
 use std::time::Duration;
 

@@ -167,6 +167,39 @@ const SEEN: &str = "seen";
 /// What joins the names of a twin's relays on the chain.
 const RELAY_SEPARATOR: &str = "_";
 
+impl Site {
+    fn new(config: &NodeConfig, identity: &Identity) -> Self {
+        let relays: Vec<_> = config.relays.iter().map(RelayAddress::host).collect();
+        Self {
+            farm_id: config.farm_id,
+            place: config.place.clone(),
+            account: Account {
+                activation_urls: config.activation_urls.clone(),
+                relays: relays.join(RELAY_SEPARATOR),
+                encryption_key: identity.encryption_key(Version::V1).to_bytes().to_vec(),
+            },
+            wake_to: BROADCAST,
+        }
+    }
+}
+
+impl Shared {
+    /// Starts the duties that need nobody else.
+    fn duties(self: &Arc<Self>, reports: duties::Reports) -> JoinSet<()> {
+        let mut duties = JoinSet::new();
+        duties.spawn(Arc::clone(self).report_uptime());
+        duties.spawn(Arc::clone(self).compare());
+        duties.spawn(Arc::clone(self).compare_clock());
+        duties.spawn(Arc::clone(self).check_health());
+        duties.spawn(Arc::clone(self).measure());
+        duties.spawn(Arc::clone(self).rehearse());
+        duties.spawn(Arc::clone(self).watch_machines());
+        duties.spawn(Arc::clone(self).follow());
+        duties.spawn(Arc::clone(self).count_traffic(reports));
+        duties
+    }
+}
+
 impl Node {
     /// Starts everything, and registers first if that never succeeded before. Must be called in a
     /// tokio runtime.
@@ -181,17 +214,7 @@ impl Node {
         host: Arc<dyn Host>,
     ) -> Result<Self, NodeError> {
         let signing = chain.signed_by(Arc::clone(&identity));
-        let relays: Vec<_> = config.relays.iter().map(RelayAddress::host).collect();
-        let site = Site {
-            farm_id: config.farm_id,
-            place: config.place.clone(),
-            account: Account {
-                activation_urls: config.activation_urls,
-                relays: relays.join(RELAY_SEPARATOR),
-                encryption_key: identity.encryption_key(Version::V1).to_bytes().to_vec(),
-            },
-            wake_to: BROADCAST,
-        };
+        let site = Site::new(&config, &identity);
         let remembered = Numbers::recall(&*config.state, signing.account(), chain.genesis());
         let is_registered = remembered.is_none();
         let numbers = match remembered {
@@ -209,13 +232,12 @@ impl Node {
         let twins = Arc::new(CachedTwins::new(Arc::new(chain.clone())));
         let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
         let ledger = TfChain::new(signing.clone(), node_id, Arc::clone(&lookup));
-        let ledger = ledger.with_kyc(&config.kyc_url);
-        let ledger: Arc<dyn Ledger> = Arc::new(ledger);
+        let ledger: Arc<dyn Ledger> = Arc::new(ledger.with_kyc(&config.kyc_url));
         let engine_config = EngineConfig { node_id, confirm_patience: config.confirm_patience };
         let engine = Engine::start(engine_config, store, ledger, Arc::clone(&host)).await?;
         let engine = Arc::new(engine);
 
-        let health = Arc::new(Health::default());
+        let health = Arc::<Health>::default();
         let results = Results::new(Arc::clone(&config.state));
         let known = Known::new(config.place, config.admin_twins, Arc::clone(&health), results);
         let known = Arc::new(known);
@@ -236,9 +258,8 @@ impl Node {
         let peer = Arc::new(peer);
         known.set_peer(&peer);
 
-        let state = config.state;
-        let registrar: Arc<dyn Registrar> = Arc::new(signing);
-        let power = tokio::sync::Mutex::default();
+        let registrar = Arc::new(signing) as Arc<dyn Registrar>;
+        let (state, power) = (config.state, tokio::sync::Mutex::default());
         let shared = Arc::new(Shared {
             numbers,
             chain,
@@ -253,17 +274,8 @@ impl Node {
             power,
         });
         let (renumber, renumbered) = watch::channel(false);
-        let mut duties = JoinSet::new();
+        let mut duties = shared.duties(reports);
         duties.spawn(Arc::clone(&shared).keep_registered(is_registered, renumber));
-        duties.spawn(Arc::clone(&shared).report_uptime());
-        duties.spawn(Arc::clone(&shared).compare());
-        duties.spawn(Arc::clone(&shared).compare_clock());
-        duties.spawn(Arc::clone(&shared).check_health());
-        duties.spawn(Arc::clone(&shared).measure());
-        duties.spawn(Arc::clone(&shared).rehearse());
-        duties.spawn(Arc::clone(&shared).watch_machines());
-        duties.spawn(Arc::clone(&shared).follow());
-        duties.spawn(Arc::clone(&shared).count_traffic(reports));
         let courier: Arc<dyn Courier> = Arc::new(Arc::downgrade(&peer));
         duties.spawn(news.run(shared.engine.listen(), courier));
         duties.spawn(Arc::clone(&shared).rewrite_seen(Arc::clone(&seen), Arc::downgrade(&peer)));
