@@ -25,7 +25,8 @@ const FILE_SIZE_MAX: u64 = 64 << 20;
 /// Requests that are appended before the file is to be written anew.
 const APPENDED_COUNT_MAX: usize = 64 * 1024;
 
-/// The file.
+/// The file. Clones share it.
+#[derive(Clone)]
 pub(crate) struct Seen {
     inner: Arc<Inner>,
 }

@@ -50,7 +50,7 @@ impl Shared {
     }
 
     /// Writes down anew what was asked, without what has expired.
-    pub(super) async fn rewrite_seen(self: Arc<Self>, seen: Arc<Seen>, peer: Weak<Peer>) {
+    pub(super) async fn rewrite_seen(self: Arc<Self>, seen: Seen, peer: Weak<Peer>) {
         let mut last = Vec::new();
         for count in 1_u64.. {
             sleep(SEEN_INTERVAL).await;

@@ -131,7 +131,7 @@ pub struct Node {
     pub twin_id: u32,
     shared: Arc<Shared>,
     peer: Arc<Peer>,
-    seen: Arc<Seen>,
+    seen: Seen,
     renumbered: watch::Receiver<bool>,
     _duties: JoinSet<()>,
 }
@@ -222,12 +222,10 @@ impl Node {
             None => registration::register(&signing, &site, &*host).await?,
         };
         numbers.remember(&*config.state);
-        let (node_id, twin_id) = (numbers.node_id, numbers.twin_id);
+        let Numbers { node_id, twin_id, .. } = numbers;
         info!(node_id, twin_id, is_registered, "node");
-
         let twin = TwinId::new(twin_id).ok_or(NodeError::Twin)?;
-        let reports = duties::Reports::open(&config.reports);
-        let reports = reports.map_err(NodeError::Reports)?;
+        let reports = duties::Reports::open(&config.reports).map_err(NodeError::Reports)?;
         let store = Store::open(config.folder, config.key)?;
         let twins = Arc::new(CachedTwins::new(Arc::new(chain.clone())));
         let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
@@ -250,35 +248,33 @@ impl Node {
             limits: config.limits,
         };
         let (before, seen) = Seen::open(&config.reports.join(SEEN)).map_err(StartError::from)?;
-        let seen = Arc::new(seen);
         let news = Arc::new(News::new(Arc::clone(&config.state)));
         let answers = commands(&engine, &host, &known, &news);
-        let journal = Some(Arc::clone(&seen) as Arc<dyn Journal>);
+        let journal = Some(Arc::new(seen.clone()) as Arc<dyn Journal>);
         let peer = Peer::start_after(peer_config, identity, lookup, answers, &before, journal)?;
         let peer = Arc::new(peer);
         known.set_peer(&peer);
 
         let registrar = Arc::new(signing) as Arc<dyn Registrar>;
-        let (state, power) = (config.state, tokio::sync::Mutex::default());
         let shared = Arc::new(Shared {
             numbers,
             chain,
             registrar,
             site,
-            state,
+            state: config.state,
             host,
             engine,
             twins,
             known,
             health,
-            power,
+            power: tokio::sync::Mutex::default(),
         });
         let (renumber, renumbered) = watch::channel(false);
         let mut duties = shared.duties(reports);
         duties.spawn(Arc::clone(&shared).keep_registered(is_registered, renumber));
         let courier: Arc<dyn Courier> = Arc::new(Arc::downgrade(&peer));
         duties.spawn(news.run(shared.engine.listen(), courier));
-        duties.spawn(Arc::clone(&shared).rewrite_seen(Arc::clone(&seen), Arc::downgrade(&peer)));
+        duties.spawn(Arc::clone(&shared).rewrite_seen(seen.clone(), Arc::downgrade(&peer)));
         Ok(Self { node_id, twin_id, shared, peer, seen, renumbered, _duties: duties })
     }
 
