@@ -2,15 +2,18 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::*;
-use hostd_rmb::peer::{Call, CallError, Event, Retry};
+use hostd_rmb::peer::{Call, CallError, Event, Peer, Retry};
 use hostd_rmb::seal::{CloseError, Privacy};
 use hostd_rmb::server::limits::Limits;
-use hostd_rmb::server::{Command, Commands};
+use hostd_rmb::server::replay::{ENTRY_SIZE, ReplayWindow};
+use hostd_rmb::server::{Command, Commands, Journal, Recording, json};
 use hostd_rmb::signature::Version;
+use hostd_rmb::twins::Twins;
 
 fn failed(message: &str) -> CallError {
     CallError::Failed { code: 0, message: message.into() }
@@ -45,6 +48,63 @@ async fn commands_are_called_and_answered_with_every_kind_of_key() {
         until("all is counted", || node.count(Event::Answered) == 9).await;
         assert_eq!(node.count(Event::Run), 6);
     }
+}
+
+/// Remembers what was written down, or takes nothing.
+#[derive(Default)]
+struct Written {
+    entries: Mutex<Vec<[u8; ENTRY_SIZE]>>,
+    is_broken: AtomicBool,
+}
+
+impl Journal for Written {
+    fn record(&self, entry: [u8; ENTRY_SIZE]) -> Recording<'_> {
+        Box::pin(async move {
+            if self.is_broken.load(Ordering::Relaxed) {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            self.entries.lock().unwrap().push(entry);
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_changes_something_is_written_down_before_it_is_done() {
+    let table = table(None);
+    let served = Served::new(&table).await;
+    let written = Arc::new(Written::default());
+    let at_work = Arc::clone(&written);
+    let change = Command::new(move |_| {
+        let count = at_work.entries.lock().unwrap().len();
+        async move { json(&count) }
+    });
+    let commands = commands().with("test.change", change.once());
+    let node = Peer::start_after(
+        config(served.address, 2, None),
+        identity(2),
+        Arc::clone(&table) as Arc<dyn Twins>,
+        commands,
+        &[],
+        Some(Arc::clone(&written) as Arc<dyn Journal>),
+    );
+    let node = node.unwrap();
+    assert!(node.wait_connected(PATIENCE).await);
+    let user = peer(config(served.address, 1, None), &table, Commands::default()).await;
+    let call = |command: &str| user.call(Call::new(id(2), command, ""));
+    assert_eq!(call("test.change").await.unwrap(), "1");
+    assert_eq!(call("test.nothing").await.unwrap(), "null");
+    assert_eq!(call("test.change").await.unwrap(), "2");
+    written.is_broken.store(true, Ordering::Relaxed);
+    let refused = call("test.change").await;
+    assert_eq!(refused, Err(failed("the node can't write down requests now")));
+    assert_eq!(call("test.nothing").await.unwrap(), "null");
+    // Whoever starts with what was written, and nothing of what was in memory, knows both.
+    let mut window = ReplayWindow::new().unwrap().to_bytes();
+    let before = window.len();
+    window.extend(written.entries.lock().unwrap().iter().flatten());
+    let window = ReplayWindow::from_bytes(&window).unwrap();
+    assert_eq!(window.to_bytes().len(), before + 2 * ENTRY_SIZE);
 }
 
 #[tokio::test]

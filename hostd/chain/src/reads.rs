@@ -44,6 +44,17 @@ impl Chain {
         self.height(At::Finalized).await
     }
 
+    /// The time of the newest block, in milliseconds since 1970.
+    pub async fn time_ms(&self) -> Result<u64, ChainError> {
+        let link = &self.link;
+        let question = |connection: Arc<Connection>| async move {
+            let block = link.block(&connection, At::Best).await?;
+            let now: Option<u64> = stored(&block, "Timestamp", "Now", Vec::new()).await?;
+            Ok(now.unwrap_or_default())
+        };
+        link.run(question).await
+    }
+
     /// Version of the chain's runtime.
     pub async fn spec_version(&self) -> Result<u32, ChainError> {
         let link = &self.link;

@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! state = "/var/lib/hostd"                  # everything that must survive, on a disk of its own if possible
-//! network = "/etc/hostd/network.json"       # or where to fetch it: https://…
+//! network = "/etc/hostd/network.json"       # or where to fetch it, https://…; or dev, qa, test, prod
 //! farm = 1                                  # the farm's number on the chain
 //! status = "/run/hostd/status.sock"         # optional: <state>/status.sock if absent
 //! seed_mirrors = ["/mnt/disk2"]             # optional: folders that keep a copy of the node's seed
@@ -36,7 +36,7 @@ const STATUS: &str = "status.sock";
 pub struct Config {
     /// The folder of everything that must survive.
     pub state: PathBuf,
-    /// Path or address of `network.json`.
+    /// Path or address of `network.json`, or an environment of the grid: `dev`, `qa`, `test`, `prod`.
     pub network: String,
     /// The farm that it belongs to.
     pub farm: u32,

@@ -13,7 +13,7 @@
 
 use std::fs::{File, TryLockError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use hostd_chain::{Chain, ChainConfig};
@@ -185,6 +185,12 @@ async fn run(shared: Arc<Shared>, mut end: watch::Receiver<bool>) {
     }
 }
 
+/// Seconds since 1970.
+fn unix_time() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.ok().and_then(|time| i64::try_from(time.as_secs()).ok()).unwrap_or(0)
+}
+
 /// Starts a node on that network.
 async fn start(shared: &Arc<Shared>, loaded: Loaded) -> anyhow::Result<Node> {
     let Loaded { network, authorities } = loaded;
@@ -195,7 +201,7 @@ async fn start(shared: &Arc<Shared>, loaded: Loaded) -> anyhow::Result<Node> {
         Some(place) => place,
         None => {
             let (urls, state) = (network.geoip_urls.clone(), Arc::clone(&shared.state));
-            tokio::task::spawn_blocking(move || place::find(&urls, &*state)).await?
+            tokio::task::spawn_blocking(move || place::find(&urls, &*state, unix_time())).await?
         }
     };
     let genesis = network.genesis_hash;

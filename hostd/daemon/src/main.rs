@@ -21,6 +21,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use hostd_daemon::Config;
 use hostd_daemon::network::load_file;
+use hostd_grid::run_mode::RunMode;
 
 /// Where the configuration is if nothing is said.
 const CONFIG: &str = "/etc/hostd/hostd.toml";
@@ -55,8 +56,8 @@ struct Overrides {
     /// The folder of everything that must survive
     #[arg(long, value_name = "FOLDER")]
     state: Option<PathBuf>,
-    /// Path or address of network.json
-    #[arg(long, value_name = "PATH|URL")]
+    /// Path or address of network.json, or dev, qa, test, prod
+    #[arg(long, value_name = "PATH|URL|MODE")]
     network: Option<String>,
     /// The farm's number
     #[arg(long, value_name = "NUMBER")]
@@ -106,7 +107,7 @@ fn check(path: PathBuf) -> anyhow::Result<()> {
     let nothing = Overrides { config: path, state: None, network: None, farm: None, status: None };
     let config = nothing.config()?;
     let is_url = config.network.starts_with("http://") || config.network.starts_with("https://");
-    if !is_url {
+    if !is_url && RunMode::of_name(&config.network).is_none() {
         load_file(config.network.as_ref()).context("network")?;
     }
     let _: hostd_exec::machine::Config = config.machine.clone().try_into().context("[machine]")?;

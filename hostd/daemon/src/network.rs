@@ -1,6 +1,7 @@
 //! Where the grid is: `network.json`, looked at again and again, and the last good one kept.
 //!
-//! It comes from a file or an address. What of it makes no sense is passed over key by key
+//! It comes from a file or an address, or an environment of the grid is named: then what is known of that
+//! counts where its file, which the grid publishes, says nothing or can't be had. What of it makes no sense is passed over key by key
 //! (`hostd_grid::network`); one without a chain or a relay is of no use, and then the last good one
 //! counts, also after a restart. When it changes, whoever [watches](Networks::watch) is told.
 
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hostd_grid::network::{NETWORK_SIZE_MAX, Network};
+use hostd_grid::run_mode::RunMode;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -16,7 +18,7 @@ use tracing::{info, warn};
 use crate::files;
 
 /// How often a file is looked at.
-const FILE_INTERVAL: Duration = Duration::from_secs(60);
+const FILE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it is fetched.
 const FETCH_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// How often, after it could not be.
@@ -72,13 +74,35 @@ pub enum LoadError {
 enum Source {
     File(PathBuf),
     Url(String),
+    /// An environment, and where its file is.
+    Mode(RunMode, String),
 }
 
 impl Source {
     fn new(text: &str) -> Self {
+        if let Some(mode) = RunMode::of_name(text) {
+            return Self::Mode(mode, mode.config_url());
+        }
         match text.starts_with("http://") || text.starts_with("https://") {
             true => Self::Url(text.to_owned()),
             false => Self::File(text.into()),
+        }
+    }
+
+    /// Whether that was kept of this source: a node that was moved to another environment does not go on in
+    /// the one before.
+    fn may_be(&self, kept: &Loaded) -> bool {
+        match self {
+            Self::Mode(mode, _) => kept.network.name == mode.name(),
+            Self::File(_) | Self::Url(_) => true,
+        }
+    }
+
+    /// What is known without asking anybody.
+    fn built_in(&self) -> Option<Loaded> {
+        match self {
+            Self::Mode(mode, _) => Some(Loaded { network: mode.network(), authorities: None }),
+            Self::File(_) | Self::Url(_) => None,
         }
     }
 
@@ -89,7 +113,14 @@ impl Source {
                 let error = |reason: String| LoadError::Fetch { url: url.clone(), reason };
                 let bytes = fetch(url, NETWORK_SIZE_MAX as u64).map_err(error)?;
                 // An address of certificates would have to be trusted without certificates.
-                Ok(Loaded { network: parse(&bytes, url)?, authorities: None })
+                Ok(Loaded { network: useful(parse(&bytes, url)?, url)?, authorities: None })
+            }
+            Self::Mode(mode, url) => {
+                let error = |reason: String| LoadError::Fetch { url: url.clone(), reason };
+                let bytes = fetch(url, NETWORK_SIZE_MAX as u64).map_err(error)?;
+                let said = Network { name: mode.name().to_owned(), ..parse(&bytes, url)? };
+                let network = said.or(mode.network());
+                Ok(Loaded { network: useful(network, url)?, authorities: None })
             }
         }
     }
@@ -109,7 +140,8 @@ pub fn load_file(path: &Path) -> Result<Loaded, LoadError> {
     let error = |path: &Path, source| LoadError::Io { path: path.to_owned(), source };
     let found = files::read(path, NETWORK_SIZE_MAX as u64).map_err(|it| error(path, it))?;
     let bytes = found.ok_or_else(|| error(path, io::ErrorKind::NotFound.into()))?;
-    let network = parse(&bytes, &path.display().to_string())?;
+    let from = path.display().to_string();
+    let network = useful(parse(&bytes, &from)?, &from)?;
     let authorities = match network.ca_path(path.parent().unwrap_or_else(|| Path::new("/"))) {
         None => None,
         Some(path) => {
@@ -126,7 +158,12 @@ fn parse(bytes: &[u8], from: &str) -> Result<Network, LoadError> {
     for problem in &reading.problems {
         warn!(from, problem, "passed over");
     }
-    let network = reading.network;
+    Ok(reading.network)
+}
+
+/// One that names a chain and a relay.
+fn useful(network: Network, from: &str) -> Result<Network, LoadError> {
+    let useless = |reason: String| LoadError::Useless { from: from.to_owned(), reason };
     if network.substrate_urls.is_empty() {
         return Err(useless("it names no chain (substrate_urls)".to_owned()));
     }
@@ -144,25 +181,32 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Loads it, or what was kept of it in `folder`. Waits for disk and network.
+    /// Loads it, or what was kept of it in `folder`, or what is known of its environment. Waits for disk and
+    /// network.
     ///
     /// # Errors
     ///
-    /// It can't be loaded, and nothing was kept.
+    /// It can't be loaded, and nothing was kept or is known.
     pub fn open(source: &str, folder: &Path) -> Result<Self, LoadError> {
-        let source = Source::new(source);
+        Self::open_source(Source::new(source), folder)
+    }
+
+    fn open_source(source: Source, folder: &Path) -> Result<Self, LoadError> {
         let loaded = match source.load() {
             Ok(loaded) => {
                 keep(folder, &loaded);
                 loaded
             }
-            Err(error) => match load_file(&folder.join(COPY)) {
-                Ok(kept) => {
-                    warn!(%error, "the last good network.json counts");
-                    kept
+            Err(error) => {
+                let kept = load_file(&folder.join(COPY)).ok();
+                match kept.filter(|kept| source.may_be(kept)).or_else(|| source.built_in()) {
+                    Some(known) => {
+                        warn!(%error, "the last good network.json counts");
+                        known
+                    }
+                    None => return Err(error),
                 }
-                Err(_) => return Err(error),
-            },
+            }
         };
         let (current, _) = watch::channel(loaded);
         Ok(Self { source, folder: folder.to_owned(), current })
@@ -275,6 +319,57 @@ mod tests {
         let kept = networks.watch().borrow().clone();
         assert_eq!(kept.network.relays_urls, ["ws://two"]);
         assert_eq!(kept.authorities.as_deref(), Some(&b"certificate"[..]));
+    }
+
+    /// Answers so many requests with that, one after another, and then no more.
+    fn service(bodies: Vec<String>) -> (String, std::thread::JoinHandle<()>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/production.json", listener.local_addr().unwrap());
+        let thread = std::thread::spawn(move || {
+            for body in bodies {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = std::io::Read::read(&mut stream, &mut [0; 2048]).unwrap();
+                let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length:";
+                let answer = format!("{head} {}\r\n\r\n{body}", body.len());
+                std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+            }
+        });
+        (url, thread)
+    }
+
+    #[tokio::test]
+    async fn what_an_address_says_is_kept_for_when_it_says_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let body = r#"{"substrate_urls": "ws://a", "relays_urls": ["ws://b"]}"#;
+        let (url, thread) = service(vec![body.to_owned(), "<html>".to_owned()]);
+        let networks = Networks::open(&url, state.path()).unwrap();
+        // Somebody answers with a page of theirs.
+        assert!(!networks.look().await);
+        thread.join().unwrap();
+        assert!(!networks.look().await);
+        let kept = Networks::open(&url, state.path()).unwrap().watch().borrow().clone();
+        assert_eq!(kept.network.relays_urls, ["ws://b"]);
+        assert_eq!(kept, networks.watch().borrow().clone());
+    }
+
+    #[tokio::test]
+    async fn an_environment_is_known_and_its_file_counts_more() {
+        let state = tempfile::tempdir().unwrap();
+        let open = |mode, url: &str| {
+            let networks = Networks::open_source(Source::Mode(mode, url.to_owned()), state.path());
+            networks.unwrap().watch().borrow().network.clone()
+        };
+        let nowhere = "http://127.0.0.1:1/";
+        assert_eq!(open(RunMode::Main, nowhere), RunMode::Main.network());
+        let (url, thread) = service(vec![r#"{"relays_urls": ["wss://new"]}"#.to_owned()]);
+        let network = open(RunMode::Main, &url);
+        thread.join().unwrap();
+        assert_eq!(network.relays_urls, ["wss://new"]);
+        assert_eq!(network.substrate_urls, RunMode::Main.network().substrate_urls);
+        // Offline, what was kept counts, but not for another environment.
+        assert_eq!(open(RunMode::Main, nowhere), network);
+        assert_eq!(open(RunMode::Dev, nowhere), RunMode::Dev.network());
+        assert!(matches!(Source::new("prod"), Source::Mode(RunMode::Main, _)));
     }
 
     #[test]

@@ -287,3 +287,35 @@ async fn a_node_follows_its_network_to_another_chain() {
         daemon.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_node_moves_to_other_relays_and_endpoints() {
+    let bench = Bench::new();
+    let grid = bench.grid();
+    let farm = grid.farm().await;
+    let network = bench.folder.path().join("network.json");
+    std::fs::write(&network, grid.network().to_json()).unwrap();
+    let config = bench.config(&network, farm);
+    let daemon = Daemon::start(config.clone(), Arc::new(Machine::default())).await.unwrap();
+    let before = node(&daemon).await;
+    let twin_id = before.twin_id;
+    drop(before);
+    let relays = async || {
+        let twin = grid.chain().twin_by_id(twin_id).await.unwrap().unwrap();
+        twin.relay.map(|relay| relay.as_str().to_owned())
+    };
+    until("the chain has its relay", async || relays().await.as_deref() == Some("127.0.0.1")).await;
+
+    // The same relay under another name, and an endpoint more, at which nobody answers.
+    let mut moved = grid.network();
+    moved.relays_urls = vec![moved.relays_urls[0].replace("127.0.0.1", "localhost")];
+    moved.substrate_urls.insert(0, "ws://127.0.0.1:1".to_owned());
+    std::fs::write(&network, moved.to_json()).unwrap();
+    until("the chain has the other", async || relays().await.as_deref() == Some("localhost")).await;
+    until("it is well again", async || {
+        let status = status(&config).await;
+        status["node"]["relay_count"] == 1 && status["node"]["twin_id"] == twin_id
+    })
+    .await;
+    daemon.stop().await;
+}

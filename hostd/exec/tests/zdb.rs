@@ -64,6 +64,7 @@ impl Node {
             program: zdb,
             runtime: folder.path().join("run"),
             logs: Some(folder.path().to_owned()),
+            start_time_max: ZdbConfig::START_TIME_MAX,
             servers: servers.to_vec(),
         };
         Some(Self { folder, process, supervisor, config })
@@ -210,23 +211,89 @@ fn disks_are_filled_by_what_was_promised_and_no_further() {
 }
 
 #[test]
-fn a_making_that_was_interrupted_is_made_again_and_nobody_wrote_meanwhile() {
+fn a_namespace_that_nobody_owns_is_made_anew_for_its_owner() {
     let Some(node) = Node::start() else { return };
     let zdbs = node.open();
-    // As a crash leaves it: behind the first two commands.
     let mut admin = admin(&node, "zdb-two");
     admin.call(&[b"NSNEW", b"7-99-half"]).unwrap();
-    admin.call(&[b"NSSET", b"7-99-half", b"freeze", b"1"]).unwrap();
-    let mut user = node.user(node.config.servers[1].port);
-    user.select("7-99-half", None).unwrap();
-    assert!(user.set(b"k", b"v").is_err());
+    let mut squatter = node.user(node.config.servers[1].port);
+    squatter.select("7-99-half", None).unwrap();
+    squatter.set(b"k", b"v").unwrap();
     assert_eq!(zdbs.inventory().unwrap(), [id("half")]);
     let made = zdbs.provision(&id("half"), &zdb(MIB, "seq", "pw", false)).unwrap();
     assert_eq!(made.port, node.config.servers[1].port);
+    assert!(squatter.set(b"k", b"v").is_err());
     let mut user = node.user(made.port);
     assert!(user.select("7-99-half", None).is_err());
     user.select("7-99-half", secret("pw").as_ref()).unwrap();
     assert!(matches!(user.call(&[b"SET", b"", b"v"]).unwrap(), Value::Bulk(_)));
+}
+
+#[test]
+fn a_namespace_is_never_there_without_its_password() {
+    let Some(node) = Node::start() else { return };
+    let zdbs = node.open();
+    let ports = [0, 1].map(|index: usize| node.config.servers[index].port);
+    let is_made = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let squatters: Vec<_> = { ports.iter() }
+            .map(|port| {
+                let mut user = node.user(*port);
+                let is_made = &is_made;
+                scope.spawn(move || {
+                    let mut tries = 0_u32;
+                    while !is_made.load(std::sync::atomic::Ordering::Relaxed) {
+                        for number in 0..20 {
+                            let name = format!("7-99-ns{number}");
+                            assert!(user.select(&name, None).is_err(), "{name} is open");
+                            tries += 1;
+                        }
+                    }
+                    tries
+                })
+            })
+            .collect();
+        for number in 0..20 {
+            let name = format!("ns{number}");
+            zdbs.provision(&id(&name), &zdb(MIB / 2, "user", "pw", false)).unwrap();
+        }
+        is_made.store(true, std::sync::atomic::Ordering::Relaxed);
+        let tries: u32 = squatters.into_iter().map(|squatter| squatter.join().unwrap()).sum();
+        assert!(tries > 20, "{tries}");
+    });
+}
+
+#[test]
+fn a_server_that_does_not_start_holds_up_its_own_users_alone() {
+    let Some(mut node) = Node::start() else { return };
+    let zdbs = node.open();
+    let made = zdbs.provision(&id("one"), &zdb(MIB, "user", "", true)).unwrap();
+    zdbs.provision(&id("two"), &zdb(2 * MIB, "user", "", true)).unwrap();
+    drop(zdbs);
+    let lame = node.config.servers.iter().position(|server| server.port == made.port).unwrap();
+    // An address that no machine has (RFC 5737): it ends at once, whenever it is started.
+    node.config.servers[lame].listen = "192.0.2.1".parse().unwrap();
+    node.config.start_time_max = Duration::from_millis(300);
+    let zdbs = node.open();
+    assert_eq!(zdbs.check().len(), 1);
+    let begin = Instant::now();
+    zdbs.provision(&id("two"), &zdb(2 * MIB, "user", "", true)).unwrap();
+    let new = zdbs.provision(&id("new"), &zdb(MIB, "user", "", true)).unwrap();
+    assert_ne!(new.port, made.port);
+    assert!(begin.elapsed() < LIMIT / 2, "{:?}", begin.elapsed());
+    let mut all = zdbs.inventory().unwrap();
+    all.sort();
+    assert_eq!(all, [id("new"), id("one"), id("two")]);
+    let error = zdbs.provision(&id("one"), &zdb(MIB, "user", "", true)).unwrap_err();
+    assert!(matches!(error, ZdbError::Unavailable { .. }), "{error}");
+    assert!(zdbs.remove(&id("one")).is_err());
+    zdbs.remove(&id("two")).unwrap();
+    // A disk that is not there says nothing: what may be on it is made nowhere else.
+    let disk = &node.config.servers[lame].disk.path;
+    std::fs::rename(disk, disk.with_extension("away")).unwrap();
+    std::fs::create_dir(disk).unwrap();
+    assert!(zdbs.provision(&id("three"), &zdb(MIB, "user", "", true)).is_err());
+    assert!(zdbs.inventory().is_err());
 }
 
 #[test]

@@ -25,7 +25,7 @@
 //! | [`signature`] | both schemes, both styles |
 //! | [`capacity`] | what a workload takes of a node |
 //! | [`derived`] | ids, interface names, MACs and addresses that follow from a deployment |
-//! | [`network`] | where a grid's chain, relays and services are |
+//! | [`network`], [`run_mode`] | where a grid's chain, relays and services are |
 //! | [`limits`] | how much of anything is read |
 //!
 //! Error texts are part of the protocol where clients look at them; there they are the texts of existing
@@ -44,6 +44,7 @@ pub mod id;
 pub mod json;
 pub mod limits;
 pub mod network;
+pub mod run_mode;
 pub mod secret;
 pub mod signature;
 pub mod timestamp;

@@ -104,6 +104,24 @@ fn what_is_signed_is_believed_in_both_schemes_and_styles() {
 }
 
 #[test]
+fn of_two_signatures_of_one_twin_the_first_counts() {
+    let accounts = Accounts::new();
+    let mut good = deployment(ED25519, "");
+    let message = good.signing_message();
+    accounts.sign(&mut good, ED25519, &message);
+    let mut bad = deployment(ED25519, "");
+    bad.add_signature(ED25519, Scheme::Ed25519, &[0; 64]);
+    let [right, wrong] = [&good, &bad].map(|one| one.signature_requirement.signatures[0].clone());
+    let with = |signatures: [_; 2]| {
+        let mut both = deployment(ED25519, "");
+        both.signature_requirement.signatures = signatures.to_vec();
+        verify(&both, &accounts.keys())
+    };
+    assert_eq!(with([right.clone(), wrong.clone()]), Ok(Form::Current));
+    assert_eq!(with([wrong, right]), Err(SignatureError::Wrong.into()));
+}
+
+#[test]
 fn a_new_signature_takes_the_place_of_the_old_one() {
     let accounts = Accounts::new();
     let mut deployment = deployment(ED25519, "");

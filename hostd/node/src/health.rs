@@ -27,17 +27,26 @@ pub enum Duty {
     Traffic,
     /// The chain knows whether the node runs.
     Power,
+    /// The clock is that of the chain.
+    Clock,
+    /// The node's own disk takes what it has to.
+    Health,
+    /// A machine that nobody reserved runs.
+    Rehearsal,
 }
 
 impl Duty {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Registration,
         Self::Uptime,
         Self::Events,
         Self::Comparison,
         Self::Traffic,
         Self::Power,
+        Self::Clock,
+        Self::Health,
+        Self::Rehearsal,
     ];
 
     /// Its name, also in metrics.
@@ -49,6 +58,9 @@ impl Duty {
             Self::Comparison => "comparison",
             Self::Traffic => "traffic",
             Self::Power => "power",
+            Self::Clock => "clock",
+            Self::Health => "health",
+            Self::Rehearsal => "rehearsal",
         }
     }
 }

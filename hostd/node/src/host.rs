@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hostd_grid::capacity::Capacity;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
-use hostd_grid::{VerifiedDeployment, Workload, WorkloadType};
+use hostd_grid::{Name, VerifiedDeployment, Workload, WorkloadData, WorkloadType};
 use serde::{Deserialize, Serialize};
 
 /// A step that is under way.
@@ -245,6 +246,44 @@ pub trait Host: Send + Sync {
     /// is in the [inventory](Self::inventory) until it is removed, so that nothing starts it again.
     fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
         Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Why it can't be a node at all, in words for the farmer; none if it can.
+    fn unfit(&self) -> Option<String> {
+        None
+    }
+
+    /// What is wrong with the disks that the node itself works from, a sentence each.
+    fn check(&self) -> Doing<'_, Vec<String>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    /// What would keep these workloads of one deployment from running here, a sentence each: rules of this
+    /// machine, and images that can't be had. Nothing is made of them.
+    fn examine(&self, workloads: Vec<(Name, WorkloadData)>) -> Doing<'_, Vec<String>> {
+        let _ = workloads;
+        Box::pin(async { Vec::new() })
+    }
+
+    /// Has its network card listen for whoever wakes it, so that it may be switched off.
+    fn enable_wake(&self) -> Doing<'_, Result<(), HostError>> {
+        Box::pin(async { Err(HostError("nothing can wake this machine".to_owned())) })
+    }
+
+    /// Switches it off, which takes a moment.
+    fn power_off(&self) -> Doing<'_, Result<(), HostError>> {
+        Box::pin(async { Err(HostError("this machine can't switch itself off".to_owned())) })
+    }
+
+    /// Runs a machine that nobody reserved, to its end, and says how long that took.
+    fn rehearse(&self) -> Doing<'_, Result<Duration, HostError>> {
+        Box::pin(async { Err(HostError("this machine runs no machines".to_owned())) })
+    }
+
+    /// Sets its clock, to seconds since 1970.
+    fn set_clock(&self, time: i64) -> Doing<'_, Result<(), HostError>> {
+        let _ = time;
+        Box::pin(async { Err(HostError("this machine's clock is not ours".to_owned())) })
     }
 
     /// How it is.

@@ -12,6 +12,7 @@
 //! | [`host`] | what can be done to the machine |
 //! | [`commands`] | what other twins may ask, by name |
 //! | [`tfchain`] | TFChain as that ledger |
+//! | [`news`] | what owners are told of changes |
 //! | [`kyc`] | the service that knows which twins are somebody |
 //! | [`place`] | where a node is on the map |
 //! | [`state`] | what is remembered, and can be done without |
@@ -24,13 +25,18 @@ pub mod commands;
 pub mod engine;
 #[cfg(test)]
 mod faults;
+mod files;
 pub mod health;
 pub mod host;
 pub mod kyc;
 pub mod ledger;
+pub mod news;
 pub mod node;
+mod perf;
 pub mod place;
 mod power;
+mod registrar;
+mod seen;
 pub mod state;
 pub mod store;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! packets that its network card knows (AMD, *Magic Packet Technology*, 1995): six bytes `ff`, and
 //! sixteen times the card's address.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
@@ -15,7 +15,7 @@ const PACKET_COUNT: usize = 10;
 /// Time between two of them.
 const PACKET_INTERVAL: Duration = Duration::from_millis(500);
 /// Where they go: the port does not matter, since the card itself reads them.
-pub(crate) const BROADCAST: &str = "255.255.255.255:9";
+pub(crate) const BROADCAST: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::BROADCAST, 9));
 
 /// A hardware address from its text.
 pub(crate) fn hardware_address(text: &str) -> Option<[u8; 6]> {
@@ -68,16 +68,21 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_sibling_is_woken() {
         let card = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let to = card.local_addr().unwrap();
+        let start = tokio::time::Instant::now();
         let waking = tokio::spawn(wake([2, 0, 0, 0, 0, 7], to));
-        let mut packet = [0; 200];
-        let received = tokio::time::timeout(Duration::from_secs(5), card.recv(&mut packet));
-        assert_eq!(received.await.unwrap().unwrap(), 102);
-        assert_eq!(packet[..6], [0xff; 6]);
-        assert!(packet[6..102].chunks(6).all(|place| place == [2, 0, 0, 0, 0, 7]));
-        waking.abort();
+        for _ in 0..PACKET_COUNT {
+            let mut packet = [0; 200];
+            assert_eq!(card.recv(&mut packet).await.unwrap(), 102);
+            assert_eq!(packet[..6], [0xff; 6]);
+            assert!(packet[6..102].chunks(6).all(|place| place == [2, 0, 0, 0, 0, 7]));
+        }
+        waking.await.unwrap().unwrap();
+        assert!(start.elapsed() >= PACKET_INTERVAL * 9);
+        let more = tokio::time::timeout(Duration::from_secs(5), card.recv(&mut [0; 1])).await;
+        assert!(more.is_err(), "ten packets, and no more");
     }
 }

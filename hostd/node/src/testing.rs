@@ -11,7 +11,9 @@ use hostd_grid::deployment::Keys;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::signature::{AccountKey, Scheme};
-use hostd_grid::{ContractId, SignedDeployment, TwinId, VerifiedDeployment, WorkloadType};
+use hostd_grid::{
+    ContractId, Name, SignedDeployment, TwinId, VerifiedDeployment, WorkloadData, WorkloadType,
+};
 use serde_json::{Value, json};
 
 use crate::host::{
@@ -30,6 +32,8 @@ pub(crate) struct Body {
     pub(crate) names: Vec<String>,
     pub(crate) changed: Vec<String>,
     pub(crate) size: u64,
+    /// When it says that it ends.
+    pub(crate) expiration: i64,
 }
 
 impl Default for Body {
@@ -42,7 +46,7 @@ impl Body {
     pub(crate) fn of(names: &[&str], changed: &[&str]) -> Self {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let (names, changed) = (owned(names), owned(changed));
-        Self { version: 0, twin: 1, contract: 5, names, changed, size: 1 << 30 }
+        Self { version: 0, twin: 1, contract: 5, names, changed, size: 1 << 30, expiration: 0 }
     }
 }
 
@@ -78,12 +82,13 @@ fn workload(name: &str, version: u32, size: u64) -> Value {
 
 /// The JSON of a deployment, signed by its twin.
 pub(crate) fn signed(body: &Body) -> Vec<u8> {
-    let Body { version, twin, contract, names, changed, size } = body;
+    let Body { version, twin, contract, names, changed, size, expiration } = body;
     let workloads: Vec<Value> = { names.iter() }
         .map(|name| workload(name, if changed.contains(name) { *version } else { 0 }, *size))
         .collect();
     let mut value = json!({
         "version": version, "twin_id": twin, "contract_id": contract, "workloads": workloads,
+        "expiration": expiration,
         "signature_requirement": {
             "weight_required": 1, "requests": [{"twin_id": twin, "required": true, "weight": 1}],
         },
@@ -110,6 +115,8 @@ pub(crate) struct TestLedger {
     pub(crate) is_gone: Mutex<bool>,
     pub(crate) contracts: Mutex<BTreeMap<ContractId, Contract>>,
     pub(crate) reports: Mutex<Vec<(ContractId, Capacity)>>,
+    /// Twins that the grid's operator does not know.
+    pub(crate) strangers: Mutex<BTreeSet<TwinId>>,
 }
 
 impl TestLedger {
@@ -148,6 +155,10 @@ impl Ledger for TestLedger {
         self.answer(|| twins.into_iter().map(|twin| (twin, key_of(twin.0))).collect())
     }
 
+    fn is_verified(&self, twin: TwinId) -> Reply<'_, bool> {
+        self.answer(|| !self.strangers.lock().unwrap().contains(&twin))
+    }
+
     fn report_resources(&self, used: Vec<(ContractId, Capacity)>) -> Reply<'_, ()> {
         self.answer(|| self.reports.lock().unwrap().extend(used))
     }
@@ -160,8 +171,14 @@ pub(crate) struct TestHost {
     pub(crate) calls: Mutex<Vec<String>>,
     /// Names of workloads that fail, however they are made.
     pub(crate) failing: Mutex<BTreeSet<String>>,
+    /// Names of workloads whose making takes as long as they are here.
+    pub(crate) slow: Mutex<BTreeSet<String>>,
     /// Machines that are given up until they are removed.
     pub(crate) fallen: Mutex<Vec<(WorkloadId, String)>>,
+    /// Bytes of memory that somebody else took.
+    pub(crate) taken_memory: Mutex<u64>,
+    /// What it has against every workload when it is asked before.
+    pub(crate) objections: Mutex<Vec<String>>,
 }
 
 impl TestHost {
@@ -192,6 +209,9 @@ impl Host for TestHost {
         let id = task.id();
         Box::pin(async move {
             self.note("provision", &id)?;
+            while self.slow.lock().unwrap().contains(id.name.as_str()) {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
             self.there.lock().unwrap().insert(id.clone());
             Ok(RawJson::of(&json!({"id": id.to_string()})).unwrap())
         })
@@ -237,11 +257,16 @@ impl Host for TestHost {
     fn resources(&self) -> Resources {
         let total = Capacity { cru: 8, mru: 16 << 30, sru: 1 << 40, hru: 1 << 40, ipv4u: 0 };
         let system = Capacity { mru: 2 << 30, ..Capacity::default() };
-        Resources { total, system, available_memory: 16 << 30 }
+        let available_memory = total.mru - *self.taken_memory.lock().unwrap();
+        Resources { total, system, available_memory }
     }
 
     fn pools(&self) -> Vec<Pool> {
         vec![Pool { name: "ssd-1".into(), kind: "ssd", size: 1 << 40, used: 0 }]
+    }
+
+    fn examine(&self, _workloads: Vec<(Name, WorkloadData)>) -> Doing<'_, Vec<String>> {
+        Box::pin(async { self.objections.lock().unwrap().clone() })
     }
 
     fn about(&self) -> About {

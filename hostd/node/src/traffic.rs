@@ -12,14 +12,14 @@
 //! the last.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use hostd_chain::types::NruConsumption;
 use serde::{Deserialize, Serialize};
 
+use crate::files::write_durably;
 use crate::host::Traffic;
 
 /// Reports that wait at most: a month of hours. The oldest make room.
@@ -190,17 +190,6 @@ impl Queue {
     fn path(&self, number: u64) -> PathBuf {
         self.folder.join(format!("{number}{SUFFIX}"))
     }
-}
-
-/// Writes a file that is there whole or not at all.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let partial = path.with_extension("part");
-    let mut file =
-        { File::options() }.create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&partial, path)?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 #[cfg(test)]

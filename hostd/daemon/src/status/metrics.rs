@@ -37,6 +37,8 @@ pub(super) fn text(status: &Status) -> String {
     let mut text = Text::default();
     text.about("hostd_node_up", "gauge", "Whether the node runs.");
     text.value("hostd_node_up", &[], u8::from(status.node.is_some()));
+    text.about("hostd_build_info", "gauge", "The version of this program.");
+    text.value("hostd_build_info", &[("version", status.version)], 1);
     if let Some(bytes) = resident_memory() {
         text.about("process_resident_memory_bytes", "gauge", "Memory of this process.");
         text.value("process_resident_memory_bytes", &[], bytes);
@@ -71,6 +73,11 @@ fn about_duties(text: &mut Text, node: &NodeStatus) {
         if let Some(at) = progress.done_at {
             text.value("hostd_duty_done_timestamp_seconds", &[("duty", duty.name())], at);
         }
+    }
+    text.about("hostd_duty_failing", "gauge", "Whether the last try of a duty failed.");
+    for (duty, progress) in &node.duties {
+        let is_failing = u8::from(progress.error.is_some());
+        text.value("hostd_duty_failing", &[("duty", duty.name())], is_failing);
     }
     text.about("hostd_duty_failures_total", "counter", "How often a duty failed.");
     for (duty, progress) in &node.duties {
@@ -117,7 +124,87 @@ fn resident_memory() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use hostd_node::engine::{Overview, Statistics, Users, WorkloadOverview};
+    use hostd_node::health::{Duty, Progress};
+    use hostd_node::host::Pool;
+
     use super::*;
+
+    fn workload(kind: &'static str, state: &'static str) -> WorkloadOverview {
+        let (name, message) = ("secret-name".to_owned(), "secret words".to_owned());
+        WorkloadOverview { name, kind, version: 0, state, since: 7, message }
+    }
+
+    fn deployment(contract: &'static str, workloads: Vec<WorkloadOverview>) -> Overview {
+        Overview { twin_id: 1, contract_id: 5, version: 0, contract, workloads }
+    }
+
+    fn busy() -> Status {
+        let total = Capacity { cru: 8, mru: 16 << 30, sru: 1 << 40, hru: 0, ipv4u: 0 };
+        let used = Capacity { cru: 3, ..Capacity::default() };
+        let users = Users { deployments: 2, workloads: 3, last_deployment_timestamp: 7 };
+        let system = Capacity::default();
+        let done = Progress { done_at: Some(1700), error: None, failure_count: 0 };
+        let failed = Progress { done_at: None, error: Some("gone".into()), failure_count: 4 };
+        let node = NodeStatus {
+            node_id: 11,
+            twin_id: 7,
+            block: Some(900),
+            relay_count: 2,
+            duties: [(Duty::Uptime, done), (Duty::Events, failed)].into(),
+            capacity: Statistics { total, used, system, users, open_connections: 0 },
+            messages: [("run", 12)].into(),
+            deployments: vec![
+                deployment("paid", vec![workload("zdb", "ok"), workload("zdb", "ok")]),
+                deployment("not paid", vec![workload("zmachine-light", "paused")]),
+            ],
+        };
+        Status {
+            version: "1.2.3",
+            account: "5F…".into(),
+            farm_id: 1,
+            problem: String::new(),
+            node: Some(node),
+            pools: vec![Pool { name: "hdd1".into(), kind: "hdd", size: 100, used: 40 }],
+        }
+    }
+
+    #[test]
+    fn metrics_say_how_the_node_is_and_nothing_of_what_is_in_workloads() {
+        let text = super::text(&busy());
+        for line in [
+            "hostd_node_up 1",
+            "hostd_build_info{version=\"1.2.3\"} 1",
+            "hostd_relays_connected 2",
+            "hostd_chain_block 900",
+            "hostd_duty_done_timestamp_seconds{duty=\"uptime\"} 1700",
+            "hostd_duty_failing{duty=\"uptime\"} 0",
+            "hostd_duty_failing{duty=\"events\"} 1",
+            "hostd_duty_failures_total{duty=\"events\"} 4",
+            "hostd_deployments{contract=\"paid\"} 1",
+            "hostd_deployments{contract=\"not paid\"} 1",
+            "hostd_workloads{type=\"zdb\",state=\"ok\"} 2",
+            "hostd_workloads{type=\"zmachine-light\",state=\"paused\"} 1",
+            "hostd_capacity{resource=\"cru\",what=\"used\"} 3",
+            "hostd_capacity{resource=\"mru\",what=\"total\"} 17179869184",
+            "hostd_pool_bytes{pool=\"hdd1\",type=\"hdd\",what=\"used\"} 40",
+            "hostd_messages_total{event=\"run\"} 12",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+        assert!(!text.contains("secret"), "{text}");
+        // Each metric is described once, and before its values.
+        let mut described = std::collections::BTreeSet::new();
+        for line in text.lines() {
+            match line.strip_prefix("# HELP ") {
+                Some(rest) => assert!(described.insert(rest.split(' ').next().unwrap()), "{line}"),
+                None if line.starts_with('#') => {}
+                None => {
+                    assert!(described.contains(line.split(['{', ' ']).next().unwrap()), "{line}")
+                }
+            }
+        }
+    }
 
     #[test]
     fn metrics_have_the_shape_that_prometheus_reads() {

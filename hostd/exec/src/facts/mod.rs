@@ -6,6 +6,7 @@
 
 mod addresses;
 mod diagnosis;
+pub(crate) mod wake;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -104,6 +105,11 @@ impl Facts {
         let has_ipv6 = ips.iter().any(is_public_ipv6);
         Self { hardware, hypervisor: hypervisor(root), has_ipv6 }
     }
+}
+
+/// The card of the default route, by its own name.
+pub(crate) fn main_card() -> Option<String> {
+    default_card(&text(Path::new("/proc/net/route")).unwrap_or_default())
 }
 
 /// Cards of hardware, and the one that leads out, whatever it is.

@@ -34,6 +34,9 @@ use store::Known;
 
 /// Longest time for fetching an image's file.
 const FETCH_TIME_MAX: Duration = Duration::from_secs(120);
+/// The same, and bytes of its file, when somebody only wants to know whether it can be had.
+const EXAMINE_TIME_MAX: Duration = Duration::from_secs(30);
+const EXAMINE_SIZE_MAX: u64 = 64 << 20;
 /// Longest time for finding out how it boots, which may fetch a kernel block by block.
 const BOOT_TIME_MAX: Duration = Duration::from_secs(180);
 /// The service that serves blocks, as the supervisor calls it.
@@ -110,6 +113,9 @@ pub enum ImageError {
     /// The block cache can't be started.
     #[error("image: the node's block cache: {0}")]
     Cache(#[from] ClientError),
+    /// Somebody else is being answered.
+    #[error("image: the node looks at another one just now")]
+    Busy,
     /// It was there once.
     #[error("image: the one that this machine was made from is no longer there")]
     Gone,
@@ -137,6 +143,8 @@ enum Boot {
 pub struct Images {
     config: ImageConfig,
     locks: [Mutex<()>; LOCK_COUNT],
+    /// Held by whoever only wants to know whether an image can be had.
+    examining: Mutex<()>,
 }
 
 impl Images {
@@ -152,7 +160,11 @@ impl Images {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         store::clean(&config.folder)?;
-        let images = Self { config, locks: std::array::from_fn(|_| Mutex::new(())) };
+        let images = Self {
+            config,
+            locks: std::array::from_fn(|_| Mutex::new(())),
+            examining: Mutex::new(()),
+        };
         match supervisor.start(&images.cached(), &[]) {
             // Another version of it: machines find the new one again by themselves.
             Err(error) if error.is_conflict() => {
@@ -169,24 +181,46 @@ impl Images {
     /// # Errors
     /// [`ImageError`].
     pub fn fetch(&self, url: &str) -> Result<Image, ImageError> {
+        let hash = self.fetch_within(url, self.config.size_max, FETCH_TIME_MAX)?;
+        let _lock = self.lock(&hash);
+        self.with_boot(hash)
+    }
+
+    /// Whether an image can be had, for somebody who has not paid for it: only so much is fetched, and only
+    /// one at a time.
+    ///
+    /// # Errors
+    /// [`ImageError`]; [`ImageError::Busy`] says nothing about the image.
+    pub fn examine(&self, url: &str) -> Result<(), ImageError> {
+        let Ok(_one_at_a_time) = self.examining.try_lock() else { return Err(ImageError::Busy) };
+        let size_max = self.config.size_max.min(EXAMINE_SIZE_MAX);
+        self.fetch_within(url, size_max, EXAMINE_TIME_MAX).map(drop)
+    }
+
+    /// The hash of the image at an address, whose file is there then.
+    fn fetch_within(
+        &self,
+        url: &str,
+        size_max: u64,
+        time_max: Duration,
+    ) -> Result<String, ImageError> {
         let _lock = self.lock(url);
         let known = store::known(&self.config.folder, url);
         let known = known.filter(|known| self.path(&known.hash).is_file());
-        let arguments = self.fetch_arguments(url, known.as_ref());
-        let printed = self.run(&arguments, FETCH_TIME_MAX)?;
-        let hash = match (parse(&printed)?, known) {
-            (Fetched::Unchanged, Some(known)) => known.hash,
-            (Fetched::Unchanged, None) => return Err(nonsense()),
+        let arguments = self.fetch_arguments(url, known.as_ref(), size_max, time_max);
+        let printed = self.run(&arguments, time_max)?;
+        match (parse(&printed)?, known) {
+            (Fetched::Unchanged, Some(known)) => Ok(known.hash),
+            (Fetched::Unchanged, None) => Err(nonsense()),
             (Fetched::Fetched { hash, md5 }, _) => {
                 if !store::is_hash(&hash) {
                     return Err(nonsense());
                 }
                 let known = Known { url: url.to_owned(), md5, hash: hash.clone() };
                 store::remember(&self.config.folder, &known)?;
-                hash
+                Ok(hash)
             }
-        };
-        self.with_boot(hash)
+        }
     }
 
     /// The image with this hash, if it is there.
@@ -240,11 +274,17 @@ impl Images {
         Ok(Image { path: self.path(&hash), hash, boot })
     }
 
-    fn fetch_arguments(&self, url: &str, known: Option<&Known>) -> Vec<OsString> {
+    fn fetch_arguments(
+        &self,
+        url: &str,
+        known: Option<&Known>,
+        size_max: u64,
+        time_max: Duration,
+    ) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["fetch".into(), "--into".into()];
         arguments.push(self.config.folder.clone().into());
-        arguments.extend(["--size-max".into(), self.config.size_max.to_string().into()]);
-        arguments.extend(["--time-max".into(), FETCH_TIME_MAX.as_secs().to_string().into()]);
+        arguments.extend(["--size-max".into(), size_max.to_string().into()]);
+        arguments.extend(["--time-max".into(), time_max.as_secs().to_string().into()]);
         for route in &self.config.routes {
             arguments.extend(["--allow-route".into(), route.into()]);
         }

@@ -23,7 +23,7 @@ fn images(folder: &Path, script: &str) -> Images {
         cache_size_max: 1 << 20,
         routes: vec!["10.0.0.0/8".into()],
     };
-    Images { config, locks: std::array::from_fn(|_| Mutex::new(())) }
+    Images { config, locks: std::array::from_fn(|_| Mutex::new(())), examining: Mutex::new(()) }
 }
 
 const HASH: &str = "1111111111111111111111111111111111111111111111111111111111111111";
@@ -83,4 +83,16 @@ fn what_goes_wrong_reaches_the_user_in_words() {
     assert!(images.fetch("https://hub/x").unwrap_err().to_string().contains("makes no sense"));
     assert!(matches!(images.pinned("../x"), Err(ImageError::Gone)));
     assert!(matches!(images.pinned(&"0".repeat(64)), Err(ImageError::Gone)));
+}
+
+#[test]
+fn who_only_asks_gets_less_and_one_answer_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path(), &script("exit 1"));
+    images.examine("https://hub/u/x.fl").unwrap();
+    let asked = fs::read_to_string(folder.path().join("asked")).unwrap();
+    assert!(asked.contains("--size-max 1048576 --time-max 30"), "{asked}");
+    assert!(!asked.contains("boot"), "{asked}");
+    let _other = images.examining.lock().unwrap();
+    assert!(matches!(images.examine("https://hub/u/x.fl"), Err(ImageError::Busy)));
 }

@@ -5,6 +5,7 @@
 //! state = "/var/lib/hostd/machine"          # what must survive: records, images, logs
 //! runtime = "/run/hostd"                    # sockets
 //! supervisor = "/run/supervise.sock"
+//! power_off = ["/sbin/poweroff"]             # optional: what switches it off; it stays on if absent
 //! pools = [
 //!     { name = "ssd1", path = "/mnt/ssd1", kind = "ssd", mount_point = true },
 //!     { name = "hdd1", path = "/mnt/hdd1", kind = "hdd", size_max = 1000000000000 },
@@ -53,6 +54,10 @@ pub struct Config {
     pub runtime: PathBuf,
     /// The supervisor's socket.
     pub supervisor: PathBuf,
+    /// What is run to switch the machine off, when its farmer wants that and it can be woken again. It is
+    /// never switched off if nothing is said.
+    #[serde(default)]
+    pub power_off: Option<Vec<String>>,
     /// Programs that it consists of.
     pub programs: Programs,
     /// What images boot with that bring no kernel.

@@ -53,6 +53,28 @@ impl Inner {
         made
     }
 
+    /// What is wrong with the machines among workloads of one deployment, a sentence each.
+    pub(super) fn examine(&self, workloads: &[(Name, WorkloadData)]) -> Vec<String> {
+        let kind = |name: &Name| {
+            let found = workloads.iter().find(|(other, _)| other == name)?;
+            Some(found.1.kind())
+        };
+        let mut problems = Vec::new();
+        for (name, data) in workloads {
+            let WorkloadData::ZMachineLight(machine) = data else { continue };
+            let found = [
+                check(machine, cpu_count(), kind).err().map(|error| error.to_string()),
+                entry::split(&machine.entrypoint).err().map(|error| error.to_string()),
+                entry::zosrc(&machine.env, &machine.entrypoint)
+                    .err()
+                    .map(|error| error.to_string()),
+                self.images.examine(&machine.flist).err().map(|error| host(error).0),
+            ];
+            problems.extend(found.into_iter().flatten().map(|text| format!("{name}: {text}")));
+        }
+        problems
+    }
+
     fn make(
         &self,
         task: &Task,

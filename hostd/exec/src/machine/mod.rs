@@ -22,19 +22,21 @@ mod about;
 mod check;
 mod config;
 mod machines;
+mod power;
 mod space;
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hostd_grid::address::Cidr;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
-use hostd_grid::{WorkloadData, WorkloadType};
+use hostd_grid::{Name, WorkloadData, WorkloadType};
 use hostd_node::host::{
     About, Diagnosis, Doing, Hardware, Host, HostError, MachineAction, Pool, Resources, Task,
     UpdateError,
@@ -47,6 +49,7 @@ use crate::facts::Facts;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::network::{NODE_ADDRESS, NetworkConfig, NetworkError, Networks};
 use crate::storage::{PoolKind, Storage, StorageError};
+use crate::vm::rehearsal::rehearse;
 use crate::vm::{VmConfig, Vms};
 use crate::zdb::{ServerConfig, ZdbConfig, ZdbError, Zdbs};
 
@@ -62,6 +65,8 @@ const SUPPORTED: &[WorkloadType] = &[
 ];
 /// What else it can do, by the names that clients look for.
 const EXTRA_FEATURES: &[&str] = &["mycelium"];
+/// How long a machine that nobody reserved may take.
+const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(30);
 /// Locks for workloads. More than there are steps at a time.
 const LOCK_COUNT: usize = 256;
 
@@ -251,6 +256,7 @@ impl Config {
             program: self.programs.zdb.clone(),
             runtime: self.runtime.join("zdb"),
             logs: Some(logs.to_owned()),
+            start_time_max: ZdbConfig::START_TIME_MAX,
             servers: servers.collect(),
         })
     }
@@ -411,6 +417,38 @@ impl Host for Machine {
 
     fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
         self.on_thread(|inner| inner.vms.fallen().map_err(host))
+    }
+
+    fn unfit(&self) -> Option<String> {
+        power::unfit(Path::new("/dev/kvm"))
+    }
+
+    fn check(&self) -> Doing<'_, Vec<String>> {
+        self.on_thread(|inner| power::check(&inner.config.state))
+    }
+
+    fn examine(&self, workloads: Vec<(Name, WorkloadData)>) -> Doing<'_, Vec<String>> {
+        self.on_thread(move |inner| inner.examine(&workloads))
+    }
+
+    fn enable_wake(&self) -> Doing<'_, Result<(), HostError>> {
+        self.on_thread(|inner| power::enable_wake(inner.config.power_off.is_some()))
+    }
+
+    fn power_off(&self) -> Doing<'_, Result<(), HostError>> {
+        self.on_thread(|inner| power::power_off(inner.config.power_off.as_deref()))
+    }
+
+    fn rehearse(&self) -> Doing<'_, Result<Duration, HostError>> {
+        self.on_thread(|inner| {
+            let log = inner.config.state.join("logs/rehearsal.log");
+            let config = inner.config.vms(inner.images.socket());
+            rehearse(&config, &inner.supervisor, &log, REHEARSAL_TIME_MAX).map_err(host)
+        })
+    }
+
+    fn set_clock(&self, time: i64) -> Doing<'_, Result<(), HostError>> {
+        self.on_thread(move |_| power::set_clock(time))
     }
 
     fn diagnose(&self) -> Doing<'_, Diagnosis> {

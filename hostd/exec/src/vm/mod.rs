@@ -19,6 +19,7 @@
 //! | [`spec`] | the VMM's description |
 //! | [`record`] | what is kept of a machine |
 //! | [`api`] | asking its VMM |
+//! | [`rehearsal`] | whether a machine would run |
 //!
 //! Networks, disks and images belong to other rooms; [`crate::machine`] brings them together.
 
@@ -26,6 +27,7 @@ pub mod api;
 pub mod cidata;
 pub mod entry;
 pub mod record;
+pub mod rehearsal;
 pub mod spec;
 
 use std::fs::DirBuilder;
@@ -112,8 +114,8 @@ pub enum VmError {
         log: String,
     },
     /// It says nothing.
-    #[error("the machine did not start: its VMM did not answer within {} s", START_TIMEOUT.as_secs())]
-    Silent,
+    #[error("the machine did not start: its VMM did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// There is none.
     #[error("there is no machine {0}")]
     Absent(WorkloadId),
@@ -186,7 +188,7 @@ impl Vms {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                break VmError::Silent;
+                break VmError::Silent(START_TIMEOUT);
             }
             let Some(News::Changed(status)) = watch.next(LOOK_INTERVAL)? else { continue };
             let is_over = status.name == program.name && status.pid.is_none();

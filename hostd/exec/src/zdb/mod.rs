@@ -5,13 +5,16 @@
 //! quotas are what was promised of the disk.
 //!
 //! ```text
-//!   NSNEW ─> freeze 1 ─> mode, password, public, maxfilesize ─> freeze 0 ─> maxsize
-//!            nobody can write what would spoil the rest         │           └─ made
-//!                                                               └─ a crash before: no maxsize, made again
+//!   which server? ─┬─ it has it: grown, if it is smaller than what is wanted
+//!                  └─ none has it: NSMAKE on the one with the most room, all properties in one step
 //! ```
 //!
-//! A paused namespace is frozen and has its `maxsize`, so that it is never taken for a half-made one.
-//! When a server can't be asked, nobody knows what it has: nothing that may be there is made elsewhere.
+//! So there is no moment in which a namespace is there without its password, and no half-made one.
+//!
+//! A server that can't be asked holds up nobody but its own users. What it has, its disk says: the names
+//! of folders, if the disk is really there, which the folder of the server's own namespace shows. Of a disk
+//! that can't be read nobody knows what is on it, and nothing that may be there is made elsewhere. Who
+//! was in vain at a server a moment ago is not kept waiting for it again.
 
 mod namespace;
 mod server;
@@ -20,6 +23,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::workload::{Zdb, ZdbMode, ZdbResult};
@@ -37,8 +41,15 @@ pub struct ZdbConfig {
     pub runtime: PathBuf,
     /// The folder of the servers' logs, which is there; no logs if nothing is said.
     pub logs: Option<PathBuf>,
+    /// Longest time until a server that was started answers.
+    pub start_time_max: Duration,
     /// The servers.
     pub servers: Vec<ServerConfig>,
+}
+
+impl ZdbConfig {
+    /// How long a server may take to start: it reads the index of all that it has.
+    pub const START_TIME_MAX: Duration = Duration::from_secs(30);
 }
 
 /// One server.
@@ -142,8 +153,11 @@ impl Zdbs {
         let servers = self.lock();
         if let Some((server, mut admin)) = find(&servers, &name)? {
             let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
-            if info.is_half_made() {
-                admin.complete(&name, &wanted)?;
+            if info.size_max == 0 {
+                // Every namespace of ours has a quota; this one was never anybody's.
+                admin.remove(&name)?;
+                take(&mut admin, server, wanted.size)?;
+                admin.make(&name, &wanted)?;
             } else if info.size_max < wanted.size {
                 take(&mut admin, server, wanted.size - info.size_max)?;
                 admin.resize(&name, wanted.size)?;
@@ -151,8 +165,7 @@ impl Zdbs {
             return Ok(server.result(&name));
         }
         let (server, mut admin) = roomiest(&servers, wanted.size)?;
-        admin.make(&name)?;
-        admin.complete(&name, &wanted)?;
+        admin.make(&name, &wanted)?;
         tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
         Ok(server.result(&name))
     }
@@ -210,14 +223,18 @@ impl Zdbs {
         Ok(())
     }
 
-    /// Namespaces of all servers, half-made ones among them.
+    /// Namespaces of all servers; of one that can't be asked, those that its disk has.
     ///
     /// # Errors
-    /// A server can't be asked.
+    /// A server can't be asked, and its disk can't be read.
     pub fn inventory(&self) -> Result<Vec<WorkloadId>, ZdbError> {
         let mut ids = Vec::new();
         for server in self.lock().iter() {
-            ids.extend(server.admin()?.names()?.iter().filter_map(|name| parse(name)));
+            let names = match server.admin().and_then(|mut admin| admin.names()) {
+                Ok(names) => names,
+                Err(error) => server.names_on_disk().ok_or(error)?,
+            };
+            ids.extend(names.iter().filter_map(|name| parse(name)));
         }
         Ok(ids)
     }
@@ -279,33 +296,46 @@ fn check(zdb: &Zdb) -> Result<Wanted<'_>, ZdbError> {
     Ok(Wanted { size: zdb.size, mode, password, is_public: zdb.public })
 }
 
-/// The server that has a namespace. All servers must answer before it is said that none has.
+/// The server that has a namespace. Before it is said that none has, all servers must answer, or at least
+/// their disks.
 fn find<'a>(servers: &'a [Server], name: &str) -> Result<Option<(&'a Server, Admin)>, ZdbError> {
     let mut unavailable = None;
     for server in servers {
-        match server.admin() {
-            Ok(mut admin) => {
-                if admin.info(name)?.is_some() {
-                    return Ok(Some((server, admin)));
+        match server.admin().and_then(|mut admin| Ok((admin.info(name)?, admin))) {
+            Ok((Some(_), admin)) => return Ok(Some((server, admin))),
+            Ok((None, _)) => {}
+            Err(error) => {
+                let names = server.names_on_disk();
+                if names.is_none_or(|names| names.iter().any(|other| other == name)) {
+                    unavailable = Some(error);
                 }
             }
-            Err(error) => unavailable = Some(error),
         }
     }
     unavailable.map_or(Ok(None), Err)
 }
 
-/// Of the servers with enough room, the one with the most.
+/// Of the servers with enough room, the one with the most. Without any, those that could not be asked
+/// are to blame, if there are such.
 fn roomiest(servers: &[Server], size: u64) -> Result<(&Server, Admin), ZdbError> {
     let mut best: Option<(u64, &Server, Admin)> = None;
+    let mut unavailable = None;
     for server in servers {
-        let mut admin = server.admin()?;
-        let left = server.size().saturating_sub(admin.promised()?);
+        let asked = server.admin().and_then(|mut admin| Ok((admin.promised()?, admin)));
+        let (promised, admin) = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                unavailable = Some(error);
+                continue;
+            }
+        };
+        let left = server.size().saturating_sub(promised);
         if left >= size && best.as_ref().is_none_or(|(most, ..)| left > *most) {
             best = Some((left, server, admin));
         }
     }
-    best.map(|(_, server, admin)| (server, admin)).ok_or(ZdbError::Full)
+    let best = best.map(|(_, server, admin)| (server, admin));
+    best.ok_or_else(|| unavailable.unwrap_or(ZdbError::Full))
 }
 
 /// Whether a server has so much more.

@@ -12,7 +12,7 @@ use super::{NO_PASSWORD, Wanted, ZdbError};
 const FILE_SIZE_FACTOR: u64 = 4;
 const FILE_SIZE_EXTRA: u64 = 256 << 20;
 /// The one that every server has, which is nobody's.
-const DEFAULT_NAME: &str = "default";
+pub(super) const DEFAULT_NAME: &str = "default";
 
 /// An administrator's connection.
 #[derive(Debug)]
@@ -30,11 +30,6 @@ pub(super) struct Info {
 }
 
 impl Info {
-    /// Whether its making was interrupted: its quota is the last that it gets.
-    pub(super) fn is_half_made(self) -> bool {
-        self.size_max == 0
-    }
-
     fn parse(text: &str) -> Option<Self> {
         let fields: BTreeMap<&str, &str> =
             text.lines().filter_map(|line| line.split_once(": ")).collect();
@@ -87,34 +82,32 @@ impl Admin {
         Ok(sum)
     }
 
-    /// Makes a namespace, which [`Admin::complete`] must follow.
-    pub(super) fn make(&mut self, name: &str) -> Result<(), ZdbError> {
-        self.call(&[b"NSNEW", name.as_bytes()])?;
-        self.set_frozen(name, true)
-    }
-
-    /// Makes it what is wanted; its quota last.
-    pub(super) fn complete(&mut self, name: &str, wanted: &Wanted<'_>) -> Result<(), ZdbError> {
-        self.set_frozen(name, true)?;
-        self.set(name, b"mode", wanted.mode.name())?;
-        self.open_to(name, wanted)?;
-        self.set_frozen(name, false)?;
-        self.resize(name, wanted.size)
+    /// Makes a namespace as it is wanted. It is nobody's before it is that: the server makes it with all of
+    /// its properties, or not at all.
+    pub(super) fn make(&mut self, name: &str, wanted: &Wanted<'_>) -> Result<(), ZdbError> {
+        let (size, file_size) = (wanted.size.to_string(), file_size_max(wanted.size).to_string());
+        let properties = [
+            ["mode", wanted.mode.name()],
+            ["public", public(wanted)],
+            ["password", password(wanted)],
+            ["maxfilesize", &file_size],
+            ["maxsize", &size],
+        ];
+        let words = ["NSMAKE", name].into_iter().chain(properties.into_iter().flatten());
+        let words: Vec<_> = words.map(str::as_bytes).collect();
+        self.call(&words).map(drop)
     }
 
     /// Sets who may use it.
     pub(super) fn open_to(&mut self, name: &str, wanted: &Wanted<'_>) -> Result<(), ZdbError> {
         // Who may read without the password is said before there is another.
-        self.set(name, b"public", if wanted.is_public { "1" } else { "0" })?;
-        let password = if wanted.password.is_empty() { NO_PASSWORD } else { wanted.password };
-        self.set(name, b"password", password)
+        self.set(name, b"public", public(wanted))?;
+        self.set(name, b"password", password(wanted))
     }
 
     /// Sets its quota.
     pub(super) fn resize(&mut self, name: &str, size: u64) -> Result<(), ZdbError> {
-        let file_size = size.saturating_mul(FILE_SIZE_FACTOR).saturating_add(FILE_SIZE_EXTRA);
-        let file_size = file_size.min(i64::MAX.unsigned_abs());
-        self.set(name, b"maxfilesize", &file_size.to_string())?;
+        self.set(name, b"maxfilesize", &file_size_max(size).to_string())?;
         self.set(name, b"maxsize", &size.to_string())
     }
 
@@ -155,6 +148,20 @@ impl Admin {
     }
 }
 
+fn public(wanted: &Wanted<'_>) -> &'static str {
+    if wanted.is_public { "1" } else { "0" }
+}
+
+fn password<'a>(wanted: &Wanted<'a>) -> &'a str {
+    if wanted.password.is_empty() { NO_PASSWORD } else { wanted.password }
+}
+
+/// Bytes that the files of a namespace with that quota may take.
+fn file_size_max(size: u64) -> u64 {
+    let file_size = size.saturating_mul(FILE_SIZE_FACTOR).saturating_add(FILE_SIZE_EXTRA);
+    file_size.min(i64::MAX.unsigned_abs())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,9 +172,9 @@ mod tests {
                     mode: sequential\n";
         let info = Info::parse(text).unwrap();
         assert_eq!(info, Info { mode: ZdbMode::Seq, size_max: 1024 });
-        assert!(!info.is_half_made());
         let unlimited = text.replace("1024", "0").replace("sequential", "userkey");
-        assert!(Info::parse(&unlimited).unwrap().is_half_made());
+        let info = Info::parse(&unlimited).unwrap();
+        assert_eq!(info, Info { mode: ZdbMode::User, size_max: 0 });
         assert_eq!(Info::parse("mode: userkey\n"), None);
         assert_eq!(Info::parse("mode: block\ndata_limits_bytes: 1\n"), None);
     }

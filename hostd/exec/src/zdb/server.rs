@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hostd_grid::derived::ShortId;
@@ -16,15 +17,15 @@ use supervise::{Client as Supervisor, Log, Policy, Program};
 use zdb_client::{Client, Endpoint, Password, Timeouts};
 use zeroize::Zeroizing;
 
-use super::namespace::Admin;
+use super::namespace::{Admin, DEFAULT_NAME};
 use super::{ServerConfig, ZdbConfig, ZdbError};
 
-/// Longest time until a server that was started answers.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is tried meanwhile.
 const START_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a server may take to end.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Folders of a disk that are looked at.
+const FOLDER_COUNT_MAX: usize = 64 * 1024;
 /// Limits of one command.
 const TIMEOUTS: Timeouts =
     Timeouts { connect: Duration::from_secs(2), request: Duration::from_secs(30) };
@@ -42,6 +43,10 @@ pub(super) struct Server {
     settings: PathBuf,
     socket: PathBuf,
     supervisor: Supervisor,
+    /// Longest time until it answers when it was started.
+    start_time_max: Duration,
+    /// It was waited for in vain, and has not answered since.
+    is_missed: AtomicBool,
 }
 
 impl Server {
@@ -75,7 +80,15 @@ impl Server {
             size_max: LOG_SIZE_MAX,
             kept: LOG_KEPT,
         });
-        let mut server = Self { config, program, settings, socket, supervisor };
+        let mut server = Self {
+            config,
+            program,
+            settings,
+            socket,
+            supervisor,
+            start_time_max: all.start_time_max,
+            is_missed: AtomicBool::new(false),
+        };
         // Other settings are another program: the supervisor says so, and it is started anew.
         let version = ShortId::of(&server.public_settings()?);
         server.program.env.insert("ZDB_SETTINGS".to_owned(), version.to_string());
@@ -100,11 +113,30 @@ impl Server {
         }
     }
 
+    /// Names of the namespaces that its disk has; none if the disk does not say.
+    pub(super) fn names_on_disk(&self) -> Option<Vec<String>> {
+        let folders = fs::read_dir(self.config.disk.path.join("data")).ok()?;
+        let names = folders.take(FOLDER_COUNT_MAX).map(|folder| folder.map(|it| it.file_name()));
+        let names = names.collect::<io::Result<Vec<_>>>().ok()?;
+        let names: Vec<_> = names.into_iter().filter_map(|name| name.into_string().ok()).collect();
+        // What is mounted nowhere is an empty folder, and every server has this one.
+        names.iter().any(|name| name == DEFAULT_NAME).then_some(names)
+    }
+
     /// The administrator's connection to it; it is started if it does not run.
     pub(super) fn admin(&self) -> Result<Admin, ZdbError> {
+        // The supervisor starts it again by itself; nobody waits for it twice.
+        let is_missed = self.is_missed.load(Ordering::Relaxed);
+        let patience = if is_missed { Duration::ZERO } else { self.start_time_max };
+        let admin = self.admin_within(patience);
+        self.is_missed.store(admin.is_err(), Ordering::Relaxed);
+        admin
+    }
+
+    fn admin_within(&self, patience: Duration) -> Result<Admin, ZdbError> {
         let password = self.password()?;
         self.start()?;
-        let deadline = Instant::now() + START_TIMEOUT;
+        let deadline = Instant::now() + patience;
         let mut was_anew = false;
         loop {
             let refused = match self.connect(&password) {

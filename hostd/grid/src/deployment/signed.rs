@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use super::{CreateError, Deployment, SignatureError, ValidationError, WireDeployment};
 use crate::challenge::{DeploymentHash, Form};
-use crate::id::{ContractId, TwinId};
-use crate::json;
+use crate::id::{ContractId, Name, TwinId};
+use crate::json::{self, RawJson};
 use crate::limits::{DEPLOYMENT_SIZE_MAX, VALUE_COUNT_MAX};
 use crate::signature::AccountKey;
-use crate::workload::{ReadData, WireWorkload, Workload, WorkloadError};
+use crate::workload::{ReadData, SentData, WireWorkload, Workload, WorkloadError};
 
 /// Keys of twins' accounts, as the chain has them.
 pub type Keys = BTreeMap<TwinId, AccountKey>;
@@ -201,6 +201,37 @@ impl VerifiedDeployment {
         &self.deployment
     }
 
+    /// The same, with each workload's data as its client wrote it.
+    pub fn sent(&self) -> Deployment<SentData> {
+        // The bytes were read before, and are read as then.
+        let mut texts: BTreeMap<Name, RawJson> = BTreeMap::new();
+        if let Ok(checked) = json::Checked::new(&self.original) {
+            let mut budget = VALUE_COUNT_MAX;
+            let wire = json::from_checked::<WireDeployment<'_>>(checked, &mut budget);
+            let workloads = wire.map(|wire| wire.workloads).unwrap_or_default();
+            texts.extend(
+                workloads.iter().map(|workload| (workload.name().clone(), workload.text())),
+            );
+        }
+        let sent = |workload: &Workload| {
+            let Workload { version, name, data, metadata, description, result } = workload.clone();
+            let json = texts.remove(&name).unwrap_or_default();
+            let data = SentData { kind: data.kind(), json };
+            Workload { version, name, data, metadata, description, result }
+        };
+        let deployment = &self.deployment;
+        Deployment {
+            version: deployment.version,
+            twin_id: deployment.twin_id,
+            contract_id: deployment.contract_id,
+            metadata: deployment.metadata.clone(),
+            description: deployment.description.clone(),
+            expiration: deployment.expiration,
+            signature_requirement: deployment.signature_requirement.clone(),
+            workloads: deployment.workloads.iter().map(sent).collect(),
+        }
+    }
+
     /// The hash that was signed.
     pub fn hash(&self) -> DeploymentHash {
         self.hash
@@ -313,6 +344,19 @@ mod tests {
 
     fn read(text: &str) -> SignedDeployment {
         SignedDeployment::read(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_a_client_wrote_is_given_back_as_it_wrote_it() {
+        let data = r#"{"size":1, "mode":"seq","password":"s3cr3t","future":{"a":[1,2.50]}}"#;
+        let text = TEXT.replace(r#"{"size":1,"mode":"seq","password":"s3cr3t"}"#, data);
+        let signed = read(&text);
+        let hash = signed.deployment().hash(Form::Current).unwrap();
+        let sent = signed.recheck(hash).unwrap().sent();
+        assert_eq!(sent.workloads[0].data.json.as_str(), data);
+        let shown = serde_json::to_string(&sent).unwrap();
+        assert!(shown.contains(data) && shown.contains(r#""type":"zdb""#), "{shown}");
+        assert!(!format!("{sent:?}").contains("s3cr3t"));
     }
 
     #[test]

@@ -270,6 +270,11 @@ impl RawJson {
         Ok(Self(serde_json::to_string(value)?.into()))
     }
 
+    /// Bytes that are no UTF-8 can only stand in strings, where they are replaced.
+    pub(crate) fn from_checked(text: &Checked<'_>) -> Self {
+        Self(String::from_utf8_lossy(text.as_bytes()).into())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -285,10 +290,8 @@ impl Default for RawJson {
 impl Decode<'_> for RawJson {
     const GO_TYPE: &'static str = "json.RawMessage";
 
-    /// Bytes that are no UTF-8 can only stand in strings, where they are replaced.
     fn decode(&mut self, decoder: &mut Decoder<'_>, _go_type: &'static str) -> Result<(), Error> {
-        let text = String::from_utf8_lossy(decoder.raw().as_bytes());
-        *self = Self(text.into());
+        *self = Self::from_checked(&decoder.raw());
         Ok(())
     }
 }

@@ -106,22 +106,62 @@ impl<D: Readable> Workload<D> {
     }
 }
 
-impl Serialize for Workload {
+impl<D: Typed> Serialize for Workload<D> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Wire<'a> {
+        struct Wire<'a, D> {
             version: u32,
             name: &'a Name,
             r#type: WorkloadType,
-            data: &'a WorkloadData,
+            data: &'a D,
             metadata: &'a str,
             description: &'a str,
             result: &'a WorkloadResult,
         }
         let Self { version, name, data, metadata, description, result } = self;
-        let r#type = data.kind();
+        let r#type = data.workload_type();
         Wire { version: *version, name, r#type, data, metadata, description, result }
             .serialize(serializer)
+    }
+}
+
+/// Data that is written with its type beside it.
+pub trait Typed: Serialize {
+    /// Its type.
+    fn workload_type(&self) -> WorkloadType;
+}
+
+impl Typed for WorkloadData {
+    fn workload_type(&self) -> WorkloadType {
+        self.kind()
+    }
+}
+
+/// Data as its client wrote it, with all that we do not know of.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SentData {
+    /// What it was read as.
+    pub kind: WorkloadType,
+    /// Its text.
+    pub json: RawJson,
+}
+
+impl Typed for SentData {
+    fn workload_type(&self) -> WorkloadType {
+        self.kind
+    }
+}
+
+impl Serialize for SentData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json.serialize(serializer)
+    }
+}
+
+impl fmt::Debug for SentData {
+    /// Not the text, which holds secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SentData").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -352,6 +392,15 @@ impl<'a> Decode<'a> for WireWorkload<'a> {
 }
 
 impl WireWorkload<'_> {
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The data as it is written.
+    pub(crate) fn text(&self) -> RawJson {
+        self.data.0.as_ref().map_or_else(RawJson::default, RawJson::from_checked)
+    }
+
     /// Reads the data, by the type.
     pub(crate) fn read(self, budget: &mut usize) -> Workload<ReadData> {
         let data = read_data(&self.kind, self.data.0, budget);

@@ -9,14 +9,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{member, question};
-use crate::engine::{Engine, now};
-use crate::host::{FirmwarePart, Host, Module};
+use crate::engine::Engine;
+use crate::host::{FirmwarePart, Host};
 use crate::node::Known;
 
 /// Ports that a node keeps for itself: gateways, mycelium, the planetary network, measurements.
 const OWN_PORTS: [u16; 8] = [80, 443, 8082, 9651, 9943, 9944, 9945, 300];
-/// The one test that a node makes of itself again and again.
-const HEALTH_TASK: &str = "healthcheck";
 
 pub(super) fn commands(
     commands: Commands,
@@ -91,15 +89,16 @@ fn about_network(
         )
 }
 
-/// Tests that a node makes of itself: of all that existing nodes have, only its health.
+/// Tests that a node makes of itself.
 fn about_tests(commands: Commands, known: &Arc<Known>) -> Commands {
     commands
-        .with("zos.perf.get_all", question(known, |known, _| answer(&[health_test(known)])))
+        .with("zos.perf.get_all", question(known, |known, _| answer(&known.results.all())))
         .with(
             "zos.perf.get",
-            question(known, |known, request| match member(request, "name")?.as_str() {
-                Some(HEALTH_TASK) => answer(&health_test(known)),
-                _ => Err(CommandError::new("result not found")),
+            question(known, |known, request| {
+                let name = member(request, "name")?;
+                let found = name.as_str().and_then(|name| known.results.get(name));
+                answer(&found.ok_or_else(|| CommandError::new("result not found"))?)
             }),
         )
 }
@@ -157,17 +156,5 @@ fn diagnostics(host: &Arc<dyn Host>, known: &Arc<Known>) -> Command {
             }
             answer(&shown)
         }
-    })
-}
-
-fn health_test(known: &Known) -> Value {
-    let wrong = known.modules().into_iter().filter(|(_, Module { error, .. })| !error.is_empty());
-    let network: Vec<_> =
-        wrong.map(|(name, Module { error, .. })| format!("{name}: {error}")).collect();
-    json!({
-        "name": HEALTH_TASK,
-        "description": "Whether the node reaches its chain and relays, and can do its duties",
-        "timestamp": now(),
-        "result": { "cache": [], "network": network },
     })
 }

@@ -3,13 +3,19 @@
 //! | commands | who may | where |
 //! |---|---|---|
 //! | `zos.deployment.…`, `zos.vm.…` | owners of what they name | `owners` |
+//! | `zos.event.…` | owners of deployments | `events` |
 //! | `zos.statistics.…`, `zos.system.…`, `zos.network.…`, `zos.storage.…`, `zos.perf.…`, `zos.gpu.…`, `zos.location.…` | everybody | `about` |
 //! | `zos.admin.…` | the farmer, and who administers the grid | `farmers` |
+//! | `zos.debug.…` | who administers the grid | `debug` |
+//!
+//! `COMMANDS.md` beside this crate describes those that existing nodes do not have.
 //!
 //! Where clients use different names for the same, each is there. There is no shell, and nothing that
 //! can be used as one.
 
 mod about;
+mod debug;
+mod events;
 mod farmers;
 mod owners;
 
@@ -22,11 +28,19 @@ use serde_json::Value;
 
 use crate::engine::Engine;
 use crate::host::Host;
+use crate::news::News;
 use crate::node::Known;
 
 /// All commands.
-pub fn commands(engine: &Arc<Engine>, host: &Arc<dyn Host>, known: &Arc<Known>) -> Commands {
+pub fn commands(
+    engine: &Arc<Engine>,
+    host: &Arc<dyn Host>,
+    known: &Arc<Known>,
+    news: &Arc<News>,
+) -> Commands {
     let commands = owners::commands(Commands::default(), engine);
+    let commands = events::commands(commands, engine, news);
+    let commands = debug::commands(commands, engine, known);
     let commands = about::commands(commands, engine, host, known);
     farmers::commands(commands, host, known)
 }
@@ -69,6 +83,14 @@ fn member(request: &Request, name: &str) -> Result<Value, CommandError> {
     let Value::Object(members) = payload else { return Err(wrong("the payload", "an object")) };
     let found = members.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
     Ok(found.map(|(_, value)| value).unwrap_or_default())
+}
+
+/// The same, of a payload that may be nothing at all.
+fn optional(request: &Request, name: &str) -> Result<Value, CommandError> {
+    match &*request.payload {
+        b"" | b"null" => Ok(Value::Null),
+        _ => member(request, name),
+    }
 }
 
 fn wrong(what: &str, expected: &str) -> CommandError {

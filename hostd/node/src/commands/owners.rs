@@ -70,8 +70,8 @@ fn writing(commands: Commands, engine: &Arc<Engine>) -> Commands {
         Err(CommandError::new(reason))
     });
     commands
-        .with("zos.deployment.deploy", deploy.payload_size_max(DEPLOYMENT_SIZE_MAX))
-        .with("zos.deployment.update", update.payload_size_max(DEPLOYMENT_SIZE_MAX))
+        .with("zos.deployment.deploy", deploy.once().payload_size_max(DEPLOYMENT_SIZE_MAX))
+        .with("zos.deployment.update", update.once().payload_size_max(DEPLOYMENT_SIZE_MAX))
         .with("zos.deployment.validate", validate.payload_size_max(DEPLOYMENT_SIZE_MAX))
         .with("zos.deployment.delete", delete)
 }
@@ -94,6 +94,6 @@ fn machines(commands: Commands, engine: &Arc<Engine>) -> Commands {
                 done.map(|()| Bytes::new()).map_err(CommandError::new)
             }
         });
-        commands.with(title, command)
+        commands.with(title, command.once())
     })
 }

@@ -18,7 +18,9 @@ use super::*;
 use crate::engine::EngineConfig;
 use crate::health::{Duty, Health};
 use crate::ledger::Ledger;
+use crate::perf::{Results, TestResult};
 use crate::place::Place;
+use crate::state::MemoryState;
 use crate::store::{Store, StoreKey};
 use crate::testing::{Body, NODE, TestHost, TestLedger, signed};
 
@@ -29,6 +31,8 @@ const RELAY: &str = "127.0.0.1";
 /// The twins of the user and the node.
 const USER: u32 = 1;
 const NODE_TWIN: u32 = 2;
+/// Who administers the grid.
+const OPERATOR: u32 = 3;
 
 /// Twins 1 to 9.
 struct Table;
@@ -53,7 +57,8 @@ fn identity(number: u32) -> Arc<Identity> {
 
 struct Bus {
     user: Peer,
-    _node: Peer,
+    operator: Peer,
+    node: Arc<Peer>,
     _relay: JoinSet<()>,
 }
 
@@ -73,6 +78,11 @@ async fn peer(relay: std::net::SocketAddr, twin: u32, commands: Commands) -> Pee
 
 impl Bus {
     async fn start(commands: Commands) -> Self {
+        Self::with_user(commands, Commands::default()).await
+    }
+
+    /// With a user who answers, too.
+    async fn with_user(commands: Commands, users: Commands) -> Self {
         let config = RelayConfig {
             domains: vec![RELAY.into()],
             routes: HashMap::new(),
@@ -84,15 +94,24 @@ impl Bus {
         let address = listener.local_addr().unwrap();
         let mut serving = JoinSet::new();
         serving.spawn(async move { relay.serve(listener).await.unwrap() });
-        let node = peer(address, NODE_TWIN, commands).await;
-        let user = peer(address, USER, Commands::default()).await;
-        Self { user, _node: node, _relay: serving }
+        let node = Arc::new(peer(address, NODE_TWIN, commands).await);
+        let user = peer(address, USER, users).await;
+        let operator = peer(address, OPERATOR, Commands::default()).await;
+        Self { user, operator, node, _relay: serving }
     }
 
     async fn call(&self, command: &str, payload: impl Into<Bytes>) -> Result<Value, String> {
+        Self::call_by(&self.user, command, payload).await
+    }
+
+    async fn call_by(
+        peer: &Peer,
+        command: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<Value, String> {
         let node = twins::TwinId::new(NODE_TWIN).unwrap();
         let call = Call::new(node, command, payload.into()).time_max(PATIENCE);
-        match self.user.call(call).await {
+        match peer.call(call).await {
             Ok(answer) => Ok(serde_json::from_slice(&answer).unwrap()),
             Err(CallError::Failed { code: 0, message }) => Err(message),
             Err(error) => panic!("{error}"),
@@ -100,10 +119,20 @@ impl Bus {
     }
 }
 
+/// Nothing was found out yet.
+fn results() -> Results {
+    Results::new(Arc::new(MemoryState::default()))
+}
+
+/// Nobody is told anything yet.
+fn news() -> Arc<News> {
+    Arc::new(News::new(Arc::new(MemoryState::default())))
+}
+
 /// What a node knows whose farmer is somebody else than the user.
 fn known() -> Known {
     let place = Place { country_name: "Belgium".into(), ..Place::default() };
-    Known::new(place, Vec::new(), Arc::new(Health::default()))
+    Known::new(place, Vec::new(), Arc::new(Health::default()), results())
 }
 
 #[tokio::test]
@@ -115,7 +144,7 @@ async fn a_user_reserves_and_looks_over_the_bus() {
     let (chain, machine) = (Arc::clone(&ledger) as Arc<dyn Ledger>, host as Arc<dyn Host>);
     let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
     let known = Arc::new(known());
-    let bus = Bus::start(commands(&Arc::new(engine), &machine, &known)).await;
+    let bus = Bus::start(commands(&Arc::new(engine), &machine, &known, &news())).await;
 
     let version = json!({"zos": "1.0.0", "zinit": ""});
     assert_eq!(bus.call("zos.system.version", "").await, Ok(version));
@@ -165,8 +194,8 @@ async fn a_node_tells_everybody_something_and_its_farmer_more() {
     let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
     let health = Arc::new(Health::default());
     let place = Place { country_name: "Belgium".into(), ..Place::default() };
-    let known = Arc::new(Known::new(place, Vec::new(), Arc::clone(&health)));
-    let bus = Bus::start(commands(&Arc::new(engine), &machine, &known)).await;
+    let known = Arc::new(Known::new(place, vec![OPERATOR], Arc::clone(&health), results()));
+    let bus = Bus::start(commands(&Arc::new(engine), &machine, &known, &news())).await;
 
     let place = bus.call("zos.location.get", "").await.unwrap();
     assert_eq!(place["country_name"], "Belgium");
@@ -174,10 +203,33 @@ async fn a_node_tells_everybody_something_and_its_farmer_more() {
     assert_eq!(bus.call("zos.network.list_public_ips", "").await, Ok(json!([])));
     let refusal = bus.call("zos.network.public_config_get", "").await;
     assert_eq!(refusal, Err("public config not found".to_owned()));
-    let refusal = bus.call("zos.perf.get", r#"{"Name": "iperf"}"#).await;
+    let refusal = bus.call("zos.perf.get", r#"{"Name": "healthcheck"}"#).await;
     assert_eq!(refusal, Err("result not found".to_owned()));
+    for name in ["healthcheck", "cpu-benchmark"] {
+        known.results.put(TestResult {
+            name: name.to_owned(),
+            description: "a test".to_owned(),
+            timestamp: 7,
+            result: json!({"cache": []}),
+        });
+    }
     let test = bus.call("zos.perf.get", r#"{"Name": "healthcheck"}"#).await.unwrap();
-    assert_eq!(test["result"]["network"], json!(["relay: not connected to any relay"]));
+    let expected = json!({
+        "name": "healthcheck", "description": "a test", "timestamp": 7, "result": {"cache": []},
+    });
+    assert_eq!(test, expected);
+    let tests = bus.call("zos.perf.get_all", "").await.unwrap();
+    let names: Vec<_> = tests.as_array().unwrap().iter().map(|test| &test["name"]).collect();
+    assert_eq!(names, ["cpu-benchmark", "healthcheck"]);
+    let pools = bus.call("zos.storage.pools", "").await.unwrap();
+    let expected = json!([{"name": "ssd-1", "type": "ssd", "size": 1_u64 << 40, "used": 0}]);
+    assert_eq!(pools, expected);
+    assert_eq!(bus.call("zos.system.hypervisor", "").await, Ok(json!("")));
+    assert_eq!(bus.call("zos.network.interfaces", "").await, Ok(json!({})));
+    let ports = bus.call("zos.network.list_wg_ports", "").await.unwrap();
+    assert_eq!(ports, json!([80, 443, 8082, 9651, 9943, 9944, 9945, 300]));
+    let network = json!({"network_name": "net"}).to_string();
+    assert_eq!(bus.call("zos.network.list_private_ips", network).await, Ok(json!([])));
     let firmware = bus.call("zos.system.dmi", "").await.unwrap();
     assert_eq!(firmware["sections"], json!([]));
 
@@ -212,7 +264,7 @@ async fn a_deployment_is_tried_before_it_is_paid_and_its_machine_is_stopped() {
     let chain = Arc::clone(&ledger) as Arc<dyn Ledger>;
     let machine = Arc::clone(&host) as Arc<dyn Host>;
     let engine = Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap();
-    let bus = Bus::start(commands(&Arc::new(engine), &machine, &Arc::new(known()))).await;
+    let bus = Bus::start(commands(&Arc::new(engine), &machine, &Arc::new(known()), &news())).await;
 
     let names = ["vm", "disk", "net"];
     let body = Body::of(&names, &names);
@@ -242,4 +294,91 @@ async fn a_deployment_is_tried_before_it_is_paid_and_its_machine_is_stopped() {
     assert_eq!(host.take_calls().last().unwrap(), "Stop 1-5-vm");
     let refusal = bus.call("zos.vm.restart", control("disk")).await;
     assert_eq!(refusal, Err("workload 'disk' is a zmount, not a machine".to_owned()));
+}
+
+#[tokio::test]
+async fn an_owner_hears_what_becomes_of_a_deployment_and_an_operator_may_look_at_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), StoreKey::from_seed(&[9; 32])).unwrap();
+    let (ledger, host) = (Arc::new(TestLedger::default()), Arc::new(TestHost::default()));
+    let config = EngineConfig { node_id: NODE, confirm_patience: Duration::from_millis(100) };
+    let chain = Arc::clone(&ledger) as Arc<dyn Ledger>;
+    let machine = Arc::clone(&host) as Arc<dyn Host>;
+    let engine = Arc::new(Engine::start(config, store, chain, Arc::clone(&machine)).await.unwrap());
+    let health = Arc::new(Health::default());
+    let known = Arc::new(Known::new(Place::default(), vec![OPERATOR], health, results()));
+    let news = news();
+    let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let hear = Command::new(move |request: Request| {
+        let told = told.clone();
+        async move {
+            told.send(request).unwrap();
+            Ok(Bytes::new())
+        }
+    });
+    let users = Commands::default().with(crate::news::COMMAND, hear);
+    let bus = Bus::with_user(commands(&engine, &machine, &known, &news), users).await;
+    let mut running = JoinSet::new();
+    let courier: Arc<dyn crate::news::Courier> = Arc::new(Arc::downgrade(&bus.node));
+    running.spawn(news.run(engine.listen(), courier));
+
+    let refusal = bus.call("zos.event.subscribe", "").await;
+    assert_eq!(refusal, Err("twin 1 has no deployments here".to_owned()));
+    let first = Body { contract: 6, ..Body::default() };
+    ledger.pay(&first);
+    bus.call("zos.deployment.deploy", signed(&first)).await.unwrap();
+    let start = std::time::Instant::now();
+    while engine.statistics().users.workloads == 0 {
+        assert!(start.elapsed() < PATIENCE, "in vain");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let answer = bus.call("zos.event.subscribe", r#"{"seconds": 60}"#).await.unwrap();
+    assert!(answer["until"].as_i64().unwrap() > 0);
+    let body = Body::default();
+    ledger.pay(&body);
+    bus.call("zos.deployment.deploy", signed(&body)).await.unwrap();
+    let mut next = async || {
+        let request = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+        assert_eq!(request.source.number(), NODE_TWIN);
+        assert!(request.is_encrypted);
+        assert!(!request.payload.windows(6).any(|text| text == b"s3cr3t"));
+        serde_json::from_slice::<Value>(&request.payload).unwrap()
+    };
+    let event = next().await;
+    assert_eq!((&event["contract_id"], &event["name"]), (&json!(5), &json!("db")));
+    assert_eq!((&event["type"], &event["state"]), (&json!("zdb"), &json!("ok")));
+    assert_eq!((&event["sequence"], &event["lost"]), (&json!(1), &json!(0)));
+
+    // Who administers the grid sees what happened, and not what is in it.
+    let ask = async |what: &str, payload: Value| {
+        let command = format!("zos.debug.deployment.{what}");
+        Bus::call_by(&bus.operator, &command, payload.to_string()).await
+    };
+    let named = json!({"deployment": "1:5", "workload": "db"});
+    let listed = ask("list", json!({"twin_id": 1})).await.unwrap();
+    assert_eq!(listed["deployments"].as_array().unwrap().len(), 2);
+    assert_eq!(ask("list", json!({"twin_id": 8})).await, Ok(json!({"deployments": []})));
+    let got = ask("get", named.clone()).await.unwrap();
+    assert_eq!(got["deployment"]["workloads"][0]["state"], "ok");
+    let history = ask("history", named.clone()).await.unwrap();
+    let states: Vec<_> = history["transactions"].as_array().unwrap().iter().collect();
+    assert_eq!((&states[0]["state"], &states[1]["state"]), (&json!("init"), &json!("ok")));
+    let info = ask("info", named.clone()).await.unwrap();
+    assert_eq!(info["workload"]["type"], "zdb");
+    for shown in [&listed, &got, &history, &info] {
+        assert!(!shown.to_string().contains("s3cr3t"), "{shown}");
+    }
+    let absent = ask("get", json!({"deployment": "2:5"})).await;
+    assert_eq!(absent, Err("deployment not found".to_owned()));
+    let nonsense = ask("get", json!({"deployment": "5"})).await;
+    assert_eq!(nonsense, Err("deployment is not twin:contract".to_owned()));
+    assert_eq!(ask("health", named.clone()).await, Err("function is not found".to_owned()));
+    let refused = bus.call("zos.debug.deployment.get", named.to_string()).await;
+    assert_eq!(refused, Err("unauthorized".to_owned()));
+
+    ledger.contracts.lock().unwrap().clear();
+    engine.cancel(hostd_grid::ContractId(5), "over").await;
+    let event = next().await;
+    assert_eq!((&event["state"], &event["sequence"]), (&json!("deleted"), &json!(2)));
+    assert_eq!(bus.call("zos.event.unsubscribe", "").await, Ok(Value::Null));
 }

@@ -62,6 +62,10 @@ impl Engine {
                     let name = id.name.clone();
                     self.shared.note(&slot, vec![Entry::Workload { name, version, result }]).await;
                 }
+                // The deployment's task removes it, again and again until that succeeds.
+                slot.record().find(id.name);
+                slot.wake.notify_one();
+                continue;
             }
             let _turn = self.shared.steps.acquire().await;
             if let Err(error) = self.shared.host.remove(id.clone()).await {

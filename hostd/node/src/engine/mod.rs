@@ -34,10 +34,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hostd_grid::ContractId;
 use hostd_grid::timestamp::Timestamp;
 use hostd_grid::workload::{State, WorkloadResult};
-use tokio::sync::{Notify, Semaphore};
+use hostd_grid::{ContractId, Name, TwinId, WorkloadType};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
@@ -54,6 +54,8 @@ pub use view::{Overview, Statistics, Users, WorkloadOverview};
 
 /// Steps that run on the host at a time.
 const STEP_COUNT_MAX: u32 = 64;
+/// Changes that wait for whoever listens to them.
+const CHANGE_COUNT_MAX: usize = 1024;
 /// First pause after a step that failed for reasons that may pass.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -96,6 +98,28 @@ struct Shared {
     accepting: tokio::sync::Mutex<()>,
     steps: Semaphore,
     tasks: Mutex<JoinSet<()>>,
+    changes: broadcast::Sender<Change>,
+}
+
+/// A workload that reached a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Whose it is.
+    pub twin_id: TwinId,
+    /// Its contract.
+    pub contract_id: ContractId,
+    /// Its name.
+    pub name: Name,
+    /// Its type.
+    pub kind: WorkloadType,
+    /// The version in which it was added or last changed.
+    pub version: u32,
+    /// The state.
+    pub state: State,
+    /// Why.
+    pub message: String,
+    /// Since when, in seconds since 1970.
+    pub created: i64,
 }
 
 /// One deployment, and what guards it.
@@ -152,12 +176,23 @@ impl Engine {
             accepting: tokio::sync::Mutex::default(),
             steps: Semaphore::new(STEP_COUNT_MAX as usize),
             tasks: Mutex::default(),
+            changes: broadcast::channel(CHANGE_COUNT_MAX).0,
         });
         shared.restore().await;
         for slot in shared.slots() {
             shared.spawn(slot);
         }
         Ok(Self { shared })
+    }
+
+    /// What happens to workloads from now on. Who does not listen fast enough is told how much was missed.
+    pub fn listen(&self) -> broadcast::Receiver<Change> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Whether a twin has a deployment here.
+    pub fn has_deployments(&self, twin_id: TwinId) -> bool {
+        lock(&self.shared.deployments).keys().any(|key| key.twin_id == twin_id)
     }
 
     /// The contract is over: everything that it paid for goes, with its data.
@@ -234,10 +269,34 @@ impl Shared {
     async fn note(&self, slot: &Slot, entries: Vec<Entry>) {
         if let Err(problem) = self.write(slot, entries.clone()).await {
             error!(deployment = %slot.key, error = %problem, "not written to disk");
+            self.tell(slot, &entries);
             let mut record = slot.record();
             entries.into_iter().for_each(|entry| record.apply(entry));
         }
         slot.wake.notify_one();
+    }
+
+    /// Tells whoever listens which workloads reached a state.
+    fn tell(&self, slot: &Slot, entries: &[Entry]) {
+        let Key { twin_id, contract_id } = slot.key;
+        let record = slot.record();
+        for entry in entries {
+            let Entry::Workload { name, version, result } = entry else { continue };
+            // A body that is gone can't tell what it was, nor can anybody care any more.
+            let Some(workload) = record.workload(*version, name) else { continue };
+            let change = Change {
+                twin_id,
+                contract_id,
+                name: name.clone(),
+                kind: workload.data.kind(),
+                version: *version,
+                state: result.state,
+                message: result.message.clone(),
+                created: result.created.0,
+            };
+            // It is no error if nobody listens.
+            let _ = self.changes.send(change);
+        }
     }
 
     /// Writes entries down, and takes note of them when they are on disk.
@@ -247,6 +306,7 @@ impl Shared {
         let store = Arc::clone(&self.store);
         let written = entries.clone();
         *log = blocking(move || store.append(key, &mut end, &written).map(|()| end)).await?;
+        self.tell(slot, &entries);
         let compacted = {
             let mut record = slot.record();
             entries.into_iter().for_each(|entry| record.apply(entry));

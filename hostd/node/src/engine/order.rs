@@ -34,3 +34,62 @@ fn rank_of_type(kind: WorkloadType) -> u8 {
         WorkloadType::Zdb | WorkloadType::GatewayName | WorkloadType::GatewayFqdn => 8,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hostd_grid::workload::{
+        GatewayFqdn, GatewayName, Network, NetworkLight, PublicIp, PublicIpv4, Qsfs, Volume,
+        WorkloadResult, ZMachine, ZMachineLight, ZMount, Zdb, Zlogs,
+    };
+
+    use super::*;
+
+    fn workload(data: WorkloadData) -> Workload {
+        Workload {
+            version: 0,
+            name: "x".into(),
+            data,
+            metadata: String::new(),
+            description: String::new(),
+            result: WorkloadResult::default(),
+        }
+    }
+
+    #[test]
+    fn what_others_stand_on_comes_first() {
+        use WorkloadData as Data;
+        let in_order = [
+            vec![Data::ZMount(ZMount::default())],
+            vec![Data::Volume(Volume::default())],
+            vec![Data::Qsfs(Qsfs::default())],
+            vec![Data::Network(Network::default()), Data::NetworkLight(NetworkLight::default())],
+            vec![Data::PublicIpv4(PublicIpv4::default())],
+            vec![Data::PublicIp(PublicIp::default())],
+            vec![
+                Data::ZMachine(ZMachine::default()),
+                Data::ZMachineLight(ZMachineLight::default()),
+            ],
+            vec![Data::Zlogs(Zlogs::default())],
+            vec![
+                Data::Zdb(Zdb::default()),
+                Data::GatewayName(GatewayName::default()),
+                Data::GatewayFqdn(GatewayFqdn::default()),
+            ],
+        ];
+        let ranks: Vec<Vec<Rank>> = { in_order.into_iter() }
+            .map(|group| group.into_iter().map(|data| rank(&workload(data))).collect())
+            .collect();
+        assert!(ranks.iter().all(|group| group.iter().all(|rank| *rank == group[0])));
+        assert!(ranks.windows(2).all(|pair| pair[0][0] < pair[1][0]), "{ranks:?}");
+    }
+
+    #[test]
+    fn the_largest_disk_comes_first_while_there_is_room_for_it() {
+        let disk = |size| workload(WorkloadData::ZMount(ZMount { size }));
+        let volume = |size| workload(WorkloadData::Volume(Volume { size }));
+        let mut workloads = [volume(9), disk(1), disk(7), volume(10), disk(3)];
+        workloads.sort_by_key(rank);
+        let expected = [disk(7), disk(3), disk(1), volume(10), volume(9)];
+        assert_eq!(workloads, expected);
+    }
+}

@@ -97,7 +97,16 @@ impl Shared {
         }
         for id in whole.union(&parts) {
             let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
-            if self.slot(key).is_some() || self.damaged.contains(&key) {
+            if self.damaged.contains(&key) {
+                continue;
+            }
+            if let Some(slot) = self.slot(key) {
+                // Of what it knows, it knows by now. Its own task removes the rest, between its other steps.
+                let mut record = slot.record();
+                if record.place(&id.name).is_none() {
+                    record.find(id.name.clone());
+                    slot.wake.notify_one();
+                }
                 continue;
             }
             warn!(workload = %id, "nobody reserved it: removed");

@@ -55,6 +55,8 @@ pub(super) struct Place {
     pub(super) is_begun: bool,
     /// Something of it is on the host, and nothing should be.
     pub(super) is_left: bool,
+    /// How often it could not be made again, or what is left of it be taken down.
+    failure_count: u32,
     /// Where it stood last, and in which version.
     settled: Option<(u32, WorkloadResult)>,
     waiting: Option<(u32, WorkloadResult)>,
@@ -73,6 +75,7 @@ impl Place {
         self.pending = None;
         self.waiting = None;
         self.is_begun = false;
+        self.failure_count = 0;
         let seen = (version, result.clone());
         match result.state {
             State::Init => {
@@ -272,6 +275,23 @@ impl Record {
     pub(super) fn set_left(&mut self, name: &Name, is_left: bool) {
         if let Some(place) = self.places.get_mut(name) {
             place.is_left = is_left;
+            if !is_left {
+                place.failure_count = 0;
+            }
+        }
+    }
+
+    /// Takes note that something of it is on the host. What runs, or is being made, is to be there; of all
+    /// others it was left: a machine that was given up, a making that failed and could not be undone.
+    pub(super) fn find(&mut self, name: Name) {
+        let place = self.places.entry(name).or_default();
+        place.is_left |= place.is_idle();
+    }
+
+    /// Takes note that something of it could not be made again, or be taken down: others come first now.
+    pub(super) fn set_failed(&mut self, name: &Name) {
+        if let Some(place) = self.places.get_mut(name) {
+            place.failure_count = place.failure_count.saturating_add(1);
         }
     }
 
@@ -290,7 +310,7 @@ impl Record {
     /// What comes next; nothing if all is as it should be.
     pub(super) fn next_step(&self) -> Option<Step> {
         match self.standing {
-            Standing::Rejected => None,
+            Standing::Rejected => self.repair(),
             Standing::Unconfirmed => Some(Step::Confirm(self.version())),
             Standing::Cancelled => Some(self.removal(|_| true).unwrap_or(Step::Forget)),
             Standing::Confirmed(version) => {
@@ -298,9 +318,14 @@ impl Record {
                     let newest = self.version();
                     (newest > version).then_some(Step::Confirm(newest))
                 };
-                let restoration = self.restorations().into_iter().next();
-                let restore = restoration.map(|(_, task)| Step::Restore(task));
-                restore.or_else(confirm).or_else(|| self.next_of(version))
+                // What can't be made again now holds up nothing else.
+                let is_untried = |task: &Task| {
+                    let place = self.place(&task.workload().name);
+                    place.is_some_and(|place| place.failure_count == 0)
+                };
+                let mut restorations = self.restorations().into_iter().map(|(_, task)| task);
+                let restore = restorations.find(is_untried).map(Step::Restore);
+                restore.or_else(confirm).or_else(|| self.next_of(version)).or_else(|| self.repair())
             }
         }
     }
@@ -315,7 +340,6 @@ impl Record {
             .or_else(|| self.addition())
             .or_else(|| self.grace())
             .or_else(report)
-            .or_else(|| self.clearance())
     }
 
     /// What is to be made again, in order. What is to be taken down is not, though it may be lost, too: that
@@ -346,10 +370,16 @@ impl Record {
         Some(Step::Remove(name.clone(), version))
     }
 
-    /// The next workload of which something is left. Nothing waits for it but what takes its place.
-    fn clearance(&self) -> Option<Step> {
-        let (name, _) = self.places.iter().find(|(_, place)| place.is_left)?;
-        Some(Step::Clear(name.clone()))
+    /// What is to be made again, or is left of something, and failed the fewest times. Nothing waits for
+    /// it but what takes its place.
+    fn repair(&self) -> Option<Step> {
+        let missing = self.restorations().into_iter();
+        let missing = missing.map(|(_, task)| (task.workload().name.clone(), Step::Restore(task)));
+        let left = self.places.iter().filter(|(_, place)| place.is_left);
+        let left = left.map(|(name, _)| (name.clone(), Step::Clear(name.clone())));
+        let failures = |name: &Name| self.place(name).map_or(0, |place| place.failure_count);
+        let next = missing.chain(left).min_by_key(|(name, _)| failures(name))?;
+        Some(next.1)
     }
 
     /// The next workload to make or to change.
@@ -371,7 +401,10 @@ impl Record {
 
     /// The next workload to pause or to resume.
     fn grace(&self) -> Option<Step> {
-        let wrong = self.running().filter(|(_, _, place)| place.is_paused != self.is_in_grace);
+        let wrong = self.running().filter(|(_, _, place)| {
+            // What is not there is paused when it is made again.
+            place.is_paused != self.is_in_grace && !place.is_missing
+        });
         let ranked = wrong.map(|(name, workload, place)| (rank(workload), name, place.running));
         // Machines stop before what they stand on, and start after it.
         let (_, name, version) = match self.is_in_grace {

@@ -105,7 +105,10 @@ impl Shared {
         let removed = self.on_host(self.host.remove(id.clone())).await;
         match &removed {
             Ok(()) => slot.record().set_left(name, false),
-            Err(error) => warn!(workload = %id, %error, "not removed"),
+            Err(error) => {
+                warn!(workload = %id, %error, "not removed");
+                slot.record().set_failed(name);
+            }
         }
         removed
     }
@@ -248,6 +251,7 @@ impl Shared {
             }
             Err(error) => {
                 warn!(workload = %task.id(), %error, "not made again");
+                slot.record().set_failed(&task.workload().name);
                 After::Again(error.0)
             }
         }

@@ -307,6 +307,7 @@ async fn a_machine_that_was_given_up_is_taken_down_and_stays_down() {
     assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
     let message = engine.get(TWIN, CONTRACT).unwrap().workloads[0].result.message.clone();
     assert_eq!(message, "workload decommissioned by system, reason: so many crashes");
+    until("it is taken down", || bench.host.fallen.lock().unwrap().is_empty()).await;
     assert_eq!(bench.host.take_calls(), ["remove 1-5-vm"]);
 
     // It is not made again, now or after a restart.
@@ -316,6 +317,32 @@ async fn a_machine_that_was_given_up_is_taken_down_and_stays_down() {
     engine.reconcile().await.unwrap();
     assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
     assert_eq!(bench.host.take_calls(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_removed_is_removed_later() {
+    let bench = Bench::new();
+    let names = ["vm", "disk", "net"];
+    let engine = bench.running(&Body::of(&names, &names)).await;
+    let id = WorkloadIdOf(1, 5, "vm").id();
+    bench.host.failing.lock().unwrap().insert("vm".into());
+    bench.host.fallen.lock().unwrap().push((id.clone(), "so many crashes".into()));
+    engine.take_down_fallen().await.unwrap();
+    let tries = || {
+        let calls = bench.host.calls.lock().unwrap();
+        calls.iter().filter(|call| *call == "remove 1-5-vm").count()
+    };
+    until("it is tried again", || tries() >= 3).await;
+    assert!(bench.host.there.lock().unwrap().contains(&id));
+    // After a restart too, which finds it on the host.
+    drop(engine);
+    let engine = bench.start().await;
+    until("it is tried again", || tries() >= 5).await;
+    assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
+    bench.host.failing.lock().unwrap().clear();
+    until("it is gone", || !bench.host.there.lock().unwrap().contains(&id)).await;
+    engine.reconcile().await.unwrap();
+    assert_eq!(states(&engine), ["vm 0 deleted", "disk 0 ok", "net 0 ok"]);
 }
 
 #[tokio::test]
@@ -331,4 +358,120 @@ async fn an_engine_that_rests_begins_nothing() {
     drop(engine);
     let engine = bench.start().await;
     until("it runs", || states(&engine) == ["db 0 ok"]).await;
+}
+
+#[tokio::test]
+async fn nobody_deploys_whom_the_operator_does_not_know() {
+    let bench = Bench::new();
+    let engine = bench.start().await;
+    let body = Body::default();
+    bench.ledger.pay(&body);
+    bench.ledger.strangers.lock().unwrap().insert(TWIN);
+    let refused = engine.deploy(TWIN, &signed(&body)).await.unwrap_err();
+    assert_eq!(refused.to_string(), "user with twin id 1 is not verified");
+    let trial = engine.validate(TWIN, &signed(&body)).await.unwrap();
+    assert_eq!(trial.problems[0], "user with twin id 1 is not verified");
+    assert!(engine.get(TWIN, CONTRACT).is_none());
+    bench.ledger.strangers.lock().unwrap().clear();
+    engine.deploy(TWIN, &signed(&body)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_answer_comes_before_the_work_and_nothing_ends_by_itself() {
+    let bench = Bench::new();
+    let engine = bench.start().await;
+    // It says that it ended long ago.
+    let body = Body { expiration: 7, ..Body::default() };
+    bench.ledger.pay(&body);
+    bench.host.slow.lock().unwrap().insert("db".into());
+    engine.deploy(TWIN, &signed(&body)).await.unwrap();
+    until("it is being made", || bench.host.calls.lock().unwrap().len() == 1).await;
+    assert_eq!(states(&engine), ["db 0 init"]);
+    bench.host.slow.lock().unwrap().clear();
+    until("it runs", || states(&engine) == ["db 0 ok"]).await;
+    engine.reconcile().await.unwrap();
+    assert_eq!(states(&engine), ["db 0 ok"]);
+    assert_eq!(engine.get(TWIN, CONTRACT).unwrap().expiration.0, 0);
+    assert_eq!(bench.host.take_calls(), ["provision 1-5-db"]);
+}
+
+#[tokio::test]
+async fn an_update_that_fails_leaves_what_was() {
+    let bench = Bench::new();
+    let engine = bench.running(&Body::of(&["disk", "db"], &["disk", "db"])).await;
+    bench.host.take_calls();
+    bench.host.failing.lock().unwrap().insert("disk".into());
+    let update = Body { version: 1, size: 7, ..Body::of(&["disk", "db"], &["disk"]) };
+    bench.ledger.pay(&update);
+    engine.update(TWIN, &signed(&update)).await.unwrap();
+    let last = || engine.changes(TWIN, CONTRACT).unwrap().pop().unwrap();
+    until("it has failed", || last().result.state == State::Unchanged).await;
+    assert_eq!((last().version, &*last().result.message), (1, "no room for 1-5-disk"));
+    assert_eq!(bench.host.take_calls(), ["update 1-5-disk"]);
+    // What runs is what ran, with the size that it had.
+    assert_eq!(states(&engine), ["disk 0 ok", "db 0 ok"]);
+    let shown = engine.get(TWIN, CONTRACT).unwrap();
+    assert_eq!(shown.version, 1);
+    assert_eq!(shown.workloads[0].data.json.as_str(), format!(r#"{{"size":{}}}"#, 1_u64 << 30));
+    assert_eq!(engine.statistics().used.sru, 1 << 30);
+}
+
+#[tokio::test]
+async fn no_more_memory_is_promised_than_there_is() {
+    let bench = Bench::new();
+    let engine = bench.start().await;
+    let names = ["vm", "disk", "net"];
+    let body = Body::of(&names, &names);
+    bench.ledger.pay(&body);
+    // Somebody else has it, whatever was promised to whom.
+    *bench.host.taken_memory.lock().unwrap() = (15 << 30) + 1;
+    let text = "cannot fulfil required memory size 1073741824 bytes out of usable 1073741823 bytes";
+    let trial = engine.validate(TWIN, &signed(&body)).await.unwrap();
+    assert_eq!(trial.problems, [text]);
+    engine.deploy(TWIN, &signed(&body)).await.unwrap();
+    until("it has settled", || states(&engine) == ["vm 0 error", "disk 0 ok", "net 0 ok"]).await;
+    assert_eq!(engine.get(TWIN, CONTRACT).unwrap().workloads[0].result.message, text);
+    *bench.host.taken_memory.lock().unwrap() = 15 << 30;
+    let other = Body { twin: 2, ..Body::of(&names, &names) };
+    bench.ledger.pay(&other);
+    engine.deploy(TwinId(2), &signed(&other)).await.unwrap();
+    until("there was just enough", || engine.statistics().used.cru == 1).await;
+}
+
+#[tokio::test]
+async fn more_processors_are_promised_than_there_are() {
+    let bench = Bench::new();
+    let engine = bench.start().await;
+    let names = ["vm", "disk", "net"];
+    let total = engine.statistics().total.cru;
+    for twin in 1..=u32::try_from(total).unwrap() + 1 {
+        let body = Body { twin, contract: u64::from(twin), ..Body::of(&names, &names) };
+        bench.ledger.pay(&body);
+        engine.deploy(TwinId(twin), &signed(&body)).await.unwrap();
+    }
+    until("all of them run", || engine.statistics().used.cru == total + 1).await;
+}
+
+#[tokio::test]
+async fn a_trial_says_what_would_come_of_an_update_and_what_the_machine_has_against_it() {
+    let bench = Bench::new();
+    let names = ["vm", "disk", "net"];
+    let engine = bench.running(&Body::of(&names, &names)).await;
+    bench.host.take_calls();
+    let problems = async |body: &Body| engine.validate(TWIN, &signed(body)).await.unwrap().problems;
+    let grown = Body { version: 1, size: 2 << 30, ..Body::of(&names, &["disk"]) };
+    assert_eq!(problems(&grown).await, [""; 0]);
+    // Of what it has, only the rest is to be there.
+    let huge = Body { version: 1, size: (1 << 40) + (1 << 30), ..Body::of(&names, &["disk"]) };
+    assert_eq!(problems(&huge).await, [""; 0]);
+    let more = Body { version: 1, size: (1 << 40) + (1 << 30) + 1, ..Body::of(&names, &["disk"]) };
+    assert!(problems(&more).await[0].starts_with("not enough space left"));
+    let machine = Body { version: 1, ..Body::of(&names, &["vm"]) };
+    assert_eq!(problems(&machine).await.len(), 1, "a machine can't be updated");
+    let skipped = Body { version: 3, ..Body::of(&names, &["disk"]) };
+    assert_eq!(problems(&skipped).await.len(), 1, "versions follow one another");
+    let image = "vm: image: https://hub/x: the hub has no such image".to_owned();
+    bench.host.objections.lock().unwrap().push(image.clone());
+    assert_eq!(problems(&grown).await, [image]);
+    assert_eq!(bench.host.take_calls(), [""; 0]);
 }

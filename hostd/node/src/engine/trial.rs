@@ -1,20 +1,24 @@
 //! What would come of a deployment, without doing any of it.
 //!
 //! A client finds out most mistakes only after it paid for a contract, in the states of workloads. This
-//! makes the same checks before: of the message, of what this node runs, of names, of memory and disks;
-//! and it says the hash that the contract is to have. A signature is not needed yet, but one that is
-//! there is checked. Whether there will be room when the contract is made, nobody can promise.
+//! makes the same checks before: of the message, of what may follow on what runs, of what this node runs,
+//! of names, of memory and disks, and of what the machine itself has against a workload: a mount that is
+//! no disk, an image that can't be had. And it says the hash that the contract is to have. A signature is
+//! not needed yet, but one that is there is checked. Whether there will be room when the contract is made,
+//! nobody can promise.
 
 use std::collections::BTreeSet;
 
 use hostd_grid::capacity::Capacity;
 use hostd_grid::challenge::Form;
 use hostd_grid::deployment::VerifyError;
-use hostd_grid::{Name, SignedDeployment, TwinId, WorkloadData};
+use hostd_grid::workload::ReadData;
+use hostd_grid::{Deployment, Name, SignedDeployment, TwinId, Workload, WorkloadData};
 use serde::Serialize;
 
 use super::accept::AcceptError;
-use super::{Engine, Shared};
+use super::record::Standing;
+use super::{Engine, Shared, Slot};
 use crate::store::Key;
 
 /// What would come of a deployment.
@@ -50,9 +54,7 @@ impl Engine {
         } else {
             signed.deployment().hash(Form::Current).map_err(VerifyError::from)?
         };
-        let workloads: Vec<_> = { signed.deployment().workloads.iter() }
-            .filter_map(|workload| Some((workload.name.clone(), workload.data.as_ref().ok()?)))
-            .collect();
+        let workloads = read_workloads(&signed);
         let mut capacity = Capacity::default();
         workloads.iter().for_each(|(_, data)| capacity += data.capacity());
 
@@ -61,14 +63,72 @@ impl Engine {
         if let Err(error) = self.shared.check_verified(sender).await {
             problems.push(error.to_string());
         }
-        if self.shared.slot(key).is_none()
-            && let Err(error) = self.shared.check_room(sender)
-        {
-            problems.push(error.to_string());
-        }
+        let room = match self.shared.slot(key) {
+            Some(slot) => slot.check_successor(&signed),
+            None => self.shared.check_room(sender),
+        };
+        problems.extend(room.err().map(|error| error.to_string()));
         problems.extend(self.shared.problems(key, &workloads, capacity));
+        problems.extend(self.shared.host.examine(workloads).await);
         let hash = hash.to_string();
         Ok(Trial { hash, is_signed, is_possible: problems.is_empty(), problems, capacity })
+    }
+}
+
+/// Workloads that could be read: all of them, once the rules were checked.
+fn read_workloads(signed: &SignedDeployment) -> Vec<(Name, WorkloadData)> {
+    let workloads = signed.deployment().workloads.iter();
+    let read = |workload: &Workload<_>| Some((workload.name.clone(), data_of(workload)?));
+    workloads.filter_map(read).collect()
+}
+
+fn data_of(workload: &Workload<ReadData>) -> Option<WorkloadData> {
+    workload.data.as_ref().ok().cloned()
+}
+
+impl Slot {
+    /// Whether it can be the next version of the deployment, or is the same.
+    fn check_successor(&self, signed: &SignedDeployment) -> Result<(), AcceptError> {
+        let record = self.record();
+        if record.is_over() {
+            return Err(AcceptError::Absent);
+        }
+        let newest = record.newest();
+        if newest.original() == signed.original() || record.standing == Standing::Rejected {
+            return Ok(());
+        }
+        let sent = signed.deployment();
+        let workloads = sent.workloads.iter().filter_map(|workload| {
+            let Workload { version, name, metadata, description, result, .. } = workload.clone();
+            Some(Workload {
+                version,
+                name,
+                metadata,
+                description,
+                result,
+                data: data_of(workload)?,
+            })
+        });
+        let next = Deployment {
+            version: sent.version,
+            twin_id: sent.twin_id,
+            contract_id: sent.contract_id,
+            metadata: sent.metadata.clone(),
+            description: sent.description.clone(),
+            expiration: sent.expiration,
+            signature_requirement: sent.signature_requirement.clone(),
+            workloads: workloads.collect(),
+        };
+        newest.deployment().changes_to(&next)?;
+        match record.is_unconfirmed() {
+            true => Err(AcceptError::Waiting(record.version())),
+            false => Ok(()),
+        }
+    }
+
+    /// What the deployment has already.
+    fn used(&self) -> Capacity {
+        self.record().used()
     }
 }
 
@@ -77,7 +137,7 @@ impl Shared {
     fn problems(
         &self,
         key: Key,
-        workloads: &[(Name, &WorkloadData)],
+        workloads: &[(Name, WorkloadData)],
         capacity: Capacity,
     ) -> Vec<String> {
         let kinds: BTreeSet<_> = workloads.iter().map(|(_, data)| data.kind().name()).collect();
@@ -92,7 +152,11 @@ impl Shared {
             problems.push(AcceptError::Conflict(name.to_string()).to_string());
         }
         problems.extend(self.check_memory_size(capacity.mru, |other, _| other != key).err());
-        for (kind, needed) in [("ssd", capacity.sru), ("hdd", capacity.hru)] {
+        let used = self.slot(key).map(|slot| slot.used()).unwrap_or_default();
+        for (kind, needed, used) in
+            [("ssd", capacity.sru, used.sru), ("hdd", capacity.hru, used.hru)]
+        {
+            let needed = needed.saturating_sub(used);
             let pools = self.host.pools().into_iter().filter(|pool| pool.kind == kind);
             let free = pools
                 .fold(0_u64, |sum, pool| sum.saturating_add(pool.size.saturating_sub(pool.used)));

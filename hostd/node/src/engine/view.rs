@@ -1,10 +1,11 @@
 //! What owners and everybody may know of deployments, in the JSON that clients read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use hostd_grid::capacity::Capacity;
-use hostd_grid::workload::{Interface, State, WorkloadData};
+use hostd_grid::timestamp::Timestamp;
+use hostd_grid::workload::{Interface, SentData, State, WorkloadData};
 use hostd_grid::{ContractId, Deployment, Name, TwinId, Workload, WorkloadType};
 use serde::Serialize;
 use serde_json::Value;
@@ -74,34 +75,39 @@ pub struct WorkloadOverview {
 }
 
 impl Engine {
-    /// A deployment of that twin, as its owner may see it.
-    pub fn get(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Deployment> {
+    /// A deployment of that twin, as its owner may see it: as it was sent, and what became of it.
+    pub fn get(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Deployment<SentData>> {
         let slot = self.shared.slot(Key { twin_id, contract_id })?;
         let record = slot.record();
         Some(record.shown())
     }
 
     /// All deployments of that twin of which something runs, or is about to.
-    pub fn list(&self, twin_id: TwinId) -> Vec<Deployment> {
+    pub fn list(&self, twin_id: TwinId) -> Vec<Deployment<SentData>> {
         let slots = self.shared.slots().into_iter().filter(|slot| slot.key.twin_id == twin_id);
         let shown = slots.map(|slot| slot.record().shown());
-        let is_alive =
-            |workload: &Workload| !matches!(workload.result.state, State::Deleted | State::Error);
+        let is_alive = |workload: &Workload<SentData>| {
+            !matches!(workload.result.state, State::Deleted | State::Error)
+        };
         shown.filter(|deployment| deployment.workloads.iter().any(is_alive)).collect()
     }
 
     /// What happened to a deployment's workloads, in order.
-    pub fn changes(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Vec<Workload>> {
+    pub fn changes(
+        &self,
+        twin_id: TwinId,
+        contract_id: ContractId,
+    ) -> Option<Vec<Workload<SentData>>> {
         let slot = self.shared.slot(Key { twin_id, contract_id })?;
         let record = slot.record();
+        let sent = record.sent();
         let changes = record.history.iter().filter_map(|entry| match entry {
             Entry::Workload { name, version, result } => {
                 // The body of an old version may be gone, and that of a rejected one always is: what
                 // came after it tells best, else what it was to replace.
-                let after = record.bodies.range(*version..);
-                let mut versions =
-                    after.chain(record.bodies.range(..*version).rev()).map(|(v, _)| *v);
-                let workload = versions.find_map(|version| record.workload(version, name))?;
+                let after = sent.range(*version..);
+                let mut versions = after.chain(sent.range(..*version).rev());
+                let workload = versions.find_map(|(_, body)| workload_of(body, name))?;
                 Some(Workload { version: *version, result: result.clone(), ..workload.clone() })
             }
             _ => None,
@@ -153,6 +159,13 @@ impl Engine {
         self.shared.slots().into_iter().map(|slot| slot.record().overview()).collect()
     }
 
+    /// One deployment, for the same.
+    pub fn overview_of(&self, twin_id: TwinId, contract_id: ContractId) -> Option<Overview> {
+        let slot = self.shared.slot(Key { twin_id, contract_id })?;
+        let record = slot.record();
+        Some(record.overview())
+    }
+
     /// What there is, and what is taken.
     pub fn statistics(&self) -> Statistics {
         let Resources { total, system, .. } = self.shared.host.resources();
@@ -184,14 +197,21 @@ impl Record {
             Standing::Rejected => "rejected",
             Standing::Cancelled => "over",
         };
-        let shown = self.shown();
-        let workloads = shown.workloads.into_iter().map(|workload| WorkloadOverview {
-            kind: workload.data.kind().name(),
-            name: workload.name.to_string(),
-            version: workload.version,
-            state: workload.result.state.name(),
-            since: workload.result.created.0,
-            message: workload.result.message,
+        let newest = &self.newest().deployment().workloads;
+        let workloads = newest.iter().map(|workload| {
+            let shown = self.place(&workload.name).and_then(|place| place.shown());
+            let (version, result) = match shown {
+                Some((version, result)) => (*version, result),
+                None => (workload.version, &workload.result),
+            };
+            WorkloadOverview {
+                kind: workload.data.kind().name(),
+                name: workload.name.to_string(),
+                version,
+                state: result.state.name(),
+                since: result.created.0,
+                message: result.message.clone(),
+            }
         });
         Overview {
             twin_id: self.key.twin_id.0,
@@ -202,19 +222,32 @@ impl Record {
         }
     }
 
-    /// The newest version, with each workload as it stands.
-    fn shown(&self) -> Deployment {
-        let mut deployment = self.newest().deployment().clone();
+    /// All versions as they were sent.
+    fn sent(&self) -> BTreeMap<u32, Deployment<SentData>> {
+        self.bodies.iter().map(|(version, body)| (*version, body.sent())).collect()
+    }
+
+    /// The newest version, with each workload as it stands. It never ends by itself, whatever it says
+    /// of an expiration, and so it says nothing of one.
+    fn shown(&self) -> Deployment<SentData> {
+        let sent = self.sent();
+        let mut deployment = self.newest().sent();
+        deployment.expiration = Timestamp::default();
         for workload in &mut deployment.workloads {
             let place = self.place(&workload.name);
             let Some((version, result)) = place.and_then(|place| place.shown()) else { continue };
-            if let Some(as_it_is) = self.workload(*version, &workload.name) {
+            let as_it_is = sent.get(version).and_then(|body| workload_of(body, &workload.name));
+            if let Some(as_it_is) = as_it_is {
                 *workload = as_it_is.clone();
             }
             workload.result = result.clone();
         }
         deployment
     }
+}
+
+fn workload_of<'a, D>(deployment: &'a Deployment<D>, name: &Name) -> Option<&'a Workload<D>> {
+    deployment.workloads.iter().find(|workload| workload.name == *name)
 }
 
 impl Shared {

@@ -3,65 +3,36 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hostd_chain::ChainError;
 use hostd_rmb::peer::Peer;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
-use super::{SEEN, Shared};
+use super::Shared;
 use crate::engine::{blocking, lock, now};
 use crate::health::Duty;
 use crate::host::Traffic;
+use crate::seen::Seen;
 use crate::traffic::{Meter, Queue};
 
-/// How often a node says that it is there.
-const UPTIME_INTERVAL: Duration = Duration::from_secs(40 * 60);
 /// How often everything is compared.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a duty that failed waits before it is tried again.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the host is asked which machines it has given up.
 const FALLEN_INTERVAL: Duration = Duration::from_secs(10);
-/// How often it is remembered what was asked.
+/// How often it is looked whether what was asked should be written down anew.
 const SEEN_INTERVAL: Duration = Duration::from_secs(10);
+/// After so many looks it is, if anything came.
+const SEEN_COUNT: u64 = 30;
 /// How often traffic is counted.
 const TRAFFIC_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// How much time a report of traffic is about, in seconds.
 const REPORT_WINDOW: i64 = 3600;
 
 impl Shared {
-    /// Says every now and then that the node is there, and then whether it runs.
-    pub(super) async fn report_uptime(self: Arc<Self>) {
-        let mut is_power_settled = false;
-        loop {
-            let unix = SystemTime::now().duration_since(UNIX_EPOCH);
-            let unix = unix.map_or(0, |time| time.as_secs());
-            let reported = self.signing.report_uptime(uptime(), unix).await;
-            self.health.note(Duty::Uptime, &reported);
-            if let Err(error) = reported {
-                warn!(%error, "uptime was not reported");
-                sleep(RETRY_INTERVAL).await;
-                continue;
-            }
-            let mut pause = UPTIME_INTERVAL;
-            if !is_power_settled {
-                let settled = self.settle_power().await;
-                self.health.note(Duty::Power, &settled);
-                match settled {
-                    Ok(()) => is_power_settled = true,
-                    Err(error) => {
-                        warn!(%error, "the chain does not know that the node runs");
-                        pause = RETRY_INTERVAL;
-                    }
-                }
-            }
-            sleep(pause).await;
-        }
-    }
-
     /// Compares everything every now and then, and soon after a failure that passes.
     pub(super) async fn compare(self: Arc<Self>) {
         loop {
@@ -78,16 +49,22 @@ impl Shared {
         }
     }
 
-    /// Remembers what was asked, so that nothing is done twice when the node starts anew.
-    pub(super) async fn remember_seen(self: Arc<Self>, peer: Weak<Peer>) {
+    /// Writes down anew what was asked, without what has expired.
+    pub(super) async fn rewrite_seen(self: Arc<Self>, seen: Seen, peer: Weak<Peer>) {
         let mut last = Vec::new();
-        loop {
+        for count in 1_u64.. {
             sleep(SEEN_INTERVAL).await;
+            if !count.is_multiple_of(SEEN_COUNT) && !seen.is_long() {
+                continue;
+            }
             let Some(peer) = peer.upgrade() else { return };
-            let seen = peer.seen();
-            if seen != last {
-                self.state.put(SEEN, &seen);
-                last = seen;
+            let window = peer.seen();
+            if window == last && !seen.is_long() {
+                continue;
+            }
+            match seen.rewrite(move || peer.seen()).await {
+                Ok(()) => last = window,
+                Err(error) => warn!(%error, "requests can't be written down"),
             }
         }
     }
@@ -129,7 +106,7 @@ impl Shared {
     async fn send_reports(&self, reports: &Reports) -> Result<(), String> {
         let text = |error: io::Error| format!("reports on disk: {error}");
         while let Some(report) = reports.on_disk(|files| files.queue.first()).await.map_err(text)? {
-            match self.signing.add_nru_reports(&report).await {
+            match self.registrar.report_traffic(&report).await {
                 Ok(()) => info!(count = report.len(), "traffic was reported"),
                 // The chain's reasons don't pass.
                 Err(error @ ChainError::Refused { .. }) => {
@@ -141,11 +118,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// Seconds since the machine started, sleep included.
-fn uptime() -> u64 {
-    u64::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
 }
 
 /// Traffic that was not reported yet, on disk.
@@ -229,10 +201,5 @@ mod tests {
         assert!((3600..3800).contains(&report[0].window), "{}", report[0].window);
         reports.on_disk(|files| files.queue.pop()).await.unwrap();
         assert!(!reports.are_waiting());
-    }
-
-    #[test]
-    fn the_machine_runs_for_longer_than_this_test() {
-        assert!(uptime() > 0);
     }
 }

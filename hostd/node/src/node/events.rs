@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hostd_chain::types::{Power, PowerState};
+use hostd_chain::types::Power;
 use hostd_chain::{BlockNumber, ChainError, Event};
 use hostd_grid::ContractId;
 use hostd_rmb::twins::TwinId;
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Shared;
 use super::duties::RETRY_INTERVAL;
 use crate::health::Duty;
-use crate::power::{BROADCAST, hardware_address, wake};
+use crate::power::{hardware_address, wake};
 use crate::state::{cursor, set_cursor};
 
 /// Blocks that are caught up with, about an hour of them. Who was away for longer compares everything,
@@ -27,7 +27,7 @@ impl Shared {
     /// Does what the chain's events say.
     pub(super) async fn follow(self: Arc<Self>) {
         let (from, mut is_behind) = self.start_of_events().await;
-        let mut follow = self.signing.chain().follow(from);
+        let mut follow = self.chain.follow(from);
         // Whatever was missed is compared, again and again until it succeeds.
         let mut retry = interval(RETRY_INTERVAL);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -54,7 +54,7 @@ impl Shared {
     /// The first block to look at, and whether others before it were not looked at.
     async fn start_of_events(&self) -> (BlockNumber, bool) {
         loop {
-            match self.signing.chain().finalized().await {
+            match self.chain.finalized().await {
                 Ok(head) => return start(cursor(&*self.state), head),
                 Err(error) => {
                     self.health.note(Duty::Events, &Err(error));
@@ -65,7 +65,7 @@ impl Shared {
     }
 
     /// Does what one event says, if it is about this node or about somebody who may write to it.
-    async fn obey(self: &Arc<Self>, event: Event) {
+    pub(super) async fn obey(self: &Arc<Self>, event: Event) {
         let (node_id, farm_id) = (self.numbers.node_id, self.site.farm_id);
         let engine = &self.engine;
         match event {
@@ -101,32 +101,17 @@ impl Shared {
         }
     }
 
-    /// Tells the chain that the node runs. It can't be woken by its siblings, so it never sleeps.
-    pub(super) async fn settle_power(&self) -> Result<(), ChainError> {
-        let node_id = self.numbers.node_id;
-        let power = self.signing.chain().node_power(node_id).await?;
-        if power.target == Power::Down {
-            info!("the farmer wants this node off: it could not be woken again, and stays on");
-        }
-        if matches!(power.state, PowerState::Down(_)) {
-            self.signing.set_power_state(Power::Up).await?;
-        }
-        Ok(())
-    }
-
     /// Wakes another node of the farm.
     async fn wake_sibling(&self, node_id: u32) {
-        let node = match self.signing.chain().node(node_id).await {
-            Ok(node) => node,
+        let cards = match self.registrar.interfaces(node_id).await {
+            Ok(cards) => cards,
             Err(error) => return warn!(node_id, %error, "a sibling is not woken"),
         };
-        let cards = node.map(|node| node.interfaces).unwrap_or_default();
         let card = cards.iter().find(|card| card.name.as_str() == CARD);
-        let address = card.and_then(|card| hardware_address(&card.mac));
-        let (Some(address), Ok(to)) = (address, BROADCAST.parse()) else {
+        let Some(address) = card.and_then(|card| hardware_address(&card.mac)) else {
             return warn!(node_id, "a sibling is not woken: its address is not known");
         };
-        match wake(address, to).await {
+        match wake(address, self.site.wake_to).await {
             Ok(()) => info!(node_id, "a sibling is woken"),
             Err(error) => warn!(node_id, %error, "a sibling is not woken"),
         }

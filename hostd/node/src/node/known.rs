@@ -11,12 +11,15 @@ use hostd_rmb::peer::Peer;
 
 use crate::health::Health;
 use crate::host::Module;
+use crate::perf::Results;
 use crate::place::Place;
 
 /// What a node knows of itself.
 pub struct Known {
     /// Where it is.
     pub(crate) place: Place,
+    /// What it found out about itself.
+    pub(crate) results: Results,
     admin_twins: Vec<u32>,
     health: Arc<Health>,
     peer: OnceLock<Weak<Peer>>,
@@ -31,9 +34,14 @@ struct Learned {
 }
 
 impl Known {
-    pub(crate) fn new(place: Place, admin_twins: Vec<u32>, health: Arc<Health>) -> Self {
+    pub(crate) fn new(
+        place: Place,
+        admin_twins: Vec<u32>,
+        health: Arc<Health>,
+        results: Results,
+    ) -> Self {
         let (peer, learned) = (OnceLock::new(), Mutex::default());
-        Self { place, admin_twins, health, peer, learned }
+        Self { place, results, admin_twins, health, peer, learned }
     }
 
     /// Its place on the message bus, once it has one.
@@ -58,6 +66,11 @@ impl Known {
     /// Whether a twin may know what a farmer may. Nobody may while the farmer is not known.
     pub(crate) fn is_farmer(&self, twin: u32) -> bool {
         self.learned().farmer == Some(twin) || self.admin_twins.contains(&twin)
+    }
+
+    /// Whether a twin administers the grid.
+    pub(crate) fn is_admin(&self, twin: u32) -> bool {
+        self.admin_twins.contains(&twin)
     }
 
     /// To how many relays it is connected.

@@ -15,38 +15,54 @@
 //! | duty | when |
 //! |---|---|
 //! | `registration` | every half hour, and when what the node is has changed |
-//! | uptime, then power | every forty minutes |
+//! | uptime, then power | every forty minutes, while the machine is well |
 //! | events | as they come |
 //! | comparison of everything | every hour, and when events were missed |
 //! | machines that crash again and again | every ten seconds |
 //! | traffic | counted every five minutes, reported every hour |
+//! | the clock, compared with the chain's | every minute |
+//! | health | every fifteen minutes |
+//! | how fast its processors are | every six hours |
+//! | a machine that nobody reserved | every day |
 
+mod clock;
 mod duties;
 mod events;
 mod known;
 mod registration;
+mod selftest;
+#[cfg(test)]
+mod tests;
+mod uptime;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostd_chain::{Chain, ChainError, SigningChain};
+use hostd_chain::{Chain, ChainError};
 use hostd_rmb::identity::Identity;
 use hostd_rmb::peer::{Peer, PeerConfig, StartError};
 use hostd_rmb::relay::{RelayAddress, TrustedRoots};
+use hostd_rmb::server::Journal;
 use hostd_rmb::server::limits::Limits;
 use hostd_rmb::signature::Version;
 use hostd_rmb::twins::{CachedTwins, TwinId, Twins};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::commands::commands;
 use crate::engine::{Engine, EngineConfig};
 use crate::health::Health;
 use crate::host::Host;
 use crate::ledger::Ledger;
+use crate::news::{Courier, News};
+use crate::perf::Results;
 use crate::place::Place;
+use crate::power::BROADCAST;
+use crate::registrar::{Account, Registrar};
+use crate::seen::Seen;
 use crate::state::{Numbers, StateStore};
 use crate::store::{Store, StoreError, StoreKey};
 use crate::tfchain::TfChain;
@@ -57,7 +73,8 @@ pub use known::Known;
 pub struct NodeConfig {
     /// Where its deployments are kept.
     pub folder: PathBuf,
-    /// Where reports wait that the chain has not taken yet.
+    /// Where reports wait that the chain has not taken yet, and requests are written down that must not be
+    /// done twice.
     pub reports: PathBuf,
     /// What they are sealed with.
     pub key: StoreKey,
@@ -98,6 +115,9 @@ pub enum NodeError {
     /// It can't be reached.
     #[error("message bus")]
     Peer(#[from] StartError),
+    /// This machine can't be a node, and here is why.
+    #[error("{0}")]
+    Unfit(String),
     /// The chain gave it a number that nobody has.
     #[error("the chain says that this node is twin 0")]
     Twin,
@@ -111,6 +131,7 @@ pub struct Node {
     pub twin_id: u32,
     shared: Arc<Shared>,
     peer: Arc<Peer>,
+    seen: Seen,
     renumbered: watch::Receiver<bool>,
     _duties: JoinSet<()>,
 }
@@ -118,7 +139,9 @@ pub struct Node {
 /// What the duties share.
 struct Shared {
     numbers: Numbers,
-    signing: SigningChain,
+    /// To follow its events.
+    chain: Chain,
+    registrar: Arc<dyn Registrar>,
     site: Site,
     state: Arc<dyn StateStore>,
     host: Arc<dyn Host>,
@@ -126,23 +149,56 @@ struct Shared {
     twins: Arc<CachedTwins>,
     known: Arc<Known>,
     health: Arc<Health>,
+    /// Held while it is decided whether the node runs.
+    power: tokio::sync::Mutex<()>,
 }
 
 /// What the chain is told beside what the host says.
 struct Site {
     farm_id: u32,
     place: Place,
-    activation_urls: Vec<String>,
-    /// Host names of relays, as a twin has them.
-    relays: String,
-    /// What others encrypt with.
-    encryption_key: Vec<u8>,
+    account: Account,
+    /// Where siblings are woken.
+    wake_to: SocketAddr,
 }
 
-/// What requests are remembered as that must not be done again.
+/// The file of requests that must not be done again.
 const SEEN: &str = "seen";
 /// What joins the names of a twin's relays on the chain.
 const RELAY_SEPARATOR: &str = "_";
+
+impl Site {
+    fn new(config: &NodeConfig, identity: &Identity) -> Self {
+        let relays: Vec<_> = config.relays.iter().map(RelayAddress::host).collect();
+        Self {
+            farm_id: config.farm_id,
+            place: config.place.clone(),
+            account: Account {
+                activation_urls: config.activation_urls.clone(),
+                relays: relays.join(RELAY_SEPARATOR),
+                encryption_key: identity.encryption_key(Version::V1).to_bytes().to_vec(),
+            },
+            wake_to: BROADCAST,
+        }
+    }
+}
+
+impl Shared {
+    /// Starts the duties that need nobody else.
+    fn duties(self: &Arc<Self>, reports: duties::Reports) -> JoinSet<()> {
+        let mut duties = JoinSet::new();
+        duties.spawn(Arc::clone(self).report_uptime());
+        duties.spawn(Arc::clone(self).compare());
+        duties.spawn(Arc::clone(self).compare_clock());
+        duties.spawn(Arc::clone(self).check_health());
+        duties.spawn(Arc::clone(self).measure());
+        duties.spawn(Arc::clone(self).rehearse());
+        duties.spawn(Arc::clone(self).watch_machines());
+        duties.spawn(Arc::clone(self).follow());
+        duties.spawn(Arc::clone(self).count_traffic(reports));
+        duties
+    }
+}
 
 impl Node {
     /// Starts everything, and registers first if that never succeeded before. Must be called in a
@@ -158,14 +214,7 @@ impl Node {
         host: Arc<dyn Host>,
     ) -> Result<Self, NodeError> {
         let signing = chain.signed_by(Arc::clone(&identity));
-        let relays: Vec<_> = config.relays.iter().map(RelayAddress::host).collect();
-        let site = Site {
-            farm_id: config.farm_id,
-            place: config.place.clone(),
-            activation_urls: config.activation_urls,
-            relays: relays.join(RELAY_SEPARATOR),
-            encryption_key: identity.encryption_key(Version::V1).to_bytes().to_vec(),
-        };
+        let site = Site::new(&config, &identity);
         let remembered = Numbers::recall(&*config.state, signing.account(), chain.genesis());
         let is_registered = remembered.is_none();
         let numbers = match remembered {
@@ -173,22 +222,23 @@ impl Node {
             None => registration::register(&signing, &site, &*host).await?,
         };
         numbers.remember(&*config.state);
-        let (node_id, twin_id) = (numbers.node_id, numbers.twin_id);
+        let Numbers { node_id, twin_id, .. } = numbers;
         info!(node_id, twin_id, is_registered, "node");
-
         let twin = TwinId::new(twin_id).ok_or(NodeError::Twin)?;
-        let reports = duties::Reports::open(&config.reports);
-        let reports = reports.map_err(NodeError::Reports)?;
+        let reports = duties::Reports::open(&config.reports).map_err(NodeError::Reports)?;
         let store = Store::open(config.folder, config.key)?;
-        let ledger = TfChain::new(signing.clone(), node_id).with_kyc(&config.kyc_url);
-        let ledger: Arc<dyn Ledger> = Arc::new(ledger);
+        let twins = Arc::new(CachedTwins::new(Arc::new(chain.clone())));
+        let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
+        let ledger = TfChain::new(signing.clone(), node_id, Arc::clone(&lookup));
+        let ledger: Arc<dyn Ledger> = Arc::new(ledger.with_kyc(&config.kyc_url));
         let engine_config = EngineConfig { node_id, confirm_patience: config.confirm_patience };
         let engine = Engine::start(engine_config, store, ledger, Arc::clone(&host)).await?;
         let engine = Arc::new(engine);
 
-        let health = Arc::new(Health::default());
-        let known = Arc::new(Known::new(config.place, config.admin_twins, Arc::clone(&health)));
-        let twins = Arc::new(CachedTwins::new(Arc::new(chain)));
+        let health = Arc::<Health>::default();
+        let results = Results::new(Arc::clone(&config.state));
+        let known = Known::new(config.place, config.admin_twins, Arc::clone(&health), results);
+        let known = Arc::new(known);
         let peer_config = PeerConfig {
             twin,
             session: None,
@@ -197,26 +247,35 @@ impl Node {
             roots: config.roots,
             limits: config.limits,
         };
-        let lookup = Arc::clone(&twins) as Arc<dyn Twins>;
-        let seen = config.state.get(SEEN).unwrap_or_default();
-        let answers = commands(&engine, &host, &known);
-        let peer = Peer::start_after(peer_config, identity, lookup, answers, &seen)?;
+        let (before, seen) = Seen::open(&config.reports.join(SEEN)).map_err(StartError::from)?;
+        let news = Arc::new(News::new(Arc::clone(&config.state)));
+        let answers = commands(&engine, &host, &known, &news);
+        let journal = Some(Arc::new(seen.clone()) as Arc<dyn Journal>);
+        let peer = Peer::start_after(peer_config, identity, lookup, answers, &before, journal)?;
         let peer = Arc::new(peer);
         known.set_peer(&peer);
 
-        let state = config.state;
-        let shared = Shared { numbers, signing, site, state, host, engine, twins, known, health };
-        let shared = Arc::new(shared);
+        let registrar = Arc::new(signing) as Arc<dyn Registrar>;
+        let shared = Arc::new(Shared {
+            numbers,
+            chain,
+            registrar,
+            site,
+            state: config.state,
+            host,
+            engine,
+            twins,
+            known,
+            health,
+            power: tokio::sync::Mutex::default(),
+        });
         let (renumber, renumbered) = watch::channel(false);
-        let mut duties = JoinSet::new();
+        let mut duties = shared.duties(reports);
         duties.spawn(Arc::clone(&shared).keep_registered(is_registered, renumber));
-        duties.spawn(Arc::clone(&shared).report_uptime());
-        duties.spawn(Arc::clone(&shared).compare());
-        duties.spawn(Arc::clone(&shared).watch_machines());
-        duties.spawn(Arc::clone(&shared).follow());
-        duties.spawn(Arc::clone(&shared).count_traffic(reports));
-        duties.spawn(Arc::clone(&shared).remember_seen(Arc::downgrade(&peer)));
-        Ok(Self { node_id, twin_id, shared, peer, renumbered, _duties: duties })
+        let courier: Arc<dyn Courier> = Arc::new(Arc::downgrade(&peer));
+        duties.spawn(news.run(shared.engine.listen(), courier));
+        duties.spawn(Arc::clone(&shared).rewrite_seen(seen.clone(), Arc::downgrade(&peer)));
+        Ok(Self { node_id, twin_id, shared, peer, seen, renumbered, _duties: duties })
     }
 
     /// Its deployments.
@@ -247,7 +306,10 @@ impl Node {
     /// Waits until nothing is half done on the host, and lets nothing begin. Then the node can be dropped.
     pub async fn rest(&self) {
         self.shared.engine.rest().await;
-        self.shared.state.put(SEEN, &self.peer.seen());
+        let peer = Arc::clone(&self.peer);
+        if let Err(error) = self.seen.rewrite(move || peer.seen()).await {
+            warn!(%error, "not all requests are written down");
+        }
     }
 
     /// Waits until the chain says that the account is another node than this. Then it has to be started

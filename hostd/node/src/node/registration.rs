@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hostd_chain::ChainError;
 use hostd_chain::calls::NodeSpec;
 use hostd_chain::types::{Interface, Resources};
-use hostd_chain::{ChainError, SigningChain};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use super::{Shared, Site};
+use super::{NodeError, Shared, Site};
 use crate::health::Duty;
 use crate::host::Host;
+use crate::registrar::Registrar;
 use crate::state::Numbers;
 
 /// How often the chain is asked whether it still knows the node as it is.
@@ -26,16 +27,16 @@ const RETRY_MAX: Duration = Duration::from_secs(120);
 /// Which card's addresses the chain gets.
 const CARD: &str = "zos";
 
-/// Account, twin, node: each made or updated only if it has to be.
+/// Has the chain know the node as it is, if it can be one.
 pub(super) async fn register(
-    chain: &SigningChain,
+    registrar: &dyn Registrar,
     site: &Site,
     host: &dyn Host,
-) -> Result<Numbers, ChainError> {
-    chain.ensure_account(&site.activation_urls).await?;
-    let twin = chain.ensure_twin(Some(&site.relays), Some(&site.encryption_key)).await?;
-    let node = chain.ensure_node(&spec(site, host)).await?;
-    Ok(Numbers::new(node, twin, chain.account(), chain.chain().genesis()))
+) -> Result<Numbers, NodeError> {
+    match host.unfit() {
+        Some(reason) => Err(NodeError::Unfit(reason)),
+        None => Ok(registrar.register(&site.account, &spec(site, host)).await?),
+    }
 }
 
 /// What the chain is to know.
@@ -68,7 +69,7 @@ impl Shared {
         let mut retry = RETRY_MIN;
         loop {
             if !is_registered {
-                let registered = register(&self.signing, &self.site, &*self.host).await;
+                let registered = register(&*self.registrar, &self.site, &*self.host).await;
                 match registered {
                     Ok(numbers) if numbers != self.numbers => {
                         warn!(?numbers, "the chain gave this node other numbers");
@@ -78,8 +79,12 @@ impl Shared {
                     }
                     Ok(_) => is_registered = true,
                     Err(error) => {
-                        warn!(%error, "not registered");
-                        self.health.note(Duty::Registration, &Err(error));
+                        let reason = match &error {
+                            NodeError::Chain(error) => error.to_string(),
+                            other => other.to_string(),
+                        };
+                        warn!(reason, "not registered");
+                        self.health.note(Duty::Registration, &Err(reason));
                     }
                 }
             }
@@ -113,13 +118,11 @@ impl Shared {
 
     /// Asks the chain who the farmer is, and how the farmer wants the node to be reached.
     async fn learn(&self) -> Result<(), ChainError> {
-        let chain = self.signing.chain();
-        if let Some(farm) = chain.farm(self.site.farm_id).await? {
-            self.known.set_farmer(farm.twin_id);
+        if let Some(twin) = self.registrar.farmer(self.site.farm_id).await? {
+            self.known.set_farmer(twin);
         }
-        if let Some(node) = chain.node(self.numbers.node_id).await? {
-            self.known.set_public_config(node.public_config);
-        }
+        let config = self.registrar.public_config(self.numbers.node_id).await?;
+        self.known.set_public_config(config);
         Ok(())
     }
 }

@@ -34,9 +34,9 @@ use crate::identity::Identity;
 use crate::random::RandomError;
 use crate::relay::{Credentials, Incoming, RELAY_COUNT_MAX, RelayAddress, Relays, TrustedRoots};
 use crate::seal::Desk;
-use crate::server::Commands;
 use crate::server::limits::{Admission, Bucket, Limits};
 use crate::server::replay::ReplayWindow;
+use crate::server::{Commands, Journal};
 use crate::signature::Version;
 use crate::twins::{TwinId, Twins};
 
@@ -95,6 +95,7 @@ struct Shared {
     commands: Commands,
     pending: Mutex<Pending>,
     replay: Mutex<ReplayWindow>,
+    journal: Option<Arc<dyn Journal>>,
     admission: Mutex<Admission>,
     faults: Mutex<Bucket>,
     counters: Counters,
@@ -108,17 +109,19 @@ impl Peer {
         twins: Arc<dyn Twins>,
         commands: Commands,
     ) -> Result<Self, StartError> {
-        Self::start_after(config, identity, twins, commands, &[])
+        Self::start_after(config, identity, twins, commands, &[], None)
     }
 
-    /// The same, after a peer whose [`Peer::seen`] was that: what it was asked is not done again. Bytes that
-    /// are something else are nothing.
+    /// The same, after a peer whose [`Peer::seen`] was that, with what was appended to it since: what it
+    /// was asked is not done again. Bytes that are something else are nothing. Requests for commands that
+    /// change something go to `journal` first; one that can't be written down is not done.
     pub fn start_after(
         config: PeerConfig,
         identity: Arc<Identity>,
         twins: Arc<dyn Twins>,
         commands: Commands,
         seen: &[u8],
+        journal: Option<Arc<dyn Journal>>,
     ) -> Result<Self, StartError> {
         let PeerConfig { twin, session, relays, encryption, roots, limits } = config;
         if relays.is_empty() || relays.len() > RELAY_COUNT_MAX {
@@ -140,6 +143,7 @@ impl Peer {
             commands,
             pending: Mutex::default(),
             replay: Mutex::new(replay),
+            journal,
             admission: Mutex::new(Admission::new(limits)),
             faults: Mutex::new(Bucket::new(rate, FAULTS_PER_SECOND, Instant::now())),
             counters: Counters::default(),

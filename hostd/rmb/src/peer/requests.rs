@@ -16,7 +16,7 @@ use crate::envelope::{
     Body, EXPIRATION_DEFAULT, Envelope, ErrorReply, Payload, Response, SCHEMA_JSON, unix_now,
 };
 use crate::seal::{CloseError, OpenError, Privacy};
-use crate::server::replay::Verdict;
+use crate::server::replay::{ENTRY_SIZE, Verdict};
 use crate::server::{Command, CommandError, NOT_FOUND, NULL, Outcome, Request};
 use crate::twins::{Twin, TwinId};
 
@@ -29,6 +29,8 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 struct Accepted {
     source: Arc<Twin>,
     request: Request,
+    /// What is written down of it.
+    entry: [u8; ENTRY_SIZE],
 }
 
 /// Why there is nothing to run.
@@ -56,14 +58,14 @@ impl Shared {
         looking: OwnedSemaphorePermit,
     ) {
         match self.accept(&envelope).await {
-            Ok(Accepted { source, request }) => {
+            Ok(Accepted { source, request, entry }) => {
                 // What runs now is limited by who asks.
                 drop(looking);
                 let privacy = match request.is_encrypted {
                     true => Privacy::Required,
                     false => Privacy::Preferred,
                 };
-                let outcome = self.run(request).await;
+                let outcome = self.run(request, entry).await;
                 self.send_outcome(&envelope, &source, relay, outcome, privacy).await;
             }
             Err(Rejected::Silently(event)) => {
@@ -100,7 +102,11 @@ impl Shared {
         if envelope.schema.as_deref() != Some(SCHEMA_JSON) {
             return Err(Rejected::Silently(Event::OtherSchema));
         }
-        let verdict = lock(&self.replay).check(id, &envelope.uid, expires_at, now);
+        let (verdict, entry) = {
+            let mut replay = lock(&self.replay);
+            let entry = replay.entry(id, &envelope.uid, expires_at);
+            (replay.check(id, &envelope.uid, expires_at, now), entry)
+        };
         match verdict {
             Verdict::New => {}
             Verdict::Seen => return Err(Rejected::Silently(Event::Replayed)),
@@ -117,7 +123,7 @@ impl Shared {
             payload: opened.payload,
             is_encrypted: opened.is_encrypted,
         };
-        Ok(Accepted { source, request })
+        Ok(Accepted { source, request, entry })
     }
 
     /// Whoever claims to ask.
@@ -137,7 +143,7 @@ impl Shared {
     }
 
     /// Runs a command, if there is one and this twin may ask for it now.
-    async fn run(&self, request: Request) -> Outcome {
+    async fn run(&self, request: Request, entry: [u8; ENTRY_SIZE]) -> Outcome {
         let source = request.source;
         if let Err(refusal) = lock(&self.admission).enter(source, Instant::now()) {
             self.counters.add(Event::Refused);
@@ -151,6 +157,14 @@ impl Shared {
         if size > max {
             let text = format!("{} takes at most {max} bytes, not {size}", request.command);
             return Err(CommandError::new(text));
+        }
+        if command.is_once
+            && let Some(journal) = &self.journal
+            && let Err(error) = journal.record(entry).await
+        {
+            warn!(%error, command = request.command, "a request can't be written down");
+            self.counters.add(Event::Refused);
+            return Err(CommandError::new("the node can't write down requests now"));
         }
         self.counters.add(Event::Run);
         finished(command, request).await

@@ -75,6 +75,8 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 /// A command, and what it may cost.
 #[derive(Clone)]
 pub struct Command {
+    /// Whether each request for it is written down before it is done.
+    pub(crate) is_once: bool,
     /// Starts to do it.
     pub(crate) handler: Arc<dyn Fn(Request) -> Running + Send + Sync>,
     pub(crate) time_max: Duration,
@@ -90,10 +92,17 @@ impl Command {
         Doing: Future<Output = Outcome> + Send + 'static,
     {
         Self {
+            is_once: false,
             handler: Arc::new(move |request| Box::pin(handler(request))),
             time_max: COMMAND_TIME_DEFAULT,
             payload_size_max: PAYLOAD_SIZE_DEFAULT,
         }
+    }
+
+    /// It changes something: no request for it is to be done twice, even if we are killed in between.
+    #[must_use]
+    pub fn once(self) -> Self {
+        Self { is_once: true, ..self }
     }
 
     /// How long it may take.
@@ -107,6 +116,15 @@ impl Command {
     pub fn payload_size_max(self, payload_size_max: usize) -> Self {
         Self { payload_size_max, ..self }
     }
+}
+
+/// A request that is being written down.
+pub type Recording<'a> = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send + 'a>>;
+
+/// Where requests are written down that must not be done twice, before they are done.
+pub trait Journal: Send + Sync {
+    /// Appends a request to the window that was written down, for good.
+    fn record(&self, entry: [u8; replay::ENTRY_SIZE]) -> Recording<'_>;
 }
 
 /// All commands, by their names.

@@ -12,7 +12,9 @@
 //!
 //! Time never goes back here: what has expired once stays so when somebody sets the clock.
 //!
-//! A peer that starts anew goes on with what the one before wrote down ([`ReplayWindow::to_bytes`]):
+//! A peer that starts anew goes on with what the one before wrote down ([`ReplayWindow::to_bytes`]), and
+//! with what was appended to that since ([`ReplayWindow::entry`]), as far as it is whole: a crash may
+//! have torn the last one, whose request was not done then.
 //!
 //! ```text
 //! window = "rmb-seen-1" now[8] secret[32] { expires_at[8] twin[4] hash[16] }       little-endian
@@ -37,7 +39,7 @@ const HARD_COUNT_MAX: usize = 2 * COUNT_MAX;
 /// What a window that was written down begins with.
 const MAGIC: &[u8] = b"rmb-seen-1";
 /// Bytes of one request in it.
-const ENTRY_SIZE: usize = 8 + 4 + 16;
+pub const ENTRY_SIZE: usize = 8 + 4 + 16;
 
 /// A request: its source, and a hash of its id.
 type Key = (TwinId, [u8; 16]);
@@ -101,6 +103,11 @@ impl ReplayWindow {
         Verdict::New
     }
 
+    /// A request as it is appended to a window that was written down.
+    pub fn entry(&self, source: TwinId, uid: &str, expires_at: u64) -> [u8; ENTRY_SIZE] {
+        entry((source, self.hash(uid)), expires_at)
+    }
+
     /// Drops what has expired.
     fn forget(&mut self) {
         while let Some(entry) = self.by_time.first_entry()
@@ -125,10 +132,8 @@ impl ReplayWindow {
         bytes.extend_from_slice(&self.now.to_le_bytes());
         bytes.extend_from_slice(&self.secret);
         for (expires_at, keys) in self.by_time.range(self.now + 1..) {
-            for (source, hash) in keys {
-                bytes.extend_from_slice(&expires_at.to_le_bytes());
-                bytes.extend_from_slice(&source.number().to_le_bytes());
-                bytes.extend_from_slice(hash);
+            for key in keys {
+                bytes.extend_from_slice(&entry(*key, *expires_at));
             }
         }
         bytes
@@ -145,15 +150,11 @@ impl ReplayWindow {
             per_twin: HashMap::new(),
             now: u64::from_le_bytes(*now),
         };
-        if rest.len() / ENTRY_SIZE > HARD_COUNT_MAX {
-            return None;
-        }
-        while !rest.is_empty() {
-            let (expires_at, after) = rest.split_first_chunk()?;
-            let (source, after) = after.split_first_chunk()?;
-            let (hash, after) = after.split_first_chunk()?;
-            let source = TwinId::new(u32::from_le_bytes(*source))?;
-            window.insert((source, *hash), u64::from_le_bytes(*expires_at));
+        while let Some((entry, after)) = rest.split_first_chunk::<ENTRY_SIZE>()
+            && let Some((key, expires_at)) = read_entry(entry)
+            && window.seen.len() < HARD_COUNT_MAX
+        {
+            window.insert(key, expires_at);
             rest = after;
         }
         Some(window)
@@ -170,6 +171,22 @@ impl ReplayWindow {
         let hash = Params::new().hash_length(16).key(&self.secret).hash(uid.as_bytes());
         *hash.as_bytes().first_chunk().expect("a hash of the size that was asked for")
     }
+}
+
+fn entry((source, hash): Key, expires_at: u64) -> [u8; ENTRY_SIZE] {
+    let mut bytes = [0; ENTRY_SIZE];
+    bytes[..8].copy_from_slice(&expires_at.to_le_bytes());
+    bytes[8..12].copy_from_slice(&source.number().to_le_bytes());
+    bytes[12..].copy_from_slice(&hash);
+    bytes
+}
+
+/// What [`entry`] wrote; none for what it can't have written.
+fn read_entry(bytes: &[u8; ENTRY_SIZE]) -> Option<(Key, u64)> {
+    let (expires_at, rest) = bytes.split_first_chunk()?;
+    let (source, hash) = rest.split_first_chunk()?;
+    let source = TwinId::new(u32::from_le_bytes(*source))?;
+    Some(((source, *hash.first_chunk()?), u64::from_le_bytes(*expires_at)))
 }
 
 #[cfg(test)]
@@ -212,10 +229,31 @@ mod tests {
         assert_eq!(window.check(twin(1), "c", 300, 299), Verdict::New);
         assert_eq!(window.check(twin(2), "d", 301, 300), Verdict::New);
         assert_eq!(window.per_twin.len(), 1);
-        for size in [0, 5, MAGIC.len() + 39, bytes.len() - 1] {
+        for size in [0, 5, MAGIC.len() + 39] {
             assert!(ReplayWindow::from_bytes(&bytes[..size]).is_none(), "{size}");
         }
-        assert!(ReplayWindow::from_bytes(&[&bytes[..], &[0; ENTRY_SIZE]].concat()).is_none());
+    }
+
+    #[test]
+    fn what_was_appended_counts_as_far_as_it_is_whole() {
+        let mut window = ReplayWindow::new().unwrap();
+        assert_eq!(window.check(twin(1), "a", 100, 50), Verdict::New);
+        let mut bytes = window.to_bytes();
+        bytes.extend(window.entry(twin(1), "b", 100));
+        bytes.extend(window.entry(twin(2), "a", 100));
+        // Written twice: when it came, and with the whole window.
+        bytes.extend(window.entry(twin(1), "a", 100));
+        let whole = bytes.len();
+        for torn in [&[][..], &[7; ENTRY_SIZE - 1], &[0; ENTRY_SIZE], &[0; 3 * ENTRY_SIZE]] {
+            bytes.truncate(whole);
+            bytes.extend(torn);
+            let mut window = ReplayWindow::from_bytes(&bytes).unwrap();
+            for (source, uid) in [(1, "a"), (1, "b"), (2, "a")] {
+                assert_eq!(window.check(twin(source), uid, 100, 50), Verdict::Seen);
+            }
+            assert_eq!(window.seen.len(), 3);
+            assert_eq!(window.check(twin(2), "b", 100, 50), Verdict::New);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | [`keys`] | `SET SETX GET MGET DEL EXISTS CHECK LENGTH KEYTIME` |
 //! | [`scan`] | `SCAN SCANX RSCAN KEYCUR HISTORY KSCAN DBSIZE` |
 //! | [`access`], [`nskey`] | `AUTH SELECT NSKEY` |
-//! | [`spaces`], [`nsinfo`] | `NSNEW NSDEL NSLIST NSSET NSINFO NSJUMP NSSNAP FLUSH RELOAD` |
+//! | [`spaces`], [`nsinfo`] | `NSNEW NSMAKE NSDEL NSLIST NSSET NSINFO NSJUMP NSSNAP FLUSH RELOAD` |
 //! | [`system`] | `PING HELLO TIME INFO HOOKS STOP MIRROR MASTER *` |
 //! | [`watch`] | `WAIT` |
 //! | [`segments`] | `INDEX DATA REPL` |
@@ -150,6 +150,7 @@ static TABLE: &[Command] = &[
     command("AUTH", Arguments::Filled(2, 3), access::auth),
     admin("NSKEY", Arguments::Between(1, 4), nskey::nskey),
     admin("NSNEW", Arguments::Filled(2, 2), spaces::nsnew),
+    admin("NSMAKE", Arguments::Filled(2, spaces::MAKE_COUNT_MAX), spaces::nsmake),
     admin("NSDEL", Arguments::Filled(2, 2), spaces::nsdel),
     command("NSLIST", Arguments::Any, spaces::nslist),
     admin("NSSET", Arguments::Filled(4, 4), spaces::nsset),
@@ -186,7 +187,7 @@ static KEYS: [u64; COMMAND_COUNT] = {
 };
 
 /// Commands in the table.
-pub(crate) const COMMAND_COUNT: usize = 41;
+pub(crate) const COMMAND_COUNT: usize = 42;
 const _: () = assert!(TABLE.len() == COMMAND_COUNT);
 
 const fn command(name: &'static str, arguments: Arguments, handler: Handler) -> Command {

@@ -16,11 +16,14 @@ use crate::refusal::{Outcome, READ_ONLY, Refusal, common, display_chain};
 
 /// Longest value of a property, in bytes.
 const VALUE_SIZE_MAX: usize = 63;
+/// Words of an `NSMAKE`: its own, a name, and every property once.
+pub(super) const MAKE_COUNT_MAX: usize = 2 + 2 * 10;
 /// Longest name of a property, in bytes.
 const PROPERTY_SIZE_MAX: usize = 256;
 
 pub(super) const NOT_FOUND: &str = "Namespace not found";
 const NAME_TOO_LONG: &str = "Namespace too long";
+const SINGLE_MODE: &str = "This server instance is configured to use a single runtime mode";
 const NOT_ALLOWED: &str = "This name is not allowed";
 const EXPECTED_DURABILITY: &str =
     "Invalid property value (expected: none, group, interval:MILLISECONDS)";
@@ -33,6 +36,29 @@ const RELOADED: &str = "namespace-reloaded";
 
 /// `NSNEW name`.
 pub(super) fn nsnew(call: &mut Call<'_, '_>) -> Outcome {
+    let settings = call.core.new_settings();
+    make(call, settings)
+}
+
+/// `NSMAKE name [property value …]`: `NSNEW`, and an `NSSET` for each property, as one step. Nobody selects
+/// the namespace, and no crash leaves it, before it has all of them: who makes one for somebody with a
+/// password leaves no moment in which it is everybody's.
+pub(super) fn nsmake(call: &mut Call<'_, '_>) -> Outcome {
+    let mut settings = call.core.new_settings();
+    for index in (2..call.count()).step_by(2) {
+        if index + 1 == call.count() {
+            return Err("A property has no value".into());
+        }
+        let (property, value) = (call.argument(index), call.argument(index + 1));
+        check_size(property, value)?;
+        check_mode(call, property)?;
+        change(&mut settings, property, value)?;
+    }
+    make(call, settings)
+}
+
+/// Has a namespace of the name that the request gives made.
+fn make(call: &mut Call<'_, '_>, settings: Settings) -> Outcome {
     const FAILED: &str = "Could not create namespace";
     let bytes = call.argument(1);
     let name = Name::new(bytes).map_err(|error| match error {
@@ -41,7 +67,7 @@ pub(super) fn nsnew(call: &mut Call<'_, '_>) -> Outcome {
     })?;
     check_new(call, bytes, FAILED)?;
     let asker = call.asker();
-    call.core.begin_new(name, asker, FAILED);
+    call.core.begin_new(name, settings, asker, FAILED);
     call.later()
 }
 
@@ -93,9 +119,7 @@ pub(super) fn nslist(call: &mut Call<'_, '_>) -> Outcome {
 /// `NSSET name property value`.
 pub(super) fn nsset(call: &mut Call<'_, '_>) -> Outcome {
     let (name, property, value) = (call.argument(1), call.argument(2), call.argument(3));
-    if value.len() > VALUE_SIZE_MAX || property.len() > PROPERTY_SIZE_MAX {
-        return Err("Argument too long".into());
-    }
+    check_size(property, value)?;
     let id = find(call, name)?;
     let is_default = id == call.core.default;
     let single_mode = call.core.policy.mode;
@@ -106,7 +130,7 @@ pub(super) fn nsset(call: &mut Call<'_, '_>) -> Outcome {
         return Err("Cannot update default namespace".into());
     }
     if property == b"mode" && single_mode.is_some() {
-        return Err("This server instance is configured to use a single runtime mode".into());
+        return Err(SINGLE_MODE.into());
     }
     change(&mut settings, property, value)?;
     if settings == *namespace.settings() {
@@ -119,6 +143,20 @@ pub(super) fn nsset(call: &mut Call<'_, '_>) -> Outcome {
         Worked::done(namespace, updated, "Cannot update this namespace")
     })?;
     call.later()
+}
+
+fn check_size(property: &[u8], value: &[u8]) -> Outcome {
+    if value.len() > VALUE_SIZE_MAX || property.len() > PROPERTY_SIZE_MAX {
+        return Err("Argument too long".into());
+    }
+    Ok(())
+}
+
+fn check_mode(call: &Call<'_, '_>, property: &[u8]) -> Outcome {
+    if property == b"mode" && call.core.policy.mode.is_some() {
+        return Err(SINGLE_MODE.into());
+    }
+    Ok(())
 }
 
 /// Sets a property of that name.
@@ -262,6 +300,46 @@ mod tests {
         }
         assert_eq!(parse_history(b"60"), Some(History::Younger(Duration::from_secs(60))));
         assert_eq!(parse_history(b"-60"), None);
+    }
+
+    #[test]
+    fn a_namespace_is_made_with_its_properties_or_not_at_all() {
+        let mut server = Server::new();
+        let (mut admin, mut user) = (server.client(), server.client());
+        let made: &[&[u8]] = &[
+            b"NSMAKE",
+            b"n",
+            b"mode",
+            b"seq",
+            b"public",
+            b"0",
+            b"password",
+            b"pw",
+            b"maxsize",
+            b"9",
+        ];
+        assert_eq!(server.ask(&mut admin, made), simple("OK"));
+        let refused = error("Namespace protected and private");
+        assert_eq!(server.ask(&mut user, &[b"SELECT", b"n"]), refused);
+        assert_eq!(server.ask(&mut user, &[b"SELECT", b"n", b"pw"]), simple("OK"));
+        let full = server.ask(&mut user, &[b"SET", b"", b"0123456789"]);
+        assert_eq!(full, error("No space left on this namespace"));
+        let again = error("This namespace is not available");
+        assert_eq!(server.ask(&mut admin, made), again);
+        for (properties, text) in [
+            (&[&b"mode"[..]][..], "A property has no value"),
+            (&[b"mode", b"block"], "Invalid property value (expected: user, seq)"),
+            (&[b"colour", b"red"], "Invalid property"),
+            (&[b"password", &[b'x'; 64]], "Argument too long"),
+        ] {
+            let request: Vec<&[u8]> =
+                [&b"NSMAKE"[..], b"m"].into_iter().chain(properties.iter().copied()).collect();
+            assert_eq!(server.ask(&mut admin, &request), error(text));
+            assert_eq!(server.ask(&mut user, &[b"SELECT", b"m"]), error("Namespace not found"));
+        }
+        server.restart();
+        let mut user = server.client();
+        assert_eq!(server.ask(&mut user, &[b"SELECT", b"n"]), refused);
     }
 
     #[test]

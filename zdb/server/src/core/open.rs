@@ -38,7 +38,8 @@ impl Core {
         let default = Name::new(DEFAULT).expect("a short word is a name");
         let mut names = engine.names().map_err(OpenError::List)?;
         if !names.contains(&default) {
-            let created = create(&engine, &policy, &default).map_err(OpenError::Default)?;
+            let created = create(&engine, &policy, &default, settings(&policy))
+                .map_err(OpenError::Default)?;
             drop(created);
             names.push(default.clone());
         }
@@ -120,11 +121,17 @@ impl Core {
         settings(&self.policy)
     }
 
-    /// Makes a namespace as the policy says, beside the loop.
-    pub(crate) fn begin_new(&mut self, name: Name, asker: Asker, failure: &'static str) {
+    /// Makes a namespace with these settings, beside the loop. Nobody sees it before it has them all.
+    pub(crate) fn begin_new(
+        &mut self,
+        name: Name,
+        settings: Settings,
+        asker: Asker,
+        failure: &'static str,
+    ) {
         let (engine, policy) = (self.engine.clone(), self.policy.clone());
         let new = name.clone();
-        let work = move || Worked::made(create(&engine, &policy, &new), failure);
+        let work = move || Worked::made(create(&engine, &policy, &new, settings), failure);
         self.begin_making(name, Some(asker), work);
     }
 }
@@ -138,9 +145,13 @@ fn settings(policy: &Policy) -> Settings {
     }
 }
 
-/// Makes a namespace as the policy says.
-fn create(engine: &Engine, policy: &Policy, name: &Name) -> Result<Namespace, Error> {
-    let settings = settings(policy);
+/// Makes a namespace, encrypted if the policy has a secret.
+fn create(
+    engine: &Engine,
+    policy: &Policy,
+    name: &Name,
+    settings: Settings,
+) -> Result<Namespace, Error> {
     match &policy.secret {
         Some(secret) => engine.create_encrypted(name, settings, secret),
         None => engine.create(name, settings),

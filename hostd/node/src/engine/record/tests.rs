@@ -226,3 +226,60 @@ fn entries_lead_to_the_same_record_again_also_compacted() {
         }
     }
 }
+
+#[test]
+fn what_was_left_goes_when_nothing_else_is_to_be_done_or_when_it_is_in_the_way() {
+    let mut record = running(&["disk", "vm"]);
+    record.find("disk".into());
+    record.find("vm".into());
+    assert_eq!(shown(&record), "rest");
+    record.apply(entry("vm", 0, State::Error));
+    record.is_unreported = false;
+    record.find("vm".into());
+    record.find("unknown".into());
+    step(&mut record, "remove unknown 0", entry("unknown", 0, State::Deleted));
+    record.set_left(&"unknown".into(), false);
+    assert_eq!(shown(&record), "clear vm");
+    // A making of the same name waits until it is gone; another does not.
+    accept(&mut record, 1, &["disk", "vm", "db"], &["vm", "db"]);
+    record.find("old".into());
+    step(&mut record, "confirm 1", Entry::Confirmed { version: 1 });
+    step(&mut record, "remove old 0", entry("old", 0, State::Deleted));
+    record.set_left(&"old".into(), false);
+    assert_eq!(shown(&record), "clear vm");
+    record.set_left(&"vm".into(), false);
+    step(&mut record, "add vm", entry("vm", 1, State::Ok));
+    step(&mut record, "add db", entry("db", 1, State::Ok));
+    record.find("old".into());
+    // With the contract everything goes, and nothing is forgotten before.
+    record.apply(Entry::Cancelled { reason: String::new() });
+    let mut removed = Vec::new();
+    while let Some(Step::Remove(name, version)) = record.next_step() {
+        record.apply(entry(name.as_str(), version, State::Deleted));
+        record.set_left(&name, false);
+        removed.push(name);
+    }
+    removed.sort();
+    assert_eq!(removed, ["db", "disk", "old", "vm"].map(Name::from));
+    assert_eq!(shown(&record), "forget");
+}
+
+#[test]
+fn what_cannot_be_made_again_holds_up_nothing_else() {
+    let mut record = running(&["disk", "vm", "db"]);
+    record.is_unreported = false;
+    look(&mut record, |_| Presence::Absent);
+    assert_eq!(shown(&record), "restore disk");
+    record.set_failed(&"disk".into());
+    assert_eq!(shown(&record), "restore vm");
+    record.set_failed(&"vm".into());
+    step(&mut record, "restore db", entry("db", 0, State::Ok));
+    record.is_unreported = false;
+    // Both are tried in turns, and a new version comes first.
+    assert_eq!(shown(&record), "restore disk");
+    record.set_failed(&"disk".into());
+    assert_eq!(shown(&record), "restore vm");
+    accept(&mut record, 1, &["vm", "db"], &[]);
+    step(&mut record, "confirm 1", Entry::Confirmed { version: 1 });
+    step(&mut record, "remove disk 0", entry("disk", 0, State::Deleted));
+}
