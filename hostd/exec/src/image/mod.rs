@@ -115,6 +115,20 @@ pub enum ImageError {
     Gone,
 }
 
+impl ImageError {
+    /// What is wrong with the image at `url`, for whoever named it: where its file is on the node is not
+    /// their business.
+    fn of(self, url: &str, path: &Path) -> Self {
+        match self {
+            Self::Flist(reason) => {
+                let reason = reason.replace(&format!("{}: ", path.display()), "");
+                Self::Flist(format!("{url}: {reason}"))
+            }
+            other => other,
+        }
+    }
+}
+
 /// What `flist fetch` prints.
 #[derive(Deserialize)]
 #[serde(tag = "result", rename_all = "lowercase")]
@@ -186,7 +200,8 @@ impl Images {
                 hash
             }
         };
-        self.with_boot(hash)
+        let path = self.path(&hash);
+        self.with_boot(hash).map_err(|error| error.of(url, &path))
     }
 
     /// The image with this hash, if it is there.
