@@ -11,8 +11,7 @@ use crate::world::{Options, World};
 
 #[test]
 fn what_is_deployed_runs_and_outlives_its_node_and_leaves_nothing() {
-    let world =
-        World::new(Options { name: "grid", farm: "testers", devgrid: &[], loses_power: false });
+    let world = World::new(Options::default());
     let before = world.holdings();
     let plan = format!(
         "project: test\n\

@@ -54,8 +54,6 @@ const LIFE: Duration = Duration::from_secs(1800);
 pub(crate) const TIME_MAX: Duration = Duration::from_secs(300);
 /// How often it is looked whether something is so.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
-/// The disk of the node.
-const DISK_MIB: u64 = 6144;
 /// What a disk of today writes whole or not at all. In smaller pieces, ext4's own superblock may be torn.
 const SECTOR_SIZE: usize = 4096;
 /// What the machine sends to itself goes to this host.
@@ -87,8 +85,18 @@ pub(crate) struct Options {
     pub(crate) farm: &'static str,
     /// What `devgrid` is told beside where it is.
     pub(crate) devgrid: &'static [&'static str],
+    /// The node's memory and disk. It keeps 2 GiB of memory for itself, and some for its cache of images.
+    pub(crate) memory_mib: u32,
+    pub(crate) disk_mib: u64,
     /// The plug will be pulled.
     pub(crate) loses_power: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (memory_mib, disk_mib, loses_power) = (3584, 6144, false);
+        Self { name: "grid", farm: "testers", devgrid: &[], memory_mib, disk_mib, loses_power }
+    }
 }
 
 /// A grid, a node of it, and its user.
@@ -120,7 +128,7 @@ impl World {
         let dump = format!("dump /image.fl {}", hub.join("guest.fl").display());
         succeed(Command::new("/sbin/debugfs").arg("-R").arg(dump).arg(disk));
         let devgrid = up(&folder.path().join("grid"), options.devgrid);
-        let data = disk_of(folder.path(), "data", DISK_MIB, |folder| {
+        let data = disk_of(folder.path(), "data", options.disk_mib, |folder| {
             for pool in ["ssd", "hdd"] {
                 fs::create_dir(folder.join(pool)).unwrap();
             }
@@ -128,7 +136,7 @@ impl World {
         let data = Disk::file("data", &data);
         let data = if options.loses_power { data.logged() } else { data };
         let lab = Lab::new(options.name).unwrap();
-        let builder = describe(&lab, folder.path(), disk, &data);
+        let builder = describe(&lab, folder.path(), disk, &data).memory_mib(options.memory_mib);
         let image_folder = image_folder.clone();
         let node = RefCell::default();
         let (_devgrid, _lab) = (devgrid, lab);
@@ -207,7 +215,7 @@ impl World {
     /// Pulls the plug, leaves on the disk what may be there, and switches the machine on again.
     pub(crate) fn pull_plug(&self, chance: &mut Chance) {
         self.node.take().unwrap().machine.power_cut();
-        leave_what_was_flushed(&self.data, &self.before(), chance);
+        leave_what_was_flushed(&self.data, &self.before(), self.options.disk_mib, chance);
         self.boot();
         self.start_hostd();
     }
@@ -266,8 +274,7 @@ impl World {
     pub(crate) fn workloads(&self) -> Vec<Value> {
         let mut workloads = Vec::new();
         for contract in self.contracts() {
-            let shown = self.grid(&["show", &contract.to_string(), "--json"]);
-            let mut shown: Value = serde_json::from_str(&shown).unwrap();
+            let mut shown = self.shown(contract);
             let found = shown["workloads"].as_array_mut().unwrap();
             for mut workload in found.drain(..) {
                 workload["result"]["created"].take();
@@ -275,6 +282,19 @@ impl World {
             }
         }
         workloads
+    }
+
+    /// A deployment as its node shows it, which may be about to start.
+    fn shown(&self, contract: u64) -> Value {
+        let (mut shown, mut errors) = (None, String::new());
+        let is_shown = || {
+            let output = self.command(&["show", &contract.to_string(), "--json"]).output().unwrap();
+            errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            shown = serde_json::from_slice(&output.stdout).ok();
+            shown.is_some()
+        };
+        is_soon(is_shown);
+        shown.unwrap_or_else(|| panic!("contract {contract} is not shown: {errors}"))
     }
 
     /// The private address of a machine, as the node says it.
@@ -416,7 +436,7 @@ impl Deploying {
 
 /// The node's machine.
 fn describe(lab: &Lab, folder: &Path, image: &Path, data: &Disk) -> MachineBuilder {
-    let builder = lab.machine("node").nested_kvm().memory_mib(3584).cpus(2).host_network();
+    let builder = lab.machine("node").nested_kvm().cpus(2).host_network();
     let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
     let builder = builder.disk(&Disk::file("guest", image).read_only());
     let programs = disk_of(folder, "programs", 1024, |folder| {
@@ -556,7 +576,7 @@ impl Chance {
 
 /// Rebuilds the disk from what it was `before`: what was flushed is there, each sector written later is there
 /// or not.
-fn leave_what_was_flushed(disk: &Disk, before: &Path, chance: &mut Chance) {
+fn leave_what_was_flushed(disk: &Disk, before: &Path, size_mib: u64, chance: &mut Chance) {
     const PIECE: usize = 1 << 20;
     let log = WriteLog::open(disk.log_path().unwrap()).unwrap();
     let image = File::options().read(true).write(true).open(before).unwrap();
@@ -564,7 +584,7 @@ fn leave_what_was_flushed(disk: &Disk, before: &Path, chance: &mut Chance) {
     let disk = File::options().read(true).write(true).open(disk.path()).unwrap();
     let (mut flushed, mut written) = (vec![0; PIECE], vec![0; PIECE]);
     let mut lost_count = 0;
-    for piece in 0..DISK_MIB {
+    for piece in 0..size_mib {
         image.read_exact_at(&mut flushed, piece << 20).unwrap();
         disk.read_exact_at(&mut written, piece << 20).unwrap();
         if flushed == written {
