@@ -36,6 +36,7 @@ fn what_is_deployed_runs_and_outlives_its_node_and_leaves_nothing() {
     world.answers(&ip);
     assert_eq!(running, vmms(), "machines were started again");
 
+    world.until_reachable();
     what_cannot_be_is_said_in_words(&world);
     world.cancel_all();
     world.holds_again(&before);

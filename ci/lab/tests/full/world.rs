@@ -144,6 +144,7 @@ impl World {
         world.boot();
         world.join();
         world.start_hostd();
+        world.until_reachable();
         world
     }
 
@@ -201,6 +202,13 @@ impl World {
             std::thread::sleep(LOOK_INTERVAL);
         }
         self.on(|on| on.hostd = Some(running));
+    }
+
+    /// Waits until the node can be asked by its users.
+    pub(crate) fn until_reachable(&self) {
+        self.until(
+            "[[ $(/opt/hostd status --config /hostd.toml --metrics) = *'hostd_relays_connected 1'* ]]",
+        );
     }
 
     /// Ends the node's program as `kill -9` does.
