@@ -61,11 +61,14 @@ const BEND: &str = "table ip bend { \
     chain out { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport { 443, 1025-65535 } dnat to 10.0.2.2; }; \
     chain back { type nat hook postrouting priority 100; ip saddr 127.0.0.1 ip daddr 10.0.2.2 masquerade; }; }";
 /// Folders of the machine that hold what users have: nothing, when nothing is deployed.
-const FOLDERS: [&str; 6] = [
+const FOLDERS: [&str; 9] = [
     "/data/hostd/deployments",
     "/data/machine/networks",
     "/data/machine/vms",
-    "/data/ssd",
+    "/data/ssd/vdisks",
+    "/data/ssd/volumes",
+    "/data/ssd/root-disks",
+    "/data/ssd/root-folders",
     "/data/hdd",
     "/run/hostd/vms",
 ];
