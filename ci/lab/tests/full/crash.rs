@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::world::{Chance, Options, World};
+use crate::parts::Chance;
+use crate::world::{Options, World};
 
 /// Longest that the node's program lives before it is killed, while it has something to do.
 const LIFE_MAX_MS: u64 = 3000;
