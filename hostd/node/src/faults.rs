@@ -194,8 +194,7 @@ impl Mortal<Machine> {
             self.inner.set("make", &id, There::Whole { version, is_paused: false });
         }
         self.faults.cross(&format!("after {name} was made")).await;
-        Ok(RawJson::of(&json!({"id": id.to_string()}))
-            .map_err(|error| HostError(error.to_string()))?)
+        RawJson::of(&json!({"id": id.to_string()})).map_err(|error| HostError(error.to_string()))
     }
 
     async fn set_paused(&self, task: Task, is_paused: bool) -> Result<(), HostError> {

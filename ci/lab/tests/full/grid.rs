@@ -11,8 +11,7 @@ use crate::world::{Options, World};
 
 #[test]
 fn what_is_deployed_runs_and_outlives_its_node_and_leaves_nothing() {
-    let world =
-        World::new(Options { name: "grid", farm: "testers", devgrid: &[], loses_power: false });
+    let world = World::new(Options::default());
     let before = world.holdings();
     let plan = format!(
         "project: test\n\
@@ -37,6 +36,7 @@ fn what_is_deployed_runs_and_outlives_its_node_and_leaves_nothing() {
     world.answers(&ip);
     assert_eq!(running, vmms(), "machines were started again");
 
+    world.until_reachable();
     what_cannot_be_is_said_in_words(&world);
     world.cancel_all();
     world.holds_again(&before);

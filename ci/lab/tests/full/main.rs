@@ -27,6 +27,7 @@ mod memory;
 mod net;
 mod node;
 mod npm;
+mod parts;
 #[path = "../plug_pull/mod.rs"]
 mod plug_pull;
 mod posix;

@@ -76,7 +76,9 @@ fn deploy_by(installed: &Path) {
         name: "npm",
         farm: "stock-farm",
         devgrid: &["--block-time-ms", "0", "--tls", "--tls-name", IDENTITY_SERVICE],
-        loses_power: false,
+        memory_mib: 4608,
+        disk_mib: 20 << 10,
+        ..Options::default()
     });
     let before = world.holdings();
     let tests = PathBuf::from(world.path("npm"));

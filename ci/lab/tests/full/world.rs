@@ -12,68 +12,40 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{
-    Disk, HOLDINGS_PROGRAMS, Holdings, Lab, Machine, MachineBuilder, Outcome, Running, WriteLog,
-};
+use lab::{Disk, Holdings, Lab, Machine, MachineBuilder, Outcome, Running};
 use serde_json::Value;
 
-use crate::guest_files::{built, succeed};
+use crate::guest_files::succeed;
 use crate::node::image_disk_by;
+use crate::parts::{Chance, LIFE, Process, describe, disk_of, leave_what_was_flushed, program, up};
 
-/// What a node consists of.
-const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
-/// What a test has in the machine to look around, beside what the leak checker needs.
-const TOOLS: [&str; 3] = ["/bin/sh", "/bin/cat", "/bin/ls"];
-/// What networks of users take of the kernel.
-const MODULES: [&str; 16] = [
-    "tun",
-    "bridge",
-    "veth",
-    "ext4",
-    "nf_tables",
-    "nft_chain_nat",
-    "nft_ct",
-    "nft_limit",
-    "nft_masq",
-    "nft_nat",
-    "nft_meta_bridge",
-    "nft_reject",
-    "nft_reject_inet",
-    "nft_reject_bridge",
-    "nft_connlimit",
-    "nft_objref",
-];
-/// How long a node may live.
-const LIFE: Duration = Duration::from_secs(1800);
 /// What anything may take, on a host with other things to do.
 pub(crate) const TIME_MAX: Duration = Duration::from_secs(300);
 /// How often it is looked whether something is so.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
-/// The disk of the node.
-const DISK_MIB: u64 = 6144;
-/// What a disk of today writes whole or not at all. In smaller pieces, ext4's own superblock may be torn.
-const SECTOR_SIZE: usize = 4096;
 /// What the machine sends to itself goes to this host.
 const BEND: &str = "table ip bend { \
     chain out { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport { 443, 1025-65535 } dnat to 10.0.2.2; }; \
     chain back { type nat hook postrouting priority 100; ip saddr 127.0.0.1 ip daddr 10.0.2.2 masquerade; }; }";
 /// Folders of the machine that hold what users have: nothing, when nothing is deployed.
-const FOLDERS: [&str; 6] = [
+const FOLDERS: [&str; 9] = [
     "/data/hostd/deployments",
     "/data/machine/networks",
     "/data/machine/vms",
-    "/data/ssd",
+    "/data/ssd/vdisks",
+    "/data/ssd/volumes",
+    "/data/ssd/root-disks",
+    "/data/ssd/root-folders",
     "/data/hdd",
     "/run/hostd/vms",
 ];
 
 /// Says hello to each who connects, and what it wrote on its disk when it first had it.
-pub(crate) const SERVE: &str = "use IO::Socket::INET; $| = 1; \
+const SERVE: &str = "use IO::Socket::INET; $| = 1; \
     if (-d qq(/data) and ! -s qq(/data/id)) { open F, qq(>/data/id); print F rand; close F; system qq(sync) } \
     if (open F, qq(/data/id)) { $id = <F> } print qq(serving\\n); \
     $s = IO::Socket::INET->new(LocalPort => 8080, Listen => 5) or die $!; \
@@ -87,8 +59,18 @@ pub(crate) struct Options {
     pub(crate) farm: &'static str,
     /// What `devgrid` is told beside where it is.
     pub(crate) devgrid: &'static [&'static str],
+    /// The node's memory and disk. It keeps 2 GiB of memory for itself, and some for its cache of images.
+    pub(crate) memory_mib: u32,
+    pub(crate) disk_mib: u64,
     /// The plug will be pulled.
     pub(crate) loses_power: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (memory_mib, disk_mib, loses_power) = (3584, 6144, false);
+        Self { name: "grid", farm: "testers", devgrid: &[], memory_mib, disk_mib, loses_power }
+    }
 }
 
 /// A grid, a node of it, and its user.
@@ -120,7 +102,7 @@ impl World {
         let dump = format!("dump /image.fl {}", hub.join("guest.fl").display());
         succeed(Command::new("/sbin/debugfs").arg("-R").arg(dump).arg(disk));
         let devgrid = up(&folder.path().join("grid"), options.devgrid);
-        let data = disk_of(folder.path(), "data", DISK_MIB, |folder| {
+        let data = disk_of(folder.path(), "data", options.disk_mib, |folder| {
             for pool in ["ssd", "hdd"] {
                 fs::create_dir(folder.join(pool)).unwrap();
             }
@@ -128,7 +110,7 @@ impl World {
         let data = Disk::file("data", &data);
         let data = if options.loses_power { data.logged() } else { data };
         let lab = Lab::new(options.name).unwrap();
-        let builder = describe(&lab, folder.path(), disk, &data);
+        let builder = describe(&lab, folder.path(), disk, &data).memory_mib(options.memory_mib);
         let image_folder = image_folder.clone();
         let node = RefCell::default();
         let (_devgrid, _lab) = (devgrid, lab);
@@ -136,6 +118,7 @@ impl World {
         world.boot();
         world.join();
         world.start_hostd();
+        world.until_reachable();
         world
     }
 
@@ -195,6 +178,13 @@ impl World {
         self.on(|on| on.hostd = Some(running));
     }
 
+    /// Waits until the node can be asked by its users.
+    pub(crate) fn until_reachable(&self) {
+        self.until(
+            "[[ $(/opt/hostd status --config /hostd.toml --metrics) = *'hostd_relays_connected 1'* ]]",
+        );
+    }
+
     /// Ends the node's program as `kill -9` does.
     pub(crate) fn hostd_dies(&self) {
         let hostd = self.on(|on| on.hostd.take()).unwrap();
@@ -207,7 +197,7 @@ impl World {
     /// Pulls the plug, leaves on the disk what may be there, and switches the machine on again.
     pub(crate) fn pull_plug(&self, chance: &mut Chance) {
         self.node.take().unwrap().machine.power_cut();
-        leave_what_was_flushed(&self.data, &self.before(), chance);
+        leave_what_was_flushed(&self.data, &self.before(), self.options.disk_mib, chance);
         self.boot();
         self.start_hostd();
     }
@@ -266,8 +256,7 @@ impl World {
     pub(crate) fn workloads(&self) -> Vec<Value> {
         let mut workloads = Vec::new();
         for contract in self.contracts() {
-            let shown = self.grid(&["show", &contract.to_string(), "--json"]);
-            let mut shown: Value = serde_json::from_str(&shown).unwrap();
+            let mut shown = self.shown(contract);
             let found = shown["workloads"].as_array_mut().unwrap();
             for mut workload in found.drain(..) {
                 workload["result"]["created"].take();
@@ -275,6 +264,19 @@ impl World {
             }
         }
         workloads
+    }
+
+    /// A deployment as its node shows it, which may be about to start.
+    fn shown(&self, contract: u64) -> Value {
+        let (mut shown, mut errors) = (None, String::new());
+        let is_shown = || {
+            let output = self.command(&["show", &contract.to_string(), "--json"]).output().unwrap();
+            errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            shown = serde_json::from_slice(&output.stdout).ok();
+            shown.is_some()
+        };
+        is_soon(is_shown);
+        shown.unwrap_or_else(|| panic!("contract {contract} is not shown: {errors}"))
     }
 
     /// The private address of a machine, as the node says it.
@@ -414,73 +416,8 @@ impl Deploying {
     }
 }
 
-/// The node's machine.
-fn describe(lab: &Lab, folder: &Path, image: &Path, data: &Disk) -> MachineBuilder {
-    let builder = lab.machine("node").nested_kvm().memory_mib(3584).cpus(2).host_network();
-    let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
-    let builder = builder.disk(&Disk::file("guest", image).read_only());
-    let programs = disk_of(folder, "programs", 1024, |folder| {
-        for name in PROGRAMS {
-            let to = folder.join(name);
-            succeed(Command::new("strip").arg("-o").arg(&to).arg(program(name)));
-        }
-        let kernel = named("vmlinux").unwrap_or_else(|| built().vmlinux.clone());
-        let initramfs = named("initramfs.img").unwrap_or_else(|| built().initramfs.clone());
-        fs::copy(kernel, folder.join("vmlinux")).unwrap();
-        fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
-    });
-    let builder = builder.disk(&Disk::file("programs", &programs).read_only());
-    let mut builder = builder.disk(data);
-    let tools = TOOLS.iter().chain(&HOLDINGS_PROGRAMS).map(PathBuf::from);
-    for tool in tools.chain(PROGRAMS.map(program)) {
-        builder = builder.program(tool);
-    }
-    for name in ["network.json", "ca.pem"] {
-        if let Ok(text) = fs::read(folder.join("grid").join(name)) {
-            builder = builder.file(&format!("/{name}"), 0o644, text);
-        }
-    }
-    builder.file("/hostd.toml", 0o644, CONFIG)
-}
-
-const CONFIG: &str = r#"
-state = "/data/hostd"
-network = "/network.json"
-farm = 1
-status = "/run/hostd-status.sock"
-
-[place]
-country_name = "Belgium"
-city_name = "Ghent"
-latitude = 51.05
-longitude = 3.72
-
-[machine]
-state = "/data/machine"
-runtime = "/run/hostd"
-supervisor = "/run/supervise.sock"
-pools = [
-    { name = "ssd", path = "/data/ssd", kind = "ssd" },
-    { name = "hdd", path = "/data/hdd", kind = "hdd" },
-]
-
-[machine.programs]
-vmm = "/opt/vmm"
-flist = "/opt/flist"
-mycelium = "/opt/mycelium"
-zdb = "/opt/zdb"
-nft = "/usr/sbin/nft"
-
-[machine.guest]
-kernel = "/opt/vmlinux"
-initramfs = "/opt/initramfs.img"
-
-[machine.images]
-allow_routes = ["local"]
-"#;
-
 /// Looks until something is so, or for so long that it never will be.
-fn is_soon(is_so: impl FnMut() -> bool) -> bool {
+pub(crate) fn is_soon(is_so: impl FnMut() -> bool) -> bool {
     is_soon_enough(TIME_MAX, is_so)
 }
 
@@ -493,91 +430,4 @@ fn is_soon_enough(time_max: Duration, mut is_so: impl FnMut() -> bool) -> bool {
         std::thread::sleep(LOOK_INTERVAL);
     }
     true
-}
-
-/// A program of ours: in one of the folders that `ZERO_OS_PROGRAMS` names, or beside the test's own.
-fn program(name: &str) -> PathBuf {
-    let beside = std::env::current_exe().unwrap();
-    let beside = beside.parent().and_then(Path::parent).unwrap().join(name);
-    let path = named(name).or_else(|| Some(beside).filter(|path| path.is_file()));
-    path.unwrap_or_else(|| panic!("no program {name}: `ci/test lab-full` makes it"))
-}
-
-/// A file in the first of the folders that `ZERO_OS_PROGRAMS` names which has it: what was built elsewhere.
-fn named(name: &str) -> Option<PathBuf> {
-    let folders = std::env::var_os("ZERO_OS_PROGRAMS")?;
-    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
-}
-
-/// A disk with a file system of so many MiB, with what `fill` puts into a folder.
-fn disk_of(folder: &Path, name: &str, size_mib: u64, fill: impl FnOnce(&Path)) -> PathBuf {
-    let (source, disk) = (folder.join(name), folder.join(format!("{name}.ext4")));
-    fs::create_dir(&source).unwrap();
-    fill(&source);
-    let mut make = Command::new("/sbin/mke2fs");
-    make.args(["-q", "-t", "ext4", "-d"]).arg(&source).arg(&disk).arg(format!("{size_mib}M"));
-    succeed(&mut make);
-    fs::remove_dir_all(&source).unwrap();
-    disk
-}
-
-/// Runs a grid in a folder, at any ports, until it has described itself.
-fn up(folder: &Path, more: &[&str]) -> Process {
-    let mut command = Command::new(program("devgrid"));
-    command.args(["up", "--port", "0", "--dir"]).arg(folder).args(more);
-    let log = folder.join("devgrid.log");
-    let output = File::create(&log).unwrap();
-    let process = Process(command.stdout(Stdio::null()).stderr(output).spawn().unwrap());
-    let is_up = is_soon(|| folder.join("network.json").exists());
-    assert!(is_up, "{}", fs::read_to_string(log).unwrap());
-    process
-}
-
-/// A program that runs beside the test, and never longer.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A small generator of numbers, good enough for choices.
-pub(crate) struct Chance(pub(crate) u64);
-
-impl Chance {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
-
-/// Rebuilds the disk from what it was `before`: what was flushed is there, each sector written later is there
-/// or not.
-fn leave_what_was_flushed(disk: &Disk, before: &Path, chance: &mut Chance) {
-    const PIECE: usize = 1 << 20;
-    let log = WriteLog::open(disk.log_path().unwrap()).unwrap();
-    let image = File::options().read(true).write(true).open(before).unwrap();
-    log.replay(0, log.entries().len(), &image).unwrap();
-    let disk = File::options().read(true).write(true).open(disk.path()).unwrap();
-    let (mut flushed, mut written) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut lost_count = 0;
-    for piece in 0..DISK_MIB {
-        image.read_exact_at(&mut flushed, piece << 20).unwrap();
-        disk.read_exact_at(&mut written, piece << 20).unwrap();
-        if flushed == written {
-            continue;
-        }
-        let sectors = written.chunks_exact_mut(SECTOR_SIZE).zip(flushed.chunks_exact(SECTOR_SIZE));
-        for (written, flushed) in sectors.filter(|(written, flushed)| written != flushed) {
-            if chance.below(2) == 0 {
-                written.copy_from_slice(flushed);
-                lost_count += 1;
-            }
-        }
-        disk.write_all_at(&written, piece << 20).unwrap();
-    }
-    eprintln!("{} requests to the disk, {lost_count} sectors lost", log.entries().len());
 }

@@ -121,6 +121,20 @@ pub enum ImageError {
     Gone,
 }
 
+impl ImageError {
+    /// What is wrong with the image at `url`, for whoever named it: where its file is on the node is not
+    /// their business.
+    fn of(self, url: &str, path: &Path) -> Self {
+        match self {
+            Self::Flist(reason) => {
+                let reason = reason.replace(&format!("{}: ", path.display()), "");
+                Self::Flist(format!("{url}: {reason}"))
+            }
+            other => other,
+        }
+    }
+}
+
 /// What `flist fetch` prints.
 #[derive(Deserialize)]
 #[serde(tag = "result", rename_all = "lowercase")]
@@ -183,7 +197,8 @@ impl Images {
     pub fn fetch(&self, url: &str) -> Result<Image, ImageError> {
         let hash = self.fetch_within(url, self.config.size_max, FETCH_TIME_MAX)?;
         let _lock = self.lock(&hash);
-        self.with_boot(hash)
+        let path = self.path(&hash);
+        self.with_boot(hash).map_err(|error| error.of(url, &path))
     }
 
     /// Whether an image can be had, for somebody who has not paid for it: only so much is fetched, and only

@@ -78,6 +78,12 @@ fn what_goes_wrong_reaches_the_user_in_words() {
         let error = images(folder.path(), nonsense).fetch("https://hub/x").unwrap_err().to_string();
         assert!(error.contains("makes no sense"), "{nonsense}: {error}");
     }
+    // Where the file is on the node is nobody's business.
+    let damaged = "for last; do :; done; echo \"flist: $last: cache: $last: damaged\" >&2; exit 1";
+    let another = tempfile::tempdir().unwrap();
+    let cut = images(another.path(), &script(damaged));
+    let error = cut.fetch("https://hub/x").unwrap_err().to_string();
+    assert_eq!(error, "image: https://hub/x: cache: damaged");
     let traversal = "echo '{\"result\":\"fetched\",\"hash\":\"../../etc\",\"md5\":\"\"}'";
     let images = images(folder.path(), traversal);
     assert!(images.fetch("https://hub/x").unwrap_err().to_string().contains("makes no sense"));

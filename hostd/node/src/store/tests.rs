@@ -114,8 +114,11 @@ fn a_removal_that_was_cut_short_is_finished() {
     store.remove(key()).unwrap();
 }
 
+/// A call of the store.
+type Ask = fn(&Store, &mut Log) -> Result<(), StoreError>;
+
 /// What the store is asked, in order, as if one deployment had a whole life.
-const LIFE: [fn(&Store, &mut Log) -> Result<(), StoreError>; 8] = [
+const LIFE: [Ask; 8] = [
     |store, _| store.put_body(key(), &body(0)),
     |store, log| store.append(key(), log, &[Entry::Accepted { version: 0 }]),
     |store, _| store.put_body(key(), &body(1)),

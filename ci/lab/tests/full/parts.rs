@@ -1,0 +1,202 @@
+//! What a [`World`](crate::world::World) is made of: programs, disks, and a description of the node's machine.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lab::{Disk, HOLDINGS_PROGRAMS, Lab, MachineBuilder, WriteLog};
+
+use crate::guest_files::{built, succeed};
+use crate::world::{TIME_MAX, is_soon};
+
+/// What a node consists of.
+const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
+/// What a test has in the machine to look around, beside what the leak checker needs.
+const TOOLS: [&str; 3] = ["/bin/sh", "/bin/cat", "/bin/ls"];
+/// What networks of users take of the kernel.
+const MODULES: [&str; 16] = [
+    "tun",
+    "bridge",
+    "veth",
+    "ext4",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_limit",
+    "nft_masq",
+    "nft_nat",
+    "nft_meta_bridge",
+    "nft_reject",
+    "nft_reject_inet",
+    "nft_reject_bridge",
+    "nft_connlimit",
+    "nft_objref",
+];
+/// How long a node may live.
+pub(crate) const LIFE: Duration = Duration::from_secs(1800);
+/// What a disk of today writes whole or not at all. In smaller pieces, ext4's own superblock may be torn.
+const SECTOR_SIZE: usize = 4096;
+
+/// The node's machine.
+pub(crate) fn describe(lab: &Lab, folder: &Path, image: &Path, data: &Disk) -> MachineBuilder {
+    let builder = lab.machine("node").nested_kvm().cpus(2).host_network();
+    let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
+    let builder = builder.disk(&Disk::file("guest", image).read_only());
+    let programs = disk_of(folder, "programs", 1024, |folder| {
+        for name in PROGRAMS {
+            let to = folder.join(name);
+            succeed(Command::new("strip").arg("-o").arg(&to).arg(program(name)));
+        }
+        let kernel = named("vmlinux").unwrap_or_else(|| built().vmlinux.clone());
+        let initramfs = named("initramfs.img").unwrap_or_else(|| built().initramfs.clone());
+        fs::copy(kernel, folder.join("vmlinux")).unwrap();
+        fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
+    });
+    let builder = builder.disk(&Disk::file("programs", &programs).read_only());
+    let mut builder = builder.disk(data);
+    let tools = TOOLS.iter().chain(&HOLDINGS_PROGRAMS).map(PathBuf::from);
+    for tool in tools.chain(PROGRAMS.map(program)) {
+        builder = builder.program(tool);
+    }
+    for name in ["network.json", "ca.pem"] {
+        if let Ok(text) = fs::read(folder.join("grid").join(name)) {
+            builder = builder.file(&format!("/{name}"), 0o644, text);
+        }
+    }
+    builder.file("/hostd.toml", 0o644, CONFIG)
+}
+
+const CONFIG: &str = r#"
+state = "/data/hostd"
+network = "/network.json"
+farm = 1
+status = "/run/hostd-status.sock"
+
+[place]
+country_name = "Belgium"
+city_name = "Ghent"
+latitude = 51.05
+longitude = 3.72
+
+[machine]
+state = "/data/machine"
+runtime = "/run/hostd"
+supervisor = "/run/supervise.sock"
+pools = [
+    { name = "ssd", path = "/data/ssd", kind = "ssd" },
+    { name = "hdd", path = "/data/hdd", kind = "hdd" },
+]
+
+[machine.programs]
+vmm = "/opt/vmm"
+flist = "/opt/flist"
+mycelium = "/opt/mycelium"
+zdb = "/opt/zdb"
+nft = "/usr/sbin/nft"
+
+[machine.guest]
+kernel = "/opt/vmlinux"
+initramfs = "/opt/initramfs.img"
+
+[machine.images]
+allow_routes = ["local"]
+"#;
+
+/// A program of ours: in one of the folders that `ZERO_OS_PROGRAMS` names, or beside the test's own.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let beside = std::env::current_exe().unwrap();
+    let beside = beside.parent().and_then(Path::parent).unwrap().join(name);
+    let path = named(name).or_else(|| Some(beside).filter(|path| path.is_file()));
+    path.unwrap_or_else(|| panic!("no program {name}: `ci/test lab-full` makes it"))
+}
+
+/// A file in the first of the folders that `ZERO_OS_PROGRAMS` names which has it: what was built elsewhere.
+fn named(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("ZERO_OS_PROGRAMS")?;
+    std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// A disk with a file system of so many MiB, with what `fill` puts into a folder.
+pub(crate) fn disk_of(
+    folder: &Path,
+    name: &str,
+    size_mib: u64,
+    fill: impl FnOnce(&Path),
+) -> PathBuf {
+    let (source, disk) = (folder.join(name), folder.join(format!("{name}.ext4")));
+    fs::create_dir(&source).unwrap();
+    fill(&source);
+    let mut make = Command::new("/sbin/mke2fs");
+    make.args(["-q", "-t", "ext4", "-d"]).arg(&source).arg(&disk).arg(format!("{size_mib}M"));
+    succeed(&mut make);
+    fs::remove_dir_all(&source).unwrap();
+    disk
+}
+
+/// Runs a grid in a folder, at any ports, until it has described itself.
+pub(crate) fn up(folder: &Path, more: &[&str]) -> Process {
+    let mut command = Command::new(program("devgrid"));
+    command.args(["up", "--port", "0", "--dir"]).arg(folder).args(more);
+    let log = folder.join("devgrid.log");
+    let output = File::create(&log).unwrap();
+    let process = Process(command.stdout(Stdio::null()).stderr(output).spawn().unwrap());
+    let is_up = is_soon(|| folder.join("network.json").exists());
+    assert!(is_up, "{}", fs::read_to_string(log).unwrap());
+    process
+}
+
+/// A program that runs beside the test, and never longer.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A small generator of numbers, good enough for choices.
+pub(crate) struct Chance(pub(crate) u64);
+
+impl Chance {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Rebuilds the disk from what it was `before`: what was flushed is there, each sector written later is there
+/// or not.
+pub(crate) fn leave_what_was_flushed(
+    disk: &Disk,
+    before: &Path,
+    size_mib: u64,
+    chance: &mut Chance,
+) {
+    const PIECE: usize = 1 << 20;
+    let log = WriteLog::open(disk.log_path().unwrap()).unwrap();
+    let image = File::options().read(true).write(true).open(before).unwrap();
+    log.replay(0, log.entries().len(), &image).unwrap();
+    let disk = File::options().read(true).write(true).open(disk.path()).unwrap();
+    let (mut flushed, mut written) = (vec![0; PIECE], vec![0; PIECE]);
+    let mut lost_count = 0;
+    for piece in 0..size_mib {
+        image.read_exact_at(&mut flushed, piece << 20).unwrap();
+        disk.read_exact_at(&mut written, piece << 20).unwrap();
+        if flushed == written {
+            continue;
+        }
+        let sectors = written.chunks_exact_mut(SECTOR_SIZE).zip(flushed.chunks_exact(SECTOR_SIZE));
+        for (written, flushed) in sectors.filter(|(written, flushed)| written != flushed) {
+            if chance.below(2) == 0 {
+                written.copy_from_slice(flushed);
+                lost_count += 1;
+            }
+        }
+        disk.write_all_at(&written, piece << 20).unwrap();
+    }
+    eprintln!("{} requests to the disk, {lost_count} sectors lost", log.entries().len());
+}
