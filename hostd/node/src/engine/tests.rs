@@ -368,7 +368,7 @@ async fn nobody_deploys_whom_the_operator_does_not_know() {
     let refused = engine.deploy(TWIN, &signed(&body)).await.unwrap_err();
     assert_eq!(refused.to_string(), "user with twin id 1 is not verified");
     let trial = engine.validate(TWIN, &signed(&body)).await.unwrap();
-    assert_eq!(trial.problems, ["user with twin id 1 is not verified"]);
+    assert_eq!(trial.problems[0], "user with twin id 1 is not verified");
     assert!(engine.get(TWIN, CONTRACT).is_none());
     bench.ledger.strangers.lock().unwrap().clear();
     engine.deploy(TWIN, &signed(&body)).await.unwrap();
