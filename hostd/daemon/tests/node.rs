@@ -296,9 +296,11 @@ async fn a_running_node_moves_to_other_relays_and_endpoints() {
     let network = bench.folder.path().join("network.json");
     std::fs::write(&network, grid.network().to_json()).unwrap();
     let config = bench.config(&network, farm);
-    let daemon = Daemon::start(config.clone(), Arc::new(Machine::default())).await.unwrap();
+    let machine = Arc::new(Machine::default());
+    let host = Arc::clone(&machine) as Arc<dyn Host>;
+    let daemon = Daemon::start(config.clone(), host).await.unwrap();
     let before = node(&daemon).await;
-    let twin_id = before.twin_id;
+    let (node_id, twin_id) = (before.node_id, before.twin_id);
     drop(before);
     let relays = async || {
         let twin = grid.chain().twin_by_id(twin_id).await.unwrap().unwrap();
@@ -306,10 +308,11 @@ async fn a_running_node_moves_to_other_relays_and_endpoints() {
     };
     until("the chain has its relay", async || relays().await.as_deref() == Some("127.0.0.1")).await;
 
-    // The same relay under another name, and an endpoint more, at which nobody answers.
+    // The machine has more memory meanwhile. The same relay under another name, and an endpoint more, at which nobody answers.
     let mut moved = grid.network();
     moved.relays_urls = vec![moved.relays_urls[0].replace("127.0.0.1", "localhost")];
     moved.substrate_urls.insert(0, "ws://127.0.0.1:1".to_owned());
+    *machine.memory.lock().unwrap() = 1 << 30;
     std::fs::write(&network, moved.to_json()).unwrap();
     until("the chain has the other", async || relays().await.as_deref() == Some("localhost")).await;
     until("it is well again", async || {
@@ -317,5 +320,7 @@ async fn a_running_node_moves_to_other_relays_and_endpoints() {
         status["node"]["relay_count"] == 1 && status["node"]["twin_id"] == twin_id
     })
     .await;
+    let known = grid.chain().node(node_id).await.unwrap().unwrap();
+    assert_eq!(known.resources.mru, 17 << 30);
     daemon.stop().await;
 }

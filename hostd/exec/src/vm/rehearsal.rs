@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use supervise::{Client, Limits, Log, Outcome, Program};
 use vmm_spec::Exit;
 
-use super::{MEMORY_OVERHEAD, THREADS_OVERHEAD, VmConfig, VmError, record, said};
+use super::{MEMORY_OVERHEAD, THREADS_OVERHEAD, VmConfig, VmError, record};
 
 /// What the supervisor calls it.
 const NAME: &str = "rehearsal";

@@ -23,8 +23,11 @@ use crate::node::Known;
 /// Deployments of one answer.
 const DEPLOYMENT_COUNT_MAX: usize = 1024;
 
+/// How one of them is answered.
+type Ask = fn(&Engine, &Request) -> Outcome;
+
 pub(super) fn commands(commands: Commands, engine: &Arc<Engine>, known: &Arc<Known>) -> Commands {
-    let asks: [(&str, fn(&Engine, &Request) -> Outcome); 4] =
+    let asks: [(&str, Ask); 4] =
         [("list", list), ("get", get), ("history", history), ("info", info)];
     asks.into_iter().fold(commands, |commands, (title, ask)| {
         let (engine, known) = (Arc::clone(engine), Arc::clone(known));

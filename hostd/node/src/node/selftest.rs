@@ -32,6 +32,8 @@ const REHEARSAL: &str = "vm-test";
 /// How long after its start a node first looks how it is: relays take a moment.
 const HEALTH_DELAY: Duration = Duration::from_secs(60);
 const HEALTH_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// How long after its start a node does what keeps its processors busy, since it has enough to do then.
+const BUSY_DELAY: Duration = Duration::from_secs(10 * 60);
 const BENCHMARK_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 const REHEARSAL_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How soon one that failed is made again: not so soon that it is in anybody's way.
@@ -72,6 +74,7 @@ impl Shared {
 
     /// Measures how fast the processors are, unless that was done lately.
     pub(super) async fn measure(self: Arc<Self>) {
+        sleep(BUSY_DELAY).await;
         loop {
             sleep(self.until_due(BENCHMARK, BENCHMARK_INTERVAL)).await;
             let speed = blocking(|| speed(BENCHMARK_TIME)).await;
@@ -100,6 +103,7 @@ impl Shared {
         if !self.host.supported().iter().any(|kind| kind.is_machine()) {
             return;
         }
+        sleep(BUSY_DELAY).await;
         loop {
             let last = self.known.results.get(REHEARSAL);
             let has_failed = last.is_some_and(|last| !last.result["error"].is_null());

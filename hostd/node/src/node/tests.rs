@@ -550,7 +550,7 @@ async fn a_machine_that_nobody_reserved_is_run_every_day_and_its_failure_shows()
     let mut bench = Bench::new().await;
     lock(&bench.machine.ills).push("the machine did not start".into());
     bench.duties.spawn(Arc::clone(&bench.shared).rehearse());
-    sleep(MINUTE).await;
+    sleep(MINUTE * 11).await;
     assert_eq!(bench.done(), ["rehearsal"]);
     let result = || bench.shared.known.results.get("vm-test").unwrap().result;
     assert_eq!(result()["error"], "the machine did not start");
