@@ -8,10 +8,28 @@ export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
 
 # Our programs, optimised: always the same set in one call, so that what they have in common is built once.
 build_programs() { cargo build --quiet --release -p flist -p zdb-server -p mycelium-node -p lab -p boot-image -p measure; }
-# What `ci/bench grid` runs, apart: a chain takes minutes to build, and nothing else needs one.
-build_grid() {
-    cargo build --quiet --release -p measure -p devgrid -p devchain -p rmb-relay -p hostd-chain -p hostd-grid \
-        --bins --examples
+# The VMM as nodes have it: static, small, stripped.
+build_vmm() {
+    CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_OPT_LEVEL=s RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --quiet --release --target x86_64-unknown-linux-gnu -p vmm
+}
+# What `ci/bench grid` and `ci/bench node` measure: our crates and the websockets as in release, but without
+# waiting an hour for FRAME and subxt, which are as tests have them (and share what tests have built). So
+# whatever meets its goal here meets it in release, too. The programs are in a folder of their own, $measured.
+measured="$CARGO_TARGET_DIR/measured"
+build_measured() {
+    local crate own=()
+    for crate in hostd-{grid,rmb,chain,node,exec,daemon} rmb-relay devchain devgrid supervise measure tungstenite \
+        tokio-tungstenite vmm-spec; do
+        own+=(--config "profile.dev.package.$crate.opt-level=3")
+    done
+    CARGO_BUILD_BUILD_DIR="$CARGO_TARGET_DIR" CARGO_TARGET_DIR="$measured" CARGO_INCREMENTAL=0 \
+        cargo build --quiet "${own[@]}" -p measure -p devgrid -p devchain -p rmb-relay -p hostd-chain -p hostd-grid \
+        -p hostd-daemon -p hostd-node -p supervise --bins --examples
+}
+# The node, its grid and who deploys there as tests are built, with which they share all but that.
+build_node_as_tests() {
+    cargo build --quiet --workspace --bin hostd --bin devgrid --bin supervise --example deploy
 }
 
 # A heading on standard error; bold where a person looks at it.

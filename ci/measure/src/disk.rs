@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::process;
 
-/// Bytes of the sparse file; far more than any benchmark writes.
+/// Bytes of the sparse file; far more than most benchmarks write.
 const SIZE: u64 = 8 << 30;
 
 /// A fresh ext4 in a temporary file, mounted by a loop device; gone when dropped.
@@ -22,13 +22,18 @@ pub(crate) struct Disk {
 impl Disk {
     /// Makes and mounts it, which needs root.
     pub(crate) fn new() -> anyhow::Result<Self> {
+        Self::of(SIZE)
+    }
+
+    /// The same, with so many bytes. What is allocated there and never written takes nothing of the host.
+    pub(crate) fn of(size: u64) -> anyhow::Result<Self> {
         anyhow::ensure!(
             rustix::process::geteuid().is_root(),
             "mounting by loop devices needs root"
         );
         let folder = tempfile::Builder::new().prefix("bench-").tempdir()?;
         let image = folder.path().join("disk");
-        File::create_new(&image)?.set_len(SIZE)?;
+        File::create_new(&image)?.set_len(size)?;
         let disk = Self { folder };
         std::fs::create_dir(disk.path())?;
         // Everything initialised now rather than in the background, while something is measured.

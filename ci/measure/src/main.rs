@@ -9,6 +9,7 @@ mod disk;
 mod flist;
 mod grid;
 mod mycelium;
+mod node;
 mod process;
 mod table;
 mod vmm;
@@ -60,6 +61,12 @@ enum Part {
         #[arg(long)]
         check: bool,
     },
+    /// A node with machines that sleep: what deploying costs, and what it costs to be there
+    Node {
+        /// Only counted limits; exit 1 when one is missed
+        #[arg(long)]
+        check: bool,
+    },
     /// Booting a VM, against QEMU's microvm, in instructions
     Vmm {
         /// Only counted limits of ours; exit 1 when one is missed
@@ -78,6 +85,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Part::Mycelium { check: false, rounds } => (false, mycelium::timed(rounds)?),
         Part::Grid { check: true } => (true, grid::counted()?),
         Part::Grid { check: false } => (false, grid::timed()?),
+        Part::Node { check: true } => (true, node::counted()?),
+        Part::Node { check: false } => (false, node::timed()?),
         Part::Vmm { check: true } => (true, vmm::counted()?),
         Part::Vmm { check: false } => (false, vmm::compared()?),
     };

@@ -99,6 +99,13 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Ends it as a crash does.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
@@ -218,7 +225,7 @@ impl Attached {
 }
 
 /// Whether somebody traces each thread of a process.
-fn is_traced(pid: &str) -> bool {
+pub(crate) fn is_traced(pid: &str) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     threads.flatten().all(|thread| {
         let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();

@@ -160,7 +160,9 @@ async fn idle(address: SocketAddr, identity: &Identity, count: usize) -> Result<
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let grown = resident_kib()?.saturating_sub(before);
-    figure("idle sessions: MiB", f64::from(u32::try_from(grown)?) / 1024.0);
+    let each = f64::from(u32::try_from(grown)?) / f64::from(u32::try_from(count)?);
+    figure("idle sessions", f64::from(u32::try_from(count)?));
+    figure("idle session: KiB", each);
     Ok(())
 }
 

@@ -255,6 +255,14 @@ impl Watch {
     }
 }
 
+/// What becomes readable with news, for those who wait for something else beside them. News that were
+/// received already do not make it so: take all that [`Watch::next`] has at once before waiting.
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.socket.as_fd()
+    }
+}
+
 /// One conversation.
 #[derive(Debug)]
 struct Connection {

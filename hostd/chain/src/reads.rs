@@ -3,6 +3,7 @@
 //! Questions are about the newest block, so that one who has just changed something sees it, unless the
 //! method says "finalized". `Ok(None)` means that the chain was asked and does not have it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use scale_decode::DecodeAsType;
@@ -10,12 +11,15 @@ use scale_value::Value;
 use subxt::error::{StorageError, StorageValueError};
 
 use crate::chain::Chain;
-use crate::connection::{Block, Connection, Fault};
+use crate::connection::{Block, Connection, Fault, answer};
 use crate::error::{ChainError, shortened};
 use crate::link::At;
 use crate::types::{
     Account, BlockNumber, Contract, ContractResources, Farm, Node, NodePower, Price, Twin,
 };
+
+/// Contracts that are asked for at a time: an answer is far smaller than the largest that is read.
+const CONTRACT_COUNT_PER_QUESTION: usize = 500;
 
 /// The contracts of a node, at a finalized block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +131,23 @@ impl Chain {
     /// A contract.
     pub async fn contract(&self, id: u64) -> Result<Option<Contract>, ChainError> {
         self.map("SmartContractModule", "Contracts", vec![number(id)]).await
+    }
+
+    /// Those of these contracts that there are, in their order: many for the price of a few questions. Each
+    /// is as the newest block of its question has it.
+    pub async fn contracts(&self, ids: &[u64]) -> Result<Vec<Contract>, ChainError> {
+        let mut found = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(CONTRACT_COUNT_PER_QUESTION) {
+            let link = &self.link;
+            let question = |connection: Arc<Connection>| async move {
+                let block = link.block(&connection, At::Best).await?;
+                let keys = ids.iter().map(|id| vec![number(*id)]).collect();
+                stored_many(&connection, &block, "SmartContractModule", "Contracts", keys).await
+            };
+            let contracts: Vec<Option<Contract>> = link.run(question).await?;
+            found.extend(contracts.into_iter().flatten());
+        }
+        Ok(found)
     }
 
     /// The number of the contract for the deployment with that hash on that node.
@@ -269,6 +290,40 @@ pub(crate) async fn stored<V: DecodeAsType + Send>(
         Some(value) => Ok(Some(value.decode()?)),
         None => Ok(None),
     }
+}
+
+/// What `block` has at each of these keys of a map without defaults, by one question. An endpoint that does
+/// not answer for all of them has not answered: what it leaves out is not thereby gone.
+async fn stored_many<V: DecodeAsType + Send>(
+    connection: &Connection,
+    block: &Block,
+    pallet: &str,
+    entry: &str,
+    keys: Vec<Vec<Value>>,
+) -> Result<Vec<Option<V>>, Fault> {
+    let metadata = block.metadata_ref();
+    let known = metadata.pallet_by_name(pallet).and_then(|pallet| pallet.storage());
+    let known = known.and_then(|storage| storage.entry_by_name(entry));
+    let value_type = known
+        .ok_or_else(|| Fault::Incompatible(format!("there is no {pallet}.{entry}")))?
+        .value_ty();
+    let address = subxt::dynamic::storage::<Vec<Value>, V>(pallet, entry);
+    let entry = block.storage().entry(address)?;
+    let keys: Result<Vec<_>, _> = keys.into_iter().map(|key| entry.fetch_key(key)).collect();
+    let keys = keys?;
+    let asked = keys.iter().map(Vec::as_slice);
+    let sets = connection.methods.state_query_storage_at(asked, Some(block.block_hash())).await?;
+    let pairs = sets.into_iter().flat_map(|set| set.changes);
+    let mut told: HashMap<_, _> = pairs.map(|(key, value)| (key.0, value)).collect();
+    let values = keys.into_iter().map(|key| {
+        let value = told.remove(&key).ok_or_else(|| answer("it leaves keys out"))?;
+        let decode = |value: subxt::rpcs::methods::legacy::Bytes| {
+            V::decode_as_type(&mut value.as_ref(), value_type, metadata.types())
+                .map_err(|error| Fault::Incompatible(shortened(&error.to_string())))
+        };
+        value.map(decode).transpose()
+    });
+    values.collect()
 }
 
 impl From<StorageError> for Fault {

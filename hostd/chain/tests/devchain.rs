@@ -171,6 +171,11 @@ async fn contracts(
     assert!(matches!(all, Err(ChainError::Refused { .. })), "all or none: {all:?}");
     let active = grid.chain.node_contracts(node_id).await.unwrap();
     assert_eq!(active.ids, [&[id], ids.as_slice()].concat());
+    let unknown = ids[1] + 100;
+    let many = grid.chain.contracts(&[ids[1], unknown, id]).await.unwrap();
+    let numbers: Vec<_> = many.iter().map(|contract| contract.contract_id).collect();
+    assert_eq!(numbers, [ids[1], id]);
+    assert_eq!(Some(&many[1]), grid.chain.contract(id).await.unwrap().as_ref());
     let name = farmer.create_name_contract("a-name").await.unwrap();
     assert_eq!(grid.chain.name_contract("a-name").await.unwrap(), Some(name));
 

@@ -292,3 +292,15 @@ async fn a_transaction_whose_fate_was_lost_is_found_and_not_sent_twice() {
     assert_eq!(endpoint.state().submitted.len(), 1);
     assert_eq!(endpoint.state().nonce, 1);
 }
+
+#[tokio::test]
+async fn what_an_endpoint_leaves_out_is_not_thereby_gone() {
+    let Some(metadata) = recorded_metadata() else { return };
+    let endpoint = Endpoint::start().await;
+    endpoint.state().metadata = metadata;
+    let chain = bounded(Chain::connect(config(&[&endpoint]))).await.unwrap();
+    assert_eq!(bounded(chain.contracts(&[1, 2])).await.unwrap(), []);
+    endpoint.state().leaves_out = true;
+    let error = bounded(chain.contracts(&[1, 2])).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error}");
+}

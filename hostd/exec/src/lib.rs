@@ -22,6 +22,7 @@ pub mod facts;
 pub mod image;
 pub mod machine;
 pub mod network;
+mod process;
 pub mod storage;
 pub mod vm;
 pub mod zdb;

@@ -68,6 +68,17 @@ pub trait Ledger: Send + Sync {
     /// The contract of that number; none if there is none.
     fn contract(&self, id: ContractId) -> Reply<'_, Option<Contract>>;
 
+    /// Those of these contracts that there are. A failure says nothing of any of them.
+    fn contracts(&self, ids: Vec<ContractId>) -> Reply<'_, Vec<Contract>> {
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for id in ids {
+                found.extend(self.contract(id).await?);
+            }
+            Ok(found)
+        })
+    }
+
     /// The contracts that this node has, by the chain's own list.
     fn active_contracts(&self) -> Reply<'_, Vec<ContractId>>;
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use hostd_grid::capacity::Capacity;
@@ -117,6 +118,8 @@ pub(crate) struct TestLedger {
     pub(crate) reports: Mutex<Vec<(ContractId, Capacity)>>,
     /// Twins that the grid's operator does not know.
     pub(crate) strangers: Mutex<BTreeSet<TwinId>>,
+    /// Questions about single contracts.
+    asked: AtomicUsize,
 }
 
 impl TestLedger {
@@ -127,6 +130,11 @@ impl TestLedger {
         let subject = Subject::Node { node_id: NODE, hash };
         let (twin_id, state) = (TwinId(body.twin), ContractState::Created);
         self.contracts.lock().unwrap().insert(id, Contract { id, twin_id, state, subject });
+    }
+
+    /// How often somebody asked for a contract.
+    pub(crate) fn asked_count(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_gone(&self, is_gone: bool) {
@@ -144,6 +152,7 @@ impl TestLedger {
 
 impl Ledger for TestLedger {
     fn contract(&self, id: ContractId) -> Reply<'_, Option<Contract>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         self.answer(|| self.contracts.lock().unwrap().get(&id).cloned())
     }
 

@@ -44,6 +44,14 @@ impl Ledger for TfChain {
         })
     }
 
+    fn contracts(&self, ids: Vec<ContractId>) -> Reply<'_, Vec<Contract>> {
+        Box::pin(async move {
+            let ids: Vec<_> = ids.into_iter().map(|id| id.0).collect();
+            let found = self.chain.chain().contracts(&ids).await.map_err(told_apart)?;
+            Ok(found.into_iter().map(understood).collect())
+        })
+    }
+
     fn active_contracts(&self) -> Reply<'_, Vec<ContractId>> {
         Box::pin(async move {
             let active = self.chain.chain().node_contracts(self.node_id).await;

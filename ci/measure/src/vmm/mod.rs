@@ -20,7 +20,7 @@ mod boot;
 mod clones;
 mod host;
 mod io;
-mod null_guest;
+pub(crate) mod null_guest;
 mod share;
 mod trace;
 

@@ -1,4 +1,4 @@
-//! A kernel of six instructions: marks that it runs, and asks for a reset.
+//! Kernels of a few instructions: one marks that it runs, and asks for a reset; one sleeps for ever.
 
 use lab::MARK_LEAF;
 
@@ -17,8 +17,25 @@ const CODE: [u8; 15] = [
     0x90,
 ];
 
-/// An ELF file of one segment, entered by Linux' 64-bit protocol.
+/// Interrupts are off when a kernel is entered, so nothing ever wakes this one.
+#[rustfmt::skip]
+const SLEEPER: [u8; 3] = [
+    0xf4,       // hlt
+    0xeb, 0xfd, // jmp to it
+];
+
+/// The kernel that marks that it runs.
 pub(super) fn elf() -> Vec<u8> {
+    elf_of(&CODE)
+}
+
+/// The kernel that sleeps.
+pub(crate) fn sleeper() -> Vec<u8> {
+    elf_of(&SLEEPER)
+}
+
+/// An ELF file of one segment, entered by Linux' 64-bit protocol.
+fn elf_of(code: &[u8]) -> Vec<u8> {
     const HEADERS_SIZE: u64 = 64 + 56;
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
@@ -36,8 +53,8 @@ pub(super) fn elf() -> Vec<u8> {
     half(&mut file, &[64, 56, 1, 0, 0, 0]);
     word(&mut file, 1); // to be loaded
     word(&mut file, 5); // read and execute
-    let size = CODE.len() as u64;
+    let size = code.len() as u64;
     long(&mut file, &[HEADERS_SIZE, ADDRESS, ADDRESS, size, size, 4096]);
-    file.extend(CODE);
+    file.extend(code);
     file
 }

@@ -33,6 +33,8 @@ pub(crate) struct State {
     pub(crate) metadata: Vec<u8>,
     /// By hexadecimal key, at any block.
     pub(crate) storage: HashMap<String, Vec<u8>>,
+    /// Of many keys, the last is not answered for.
+    pub(crate) leaves_out: bool,
     /// Events by block.
     pub(crate) events: HashMap<u32, Vec<u8>>,
     /// Blocks before this one have no state.
@@ -65,6 +67,7 @@ impl Endpoint {
             spec_version: 152,
             metadata: Vec::new(),
             storage: HashMap::new(),
+            leaves_out: false,
             events: HashMap::new(),
             pruned_before: 0,
             submit: Submit::Silence,
@@ -179,6 +182,7 @@ fn answer(state: &Mutex<State>, method: &str, params: &Value) -> Option<Answer> 
         "chain_getBlock" => Ok(block(&state, &params[0])),
         "chain_subscribeFinalizedHeads" => Ok(json!("heads")),
         "state_getStorage" => storage(&state, params),
+        "state_queryStorageAt" => storage_of_many(&state, params),
         "state_call" => runtime_call(&state, params),
         "system_accountNextIndex" => Ok(json!(state.nonce)),
         "author_submitAndWatchExtrinsic" => {
@@ -249,6 +253,14 @@ fn storage(state: &State, params: &Value) -> Result<Value, (i32, &'static str)> 
         state.storage.get(key).cloned()
     };
     Ok(value.map_or(Value::Null, |value| json!(hex(&value))))
+}
+
+fn storage_of_many(state: &State, params: &Value) -> Result<Value, (i32, &'static str)> {
+    let keys = params[0].as_array().unwrap();
+    let count = keys.len() - usize::from(state.leaves_out);
+    let pair = |key: &Value| Ok(json!([key, storage(state, &json!([key, params[1]]))?]));
+    let changes: Result<Vec<_>, _> = keys[..count].iter().map(pair).collect();
+    Ok(json!([{ "block": params[1], "changes": changes? }]))
 }
 
 fn runtime_call(state: &State, params: &Value) -> Result<Value, (i32, &'static str)> {

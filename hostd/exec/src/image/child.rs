@@ -3,12 +3,11 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use crate::process::ends_within;
 
 /// Bytes of its output, and of its errors, that are read.
 const OUTPUT_SIZE_MAX: u64 = 64 << 10;
@@ -33,7 +32,8 @@ pub(super) fn run(
     command.env_clear();
     let mut child = command.spawn().map_err(|error| format!("{name} can't be started: {error}"))?;
     let (output, errors) = (read(child.stdout.take()), read(child.stderr.take()));
-    let ended = wait(&child, limit + GRACE);
+    // Who can't be waited for is taken for one that takes too long.
+    let ended = ends_within(&child, limit + GRACE).unwrap_or(false);
     if !ended {
         // It may have ended just now.
         let _ = child.kill();
@@ -58,22 +58,6 @@ fn read(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>>
         }
         bytes
     })
-}
-
-/// Waits for the end of a child; whether it came in time.
-fn wait(child: &Child, limit: Duration) -> bool {
-    let Ok(process) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else {
-        return false;
-    };
-    let limit = Timespec::try_from(limit).ok();
-    let mut waited = [PollFd::new(&process, PollFlags::IN)];
-    loop {
-        match poll(&mut waited, limit.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            Ok(count) => return count > 0,
-            Err(_) => return false,
-        }
-    }
 }
 
 /// The line in which it says what went wrong, without its name.

@@ -5,9 +5,10 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::sys;
+use crate::process::ends_within;
 
 /// Longest time that a program takes. Rules for a thousand machines take a fraction of a second.
 const TIME_MAX: Duration = Duration::from_secs(20);
@@ -46,19 +47,15 @@ pub(super) fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result
 
 /// Whether it succeeded. One that takes too long is killed.
 fn wait(child: &mut Child) -> io::Result<bool> {
-    let deadline = Instant::now() + TIME_MAX;
-    let mut pause = Duration::from_micros(200);
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.success());
-        }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long"));
-        }
-        thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(5));
+    let has_ended = ends_within(child, TIME_MAX);
+    if !matches!(has_ended, Ok(true)) {
+        // It may have ended just now.
+        let _ = child.kill();
+    }
+    let status = child.wait()?;
+    match has_ended? {
+        true => Ok(status.success()),
+        false => Err(io::Error::new(io::ErrorKind::TimedOut, "it takes too long")),
     }
 }
 

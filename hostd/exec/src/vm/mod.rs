@@ -20,10 +20,12 @@
 //! | [`record`] | what is kept of a machine |
 //! | [`api`] | asking its VMM |
 //! | [`rehearsal`] | whether a machine would run |
+//! | `arrivals` | hearing that it listens |
 //!
 //! Networks, disks and images belong to other rooms; [`crate::machine`] brings them together.
 
 pub mod api;
+mod arrivals;
 pub mod cidata;
 pub mod entry;
 pub mod record;
@@ -32,24 +34,27 @@ pub mod spec;
 
 use std::fs::DirBuilder;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hostd_grid::derived::WorkloadId;
-use supervise::client::{ClientError, News};
+use supervise::client::{ClientError, News, Watch};
 use supervise::{Client, Limits, Log, Outcome, Policy, Program, Status};
 use vmm_spec::api::State;
 use vmm_spec::{Exit, SpecError};
 
 use api::ApiError;
+use arrivals::Arrivals;
 use cidata::{CiData, CiDataError};
 use record::{Record, Records};
 use spec::{Files, Order};
 
 /// How long a VMM may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause between two looks at a VMM that does not answer yet; its end is told at once.
+/// Pause between two looks at a VMM whose socket is there but does not answer yet: it is being made, or
+/// was left by one that is dead. That it appears, and the VMM's end, are told at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How long a guest may take to switch itself off when asked to.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -176,6 +181,8 @@ impl Vms {
 
     fn run(&self, id: &WorkloadId, program: &Program) -> Result<(), VmError> {
         let mut watch = self.supervisor.watch()?;
+        // Listened to before there can be anything to hear.
+        let arrivals = Arrivals::of(&self.config.runtime);
         match self.supervisor.start(program, &[]) {
             // One runs, of another description: it is left as it is.
             Err(error) if error.is_conflict() => return Ok(()),
@@ -184,22 +191,27 @@ impl Vms {
         let socket = self.socket(id);
         let deadline = Instant::now() + START_TIMEOUT;
         let failure = loop {
+            // One that is there but does not serve yet keeps who asks waiting until it does.
             if let Ok(State::Running | State::Paused) = api::state(&socket) {
                 return Ok(());
             }
-            if Instant::now() >= deadline {
+            match end_of(&program.name, &mut watch)? {
+                // A guest that is quick to switch itself off has run.
+                Some(Outcome::Status(code)) if code == Exit::Off.code() => return Ok(()),
+                Some(how) => {
+                    let log = record::tail(&self.log(id), REASON_SIZE_MAX);
+                    break VmError::Ended { how, log };
+                }
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 break VmError::Silent(START_TIMEOUT);
             }
-            let Some(News::Changed(status)) = watch.next(LOOK_INTERVAL)? else { continue };
-            let is_over = status.name == program.name && status.pid.is_none();
-            let end = status.last_exit.filter(|_| is_over);
-            let Some(end) = end else { continue };
-            // A guest that is quick to switch itself off has run.
-            if end.outcome == Outcome::Status(Exit::Off.code()) {
-                return Ok(());
+            match &arrivals {
+                Ok(arrivals) if !socket.exists() => arrivals.wait(watch.as_fd(), left),
+                _ => std::thread::sleep(LOOK_INTERVAL.min(left)),
             }
-            let log = record::tail(&self.log(id), REASON_SIZE_MAX);
-            break VmError::Ended { how: end.outcome, log };
         };
         self.supervisor.stop(&program.name, STOP_GRACE)?;
         Err(failure)
@@ -360,6 +372,20 @@ impl Vms {
             api: self.socket(id),
         }
     }
+}
+
+/// How a program ended, if the news that are there say so.
+fn end_of(name: &str, watch: &mut Watch) -> Result<Option<Outcome>, ClientError> {
+    while let Some(news) = watch.next(Duration::ZERO)? {
+        let News::Changed(status) = news else { continue };
+        if status.name == name
+            && status.pid.is_none()
+            && let Some(end) = status.last_exit
+        {
+            return Ok(Some(end.outcome));
+        }
+    }
+    Ok(None)
 }
 
 /// What the supervisor calls a machine.

@@ -202,6 +202,13 @@ impl Engine {
         }
     }
 
+    /// The contract is new, or has another hash: who waits for the chain's word of it looks again.
+    pub fn look_again(&self, contract_id: ContractId) {
+        for slot in self.shared.slots_of(contract_id) {
+            slot.wake.notify_one();
+        }
+    }
+
     /// The contract is not paid, or paid again.
     pub async fn set_grace(&self, contract_id: ContractId, is_on: bool) {
         for slot in self.shared.slots_of(contract_id) {

@@ -5,7 +5,7 @@
 //! deployment goes only when its contract is neither in the list of the node nor there by its number;
 //! and what is on the host goes only when its deployment is surely unknown, not when it can't be read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hostd_grid::derived::WorkloadId;
@@ -121,13 +121,14 @@ impl Shared {
     async fn compare_contracts(&self) -> Result<(), LedgerError> {
         let active: BTreeSet<ContractId> =
             self.ledger.active_contracts().await?.into_iter().collect();
-        for slot in self.slots() {
-            let standing = slot.record().standing.clone();
-            if !matches!(standing, Standing::Confirmed(_)) {
-                continue;
-            }
-            let contract = self.ledger.contract(slot.key.contract_id).await?;
-            let state = contract.map_or(ContractState::Deleted, |contract| contract.state);
+        let mut slots = self.slots();
+        slots.retain(|slot| matches!(slot.record().standing, Standing::Confirmed(_)));
+        let ids = slots.iter().map(|slot| slot.key.contract_id).collect();
+        let found = self.ledger.contracts(ids).await?.into_iter();
+        let states: BTreeMap<_, _> = found.map(|contract| (contract.id, contract.state)).collect();
+        for slot in slots {
+            let state = states.get(&slot.key.contract_id).copied();
+            let state = state.unwrap_or(ContractState::Deleted);
             match state {
                 ContractState::Deleted if !active.contains(&slot.key.contract_id) => {
                     self.cancel(&slot, "contract not active on chain").await;

@@ -7,7 +7,7 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::workload::{Mount, State, WorkloadData, WorkloadResult};
 use hostd_grid::{Name, Workload};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::record::{Standing, Step};
@@ -18,7 +18,8 @@ use crate::store::{Entry, Key, StoreError};
 
 /// Bytes of a workload's result.
 const RESULT_SIZE_MAX: usize = 64 << 10;
-/// How long to wait before a contract that is not as it should be is looked at again.
+/// How long to wait before a contract that is not as it should be is looked at again, if no news of the
+/// chain are a reason to do so before.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What came of a step.
@@ -133,7 +134,11 @@ impl Shared {
                 }
                 Err(reason) if Instant::now() >= deadline => break reason,
                 // The chain may show us its newest block a little later than others.
-                Err(_) => sleep(CONFIRM_INTERVAL.min(self.config.confirm_patience)).await,
+                Err(_) => {
+                    let pause = CONFIRM_INTERVAL.min(self.config.confirm_patience);
+                    // Either is a reason to look again.
+                    let _ = timeout(pause, slot.wake.notified()).await;
+                }
             }
             if slot.record().standing == Standing::Cancelled {
                 return After::Changed;

@@ -475,3 +475,22 @@ async fn a_trial_says_what_would_come_of_an_update_and_what_the_machine_has_agai
     assert_eq!(problems(&grown).await, [image]);
     assert_eq!(bench.host.take_calls(), [""; 0]);
 }
+
+#[tokio::test]
+async fn a_contract_that_comes_after_its_message_is_seen_when_the_chain_tells_of_it() {
+    let bench = Bench::new();
+    let store = Store::open(bench.path(), StoreKey::from_seed(&[9; 32])).unwrap();
+    let ledger = Arc::clone(&bench.ledger) as Arc<dyn Ledger>;
+    let host = Arc::clone(&bench.host) as Arc<dyn Host>;
+    // Nothing but news makes it look again before the test has given up.
+    let config = EngineConfig { node_id: NODE, confirm_patience: PATIENCE * 10 };
+    let engine = Engine::start(config, store, ledger, host).await.unwrap();
+    let body = Body::default();
+    engine.deploy(TWIN, &signed(&body)).await.unwrap();
+    until("it waits", || bench.ledger.asked_count() > 0).await;
+    bench.ledger.pay(&body);
+    let asked = bench.ledger.asked_count();
+    engine.look_again(CONTRACT);
+    until("it is asked for again", || bench.ledger.asked_count() > asked).await;
+    until("it runs", || states(&engine).iter().all(|state| state.ends_with(" ok"))).await;
+}

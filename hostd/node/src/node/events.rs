@@ -74,6 +74,9 @@ impl Shared {
                     self.twins.invalidate(id);
                 }
             }
+            Event::ContractCreated(contract) | Event::ContractUpdated(contract) => {
+                engine.look_again(ContractId(contract.contract_id));
+            }
             Event::NodeContractCanceled(over) if over.node_id == node_id => {
                 let reason = "contract canceled event received";
                 engine.cancel(ContractId(over.contract_id), reason).await;
