@@ -54,7 +54,7 @@ fn main() {
 
 fn config(mounts: &str, mkfs: &str) -> DisksConfig {
     let (mounts, mkfs) = (PathBuf::from(mounts), PathBuf::from(mkfs));
-    DisksConfig { mounts, mkfs, fsck: "/usr/sbin/e2fsck".into() }
+    DisksConfig { mounts, mkfs, fsck: "/sbin/e2fsck".into() }
 }
 
 fn storage(mounts: &str) -> Storage {

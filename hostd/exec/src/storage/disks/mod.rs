@@ -129,6 +129,10 @@ pub fn prepare(config: &DisksConfig) -> io::Result<Prepared> {
             Ok(Outcome::Pool(id, _)) if copies.contains_key(&id) && copies[&id] != device.name => {
                 found.what = "left alone: another disk is the same, or a copy of it".to_owned();
             }
+            // Numbers of others' partitions are not ours to choose.
+            Ok(Outcome::Pool(id, _)) if prepared.has(&label(id)) => {
+                found.what = "left alone: another pool has its name".to_owned();
+            }
             Ok(Outcome::Pool(id, number)) => {
                 let pool = config.take(&kernel, &device, id, number, &mut found);
                 prepared.pools.push(pool);
@@ -236,6 +240,12 @@ impl DisksConfig {
             Err(error) => format!("a pool that can't be mounted: {error}"),
         };
         PoolConfig { name: label(id), path, kind, size_max: None, mount_point: true }
+    }
+}
+
+impl Prepared {
+    fn has(&self, name: &str) -> bool {
+        self.pools.iter().any(|pool| pool.name == name)
     }
 }
 
