@@ -24,7 +24,7 @@ pub(super) struct Memory {
 /// What was done to it.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Logged {
-    Write(u64, [u8; SECTOR_SIZE]),
+    Write(u64, Box<[u8; SECTOR_SIZE]>),
     Sync,
 }
 
@@ -43,7 +43,7 @@ impl Memory {
     pub(super) fn replay(&self, log: &[Logged]) {
         for logged in log {
             if let Logged::Write(lba, bytes) = logged {
-                self.sectors.borrow_mut().insert(*lba, *bytes);
+                self.sectors.borrow_mut().insert(*lba, **bytes);
             }
         }
     }
@@ -65,7 +65,7 @@ impl Block for Memory {
         for (lba, sector) in sectors.range(first..end.div_ceil(SECTOR_SIZE as u64)) {
             let begin = lba * SECTOR_SIZE as u64;
             let (from, to) = (begin.max(place), (begin + SECTOR_SIZE as u64).min(end));
-            let at = |from: u64, to: u64| (to - from) as usize;
+            let at = |from: u64, to: u64| usize::try_from(to - from).unwrap();
             bytes[at(place, from)..at(place, to)]
                 .copy_from_slice(&sector[at(begin, from)..at(begin, to)]);
         }
@@ -77,7 +77,8 @@ impl Block for Memory {
         let mut bytes = bytes;
         let mut place = place;
         while !bytes.is_empty() {
-            let (lba, at) = (place / SECTOR_SIZE as u64, (place % SECTOR_SIZE as u64) as usize);
+            let lba = place / SECTOR_SIZE as u64;
+            let at = usize::try_from(place % SECTOR_SIZE as u64).unwrap();
             let count = bytes.len().min(SECTOR_SIZE - at);
             let mut sectors = self.sectors.borrow_mut();
             let old = sectors.get(&lba).copied().unwrap_or([0; SECTOR_SIZE]);
@@ -88,7 +89,7 @@ impl Block for Memory {
                 let left = left.checked_sub(1).ok_or_else(|| io::Error::other("no power"))?;
                 self.write_count.set(left);
                 sectors.insert(lba, new);
-                self.log.borrow_mut().push(Logged::Write(lba, new));
+                self.log.borrow_mut().push(Logged::Write(lba, Box::new(new)));
             }
             bytes = &bytes[count..];
             place += count as u64;

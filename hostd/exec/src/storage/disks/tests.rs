@@ -320,7 +320,7 @@ fn disks_of_4_kib_sectors_have_their_table_where_it_belongs() {
 
 #[test]
 fn what_others_read_is_what_we_mean() {
-    let id = Guid::from_random(std::array::from_fn(|index| index as u8));
+    let id = Guid::from_random(std::array::from_fn(|index| u8::try_from(index).unwrap()));
     assert_eq!(id.to_string(), "03020100-0504-4706-8809-0a0b0c0d0e0f");
     assert_eq!(LINUX.to_string(), "0fc63daf-8483-4772-8e79-3d69d8477de4");
     assert_eq!(label(id), "zos-03020100");
