@@ -5,12 +5,14 @@
 //! | `run` | the node itself |
 //! | `check` | whether a configuration is one, and what comes of it |
 //! | `status` | how the node that runs here is |
+//! | `disks` | what the machine's disks are to the node |
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2
 //! wrong usage.
 
 #![forbid(unsafe_code)]
 
+mod disks;
 mod look;
 mod run;
 
@@ -45,6 +47,7 @@ enum Command {
         config: PathBuf,
     },
     Status(look::StatusArguments),
+    Disks(disks::DisksArguments),
 }
 
 /// What flags say of the configuration
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Run(overrides) => overrides.config().and_then(run::run),
         Command::Check { config } => check(config),
         Command::Status(arguments) => look::status(arguments),
+        Command::Disks(arguments) => disks::disks(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

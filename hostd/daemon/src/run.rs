@@ -9,11 +9,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 /// Runs a node as the configuration says. What it started on this machine goes on when it ends.
-pub(crate) fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) fn run(mut config: Config) -> anyhow::Result<()> {
     let settings: machine::Config =
         config.machine.clone().try_into().context("[machine] of the configuration")?;
     // Before the runtime, since it waits for other programs.
     let machine = Machine::open(settings).context("this machine")?;
+    // Who this node is must survive each of its disks.
+    config.seed_mirrors.extend(machine.pool_folders());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];

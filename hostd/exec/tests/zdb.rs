@@ -124,6 +124,11 @@ fn a_namespace_from_its_making_to_its_removal() {
     let made = zdbs.provision(&id("data"), &wanted).unwrap();
     assert_eq!(made.namespace, "7-99-data");
     assert_eq!(made.ips, ["2001:db8::1", "10.0.0.1"]);
+    // By the names that clients look for.
+    let told = serde_json::to_value(&made).unwrap();
+    let ips = ["2001:db8::1", "10.0.0.1"];
+    let expected = serde_json::json!({"Namespace": "7-99-data", "IPs": ips, "Port": made.port});
+    assert_eq!(told, expected);
     assert_eq!(zdbs.provision(&id("data"), &wanted).unwrap(), made);
     let mut user = node.user(made.port);
     // Nothing without the password but to read, which it allows.
@@ -322,6 +327,37 @@ fn a_server_that_is_killed_or_whose_settings_are_lost_comes_back_with_its_data()
     user.select("7-99-data", None).unwrap();
     assert_eq!(user.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
     assert!(zdbs.check().is_empty());
+}
+
+#[test]
+fn another_program_serves_the_same_data_and_deletes_nothing() {
+    let Some(mut node) = Node::start() else { return };
+    // What an older program left beside its data is not ours to delete.
+    let old = node.folder.path().join("one/zdb-v1/data/ns");
+    std::fs::create_dir_all(&old).unwrap();
+    std::fs::write(old.join("zdb-data-00000"), b"old data").unwrap();
+    let zdbs = node.open();
+    let wanted = zdb(MIB, "user", "", true);
+    let made = zdbs.provision(&id("data"), &wanted).unwrap();
+    let mut user = node.user(made.port);
+    user.select("7-99-data", None).unwrap();
+    user.set(b"k", b"v").unwrap();
+    let pids = |node: &Node| {
+        let statuses = node.supervisor.list().unwrap();
+        statuses.into_iter().filter_map(|status| status.pid).collect::<Vec<_>>()
+    };
+    let before = pids(&node);
+    drop(zdbs);
+    let newer = node.folder.path().join("zdb-newer");
+    std::fs::copy(&node.config.program, &newer).unwrap();
+    node.config.program = newer;
+    let zdbs = node.open();
+    assert_eq!(zdbs.inventory().unwrap(), [id("data")]);
+    assert!(pids(&node).iter().all(|pid| !before.contains(pid)), "the old program still runs");
+    let mut user = node.user(zdbs.provision(&id("data"), &wanted).unwrap().port);
+    user.select("7-99-data", None).unwrap();
+    assert_eq!(user.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    assert_eq!(std::fs::read(old.join("zdb-data-00000")).unwrap(), b"old data");
 }
 
 fn admin(node: &Node, name: &str) -> Client {

@@ -21,7 +21,7 @@ impl Inner {
         let total = Capacity { cru: cpu_count().into(), mru, ..self.storage.capacity() };
         let system = Capacity {
             mru: reserved_memory(mru),
-            sru: self.config.images.cache_size_max.min(total.sru),
+            sru: self.disks.reserved(self.config.images.cache_size_max).min(total.sru),
             ..Capacity::default()
         };
         Resources { total, system, available_memory }
@@ -70,6 +70,7 @@ impl Inner {
             let error = pool.problem.unwrap_or_default();
             modules.insert(format!("pool-{}", pool.name), Module { status: String::new(), error });
         }
+        modules.extend(self.disks.modules(&self.config.state));
         for (pool, error) in self.zdbs.check() {
             modules.insert(format!("zdb-{pool}"), Module { status: String::new(), error });
         }

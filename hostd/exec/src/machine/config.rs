@@ -6,7 +6,11 @@
 //! runtime = "/run/hostd"                    # sockets
 //! supervisor = "/run/supervise.sock"
 //! power_off = ["/sbin/poweroff"]             # optional: what switches it off; it stays on if absent
-//! pools = [
+//! disks = "auto"                            # optional: all disks that are nobody's become pools
+//! mounts = "/mnt"                           # optional: where those are mounted
+//! cache = "/var/cache"                      # optional: where the node's own folder of a pool is mounted
+//! missing_ssd = true                        # optional: hard disks stand for SSDs if there are none
+//! pools = [                                 # optional: folders
 //!     { name = "ssd1", path = "/mnt/ssd1", kind = "ssd", mount_point = true },
 //!     { name = "hdd1", path = "/mnt/hdd1", kind = "hdd", size_max = 1000000000000 },
 //! ]
@@ -17,6 +21,8 @@
 //! mycelium = "/usr/bin/mycelium"
 //! zdb = "/usr/bin/zdb"
 //! nft = "/usr/sbin/nft"
+//! mkfs = "/usr/sbin/mkfs.ext4"              # of e2fsprogs, as is the next; for `disks`
+//! fsck = "/usr/sbin/e2fsck"
 //!
 //! [machine.guest]                           # what images boot with that bring no kernel
 //! kernel = "/usr/share/guest/vmlinux"
@@ -43,6 +49,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::storage::PoolConfig;
+use crate::storage::disks::{DiskUse, DisksConfig};
 
 /// What a machine is told of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -71,8 +78,30 @@ pub struct Config {
     /// Where servers of namespaces are reached.
     #[serde(default)]
     pub zdb: ZdbSettings,
-    /// Where users' data goes.
+    /// Which disks become pools.
+    #[serde(default)]
+    pub disks: DiskUse,
+    /// The folder that pools of disks are mounted in.
+    #[serde(default = "mounts")]
+    pub mounts: PathBuf,
+    /// Where the node's own folder of a pool is mounted: the folders of `state` should be in it. There is
+    /// none if nothing is said.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
+    /// Whether hard disks take the place of SSDs if there are none.
+    #[serde(default)]
+    pub missing_ssd: bool,
+    /// Where users' data goes, beside disks.
+    #[serde(default)]
     pub pools: Vec<PoolConfig>,
+}
+
+impl Config {
+    /// What is needed to prepare disks.
+    pub fn disks(&self) -> DisksConfig {
+        let Programs { mkfs, fsck, .. } = &self.programs;
+        DisksConfig { mounts: self.mounts.clone(), mkfs: mkfs.clone(), fsck: fsck.clone() }
+    }
 }
 
 /// Programs, by their absolute paths.
@@ -90,6 +119,12 @@ pub struct Programs {
     /// Debian's `nft`.
     #[serde(default = "nft")]
     pub nft: PathBuf,
+    /// Makes file systems.
+    #[serde(default = "mkfs")]
+    pub mkfs: PathBuf,
+    /// Mends them.
+    #[serde(default = "fsck")]
+    pub fsck: PathBuf,
 }
 
 /// The node's kernel for guests.
@@ -154,4 +189,43 @@ impl Default for ImageLimits {
 
 fn nft() -> PathBuf {
     "/usr/sbin/nft".into()
+}
+
+fn mkfs() -> PathBuf {
+    "/usr/sbin/mkfs.ext4".into()
+}
+
+fn fsck() -> PathBuf {
+    "/usr/sbin/e2fsck".into()
+}
+
+fn mounts() -> PathBuf {
+    "/mnt".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(lines: &str) -> Result<Config, serde_json::Error> {
+        let more = if lines.is_empty() { String::new() } else { format!(", {lines}") };
+        serde_json::from_str(&format!(
+            "{{\"state\": \"/s\", \"runtime\": \"/r\", \"supervisor\": \"/x\", \
+             \"programs\": {{\"vmm\": \"/v\", \"flist\": \"/f\", \"mycelium\": \"/m\", \"zdb\": \"/z\"}}, \
+             \"guest\": {{\"kernel\": \"/k\", \"initramfs\": \"/i\"}}{more}}}"
+        ))
+    }
+
+    #[test]
+    fn disks_are_left_alone_if_nothing_is_said() {
+        let config = with("").unwrap();
+        assert_eq!((config.disks, config.missing_ssd), (DiskUse::None, false));
+        assert_eq!(config.cache, None);
+        assert_eq!(config.disks().mounts, PathBuf::from("/mnt"));
+        assert!(config.pools.is_empty());
+        let config = with("\"disks\": \"auto\", \"cache\": \"/c\", \"missing_ssd\": true").unwrap();
+        assert_eq!((config.disks, config.missing_ssd), (DiskUse::Auto, true));
+        assert_eq!(config.cache, Some("/c".into()));
+        assert!(with("\"disks\": \"all\"").is_err());
+    }
 }

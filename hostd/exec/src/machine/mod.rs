@@ -21,6 +21,7 @@
 mod about;
 mod check;
 mod config;
+mod disks;
 mod machines;
 mod power;
 mod space;
@@ -82,6 +83,7 @@ struct Inner {
     networks: Networks,
     images: Images,
     storage: Storage,
+    disks: disks::Disks,
     zdbs: Zdbs,
     vms: Vms,
     locks: [Mutex<()>; LOCK_COUNT],
@@ -115,9 +117,12 @@ pub enum OpenError {
     /// Networks can't be had.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// Disks can't be had.
+    /// Pools can't be had.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// Disks can't be looked at.
+    #[error("disks: {0}")]
+    Disks(io::Error),
     /// Namespaces can't be had.
     #[error(transparent)]
     Zdb(#[from] ZdbError),
@@ -128,8 +133,10 @@ impl Machine {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(config: Config) -> Result<Self, OpenError> {
+    pub fn open(mut config: Config) -> Result<Self, OpenError> {
         config.check()?;
+        // Everything else may be on them.
+        let (disks, storage) = config.open_disks()?;
         let logs = config.state.join("logs");
         for path in [&config.state, &config.runtime, &logs] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -140,13 +147,20 @@ impl Machine {
         let services = Arc::new(supervisor.clone());
         let networks = Networks::open(config.networks(&logs)?, services)?;
         let at = |path: PathBuf| move |source| OpenError::Io { path, source };
-        let storage = Storage::open(&config.pools)?;
         let zdbs = Zdbs::open(&config.zdbs(&logs, &storage)?, &supervisor)?;
         let machines = config.vms(images.socket());
         let vms = Vms::open(machines, supervisor.clone()).map_err(at(config.state.join("vms")))?;
         let locks = std::array::from_fn(|_| Mutex::new(()));
-        let inner = Inner { config, supervisor, networks, images, storage, zdbs, vms, locks };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner =
+            Inner { config, supervisor, networks, images, storage, disks, zdbs, vms, locks };
+        let inner = Arc::new(inner);
+        disks::look_after(&inner);
+        Ok(Self { inner })
+    }
+
+    /// Folders of all pools, where a copy of what must not be lost may be.
+    pub fn pool_folders(&self) -> Vec<PathBuf> {
+        self.inner.storage.folders()
     }
 
     /// Does something that blocks.
@@ -171,7 +185,7 @@ impl Machine {
 
 impl Config {
     fn check(&self) -> Result<(), OpenError> {
-        let Programs { vmm, flist, mycelium, zdb, nft } = &self.programs;
+        let Programs { vmm, flist, mycelium, zdb, nft, .. } = &self.programs;
         let Guest { kernel, initramfs } = &self.guest;
         for (key, path) in [
             ("programs.vmm", vmm),
@@ -355,7 +369,7 @@ fn host(error: impl std::error::Error) -> HostError {
         }
         source = error.source();
     }
-    HostError(text)
+    HostError(disks::without_numbers(&text))
 }
 
 impl Host for Machine {
@@ -453,5 +467,16 @@ impl Host for Machine {
 
     fn diagnose(&self) -> Doing<'_, Diagnosis> {
         self.on_thread(Inner::diagnose)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_it_cannot_run_is_not_announced() {
+        assert!(!SUPPORTED.contains(&WorkloadType::Qsfs));
+        assert!(!EXTRA_FEATURES.iter().any(|feature| feature.contains("qsfs")));
     }
 }

@@ -4,7 +4,8 @@
 //!   .making-NAME/{data/,size} ── synced ── renamed ──> NAME ── renamed ──> .removing-NAME ──> gone
 //! ```
 //!
-//! The promise is outside of what the machine sees. To grow is to replace it.
+//! The promise is outside of what the machine sees. To grow is to replace it. Where the file system has
+//! project quotas, it holds the folder to the promise itself ([`super::quota`]).
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -12,11 +13,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::names::{MAKING, REMOVING};
-use super::pool::{Pool, remove_all};
+use super::pool::Pool;
+use super::quota::Quotas;
 use super::{Kind, StorageError};
 
 /// What the machine sees.
-const DATA_NAME: &str = "data";
+pub(super) const DATA_NAME: &str = "data";
 /// The promise: bytes, in decimal.
 const SIZE_NAME: &str = "size";
 /// The promise that is to replace it.
@@ -26,7 +28,7 @@ const SIZE_TEXT_MAX: usize = 20;
 
 /// Makes a volume in a pool that has room for it.
 pub(super) fn make(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
-    pool.make_whole(kind, name, "making", |making| make_new(making, size))
+    pool.make_whole(kind, name, "making", |making| make_new(making, size, pool.quotas()))
 }
 
 /// The volume's directory and its promise.
@@ -48,11 +50,22 @@ pub(super) fn find(
     Ok(Some((volume.join(DATA_NAME), size)))
 }
 
-/// Promises more.
-pub(super) fn promise(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
+/// Promises another size. If that fails, what was promised before still is.
+pub(super) fn promise(
+    pool: &Pool,
+    kind: Kind,
+    name: &str,
+    from: u64,
+    size: u64,
+) -> Result<(), StorageError> {
     let volume = pool.folder(kind).join(name);
-    let new = volume.join(NEW_SIZE_NAME);
+    let (new, data) = (volume.join(NEW_SIZE_NAME), volume.join(DATA_NAME));
+    let limit = |size| pool.quotas().map_or(Ok(()), |quotas| quotas.set(&data, size));
+    limit(size).map_err(pool.io("limiting", &data))?;
     let written = write(&new, size).and_then(|()| fs::rename(&new, volume.join(SIZE_NAME)));
+    if written.is_err() {
+        limit(from).map_err(pool.io("limiting", &data))?;
+    }
     written.map_err(pool.io("writing", &new))?;
     pool.sync(&volume)
 }
@@ -61,11 +74,11 @@ pub(super) fn promise(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<
 pub(super) fn remove(pool: &Pool, kind: Kind, name: &str) -> Result<bool, StorageError> {
     let folder = pool.folder(kind);
     let making = folder.join(format!("{MAKING}{name}"));
-    remove_all(&making).map_err(pool.io("removing", &making))?;
+    pool.discard(&making)?;
     let (volume, removing) = (folder.join(name), folder.join(format!("{REMOVING}{name}")));
     // Of a removal that was interrupted, before the volume was made again.
     let was_removing = removing.exists();
-    remove_all(&removing).map_err(pool.io("removing", &removing))?;
+    pool.discard(&removing)?;
     match fs::rename(&volume, &removing) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(was_removing),
@@ -73,14 +86,18 @@ pub(super) fn remove(pool: &Pool, kind: Kind, name: &str) -> Result<bool, Storag
     }
     // From here on it is gone, even if the removal of its files is interrupted.
     pool.sync(&folder)?;
-    remove_all(&removing).map_err(pool.io("removing", &removing))?;
+    pool.discard(&removing)?;
     Ok(true)
 }
 
-fn make_new(volume: &Path, size: u64) -> io::Result<()> {
+fn make_new(volume: &Path, size: u64, quotas: Option<&Quotas>) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(volume)?;
+    let data = volume.join(DATA_NAME);
     // Its owner is the machine's root.
-    DirBuilder::new().mode(0o755).create(volume.join(DATA_NAME))?;
+    DirBuilder::new().mode(0o755).create(&data)?;
+    if let Some(quotas) = quotas {
+        quotas.give(&data, size)?;
+    }
     write(&volume.join(SIZE_NAME), size)?;
     File::open(volume)?.sync_all()
 }

@@ -9,201 +9,54 @@
 //!   POOL/volumes/11-4242-files/size          a volume: the promise, in bytes
 //!   POOL/volumes/11-4242-files/data/         what its machine sees
 //!   POOL/root-disks/, POOL/root-folders/     the same for what machines write to their images
+//!   POOL/node/0-0-cache/                     the same for what the node keeps for itself
 //!   POOL/*/.making-…, POOL/*/.removing-…     what a crash left half-done; swept when the pool is opened
 //! ```
 //!
-//! What is used is what is promised: a disk that is allocated can't run out of space later, and a
-//! volume's machine holds it to its promise (`quota=` of `vmm`'s directories, which counts by itself where
-//! the file system does not). Nothing is ever promised that a pool has not got.
+//! What is used is what is promised: a disk that is allocated can't run out of space later, and a volume
+//! is held to its promise by its file system ([`quota`]), or by who serves it (`quota=` of `vmm`'s
+//! directories, which counts by itself where the file system does not). Nothing is ever promised that a
+//! pool has not got.
+//!
+//! Pools are what the configuration names, and what [`disks`] makes of disks that are nobody's. The
+//! node's own folder is a volume that fits itself to what is in it ([`node_folder`]).
 //!
 //! Each step can be repeated, and a crash between any two leaves either what was before or what was
-//! wanted. A pool that is broken keeps what it has: nothing that may be on it is made anew elsewhere.
+//! wanted. A pool that is broken keeps what it has: nothing that may be on it is made anew elsewhere, and
+//! a [`ledger`] says what may be.
 
 mod disk;
+pub mod disks;
 mod folder;
+mod ledger;
 mod names;
+pub mod node_folder;
 mod pool;
+mod quota;
+mod sys;
+mod types;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hostd_grid::capacity::Capacity;
-use hostd_grid::derived::{ShortId, WorkloadId};
-use serde::Deserialize;
+use hostd_grid::derived::WorkloadId;
 
+use self::ledger::{Ledger, Unknown};
 pub use self::names::{file_name, parse};
 use self::pool::Pool;
-
-/// A pool, as the node's configuration has it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PoolConfig {
-    /// Its name, which users see.
-    pub name: String,
-    /// A directory that is there, on the pool's file system.
-    pub path: PathBuf,
-    /// What it is made of.
-    pub kind: PoolKind,
-    /// The most that is promised of it, in bytes; all there is if nothing is said.
-    #[serde(default)]
-    pub size_max: Option<u64>,
-    /// Whether the directory must be a mount point: if its file system is not there, it must not be taken
-    /// for an empty pool.
-    #[serde(default)]
-    pub mount_point: bool,
-}
-
-/// What a pool is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PoolKind {
-    /// Disks, volumes and machines' roots are here.
-    Ssd,
-    /// Namespaces of ZDB are here.
-    Hdd,
-}
-
-impl PoolKind {
-    /// The name that clients know.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ssd => "ssd",
-            Self::Hdd => "hdd",
-        }
-    }
-}
-
-impl fmt::Display for PoolKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Kinds of things that are promised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// A `zmount`: a raw disk.
-    ZMount,
-    /// A `volume`: a directory.
-    Volume,
-    /// A raw disk that a machine's root is on, under the machine's id.
-    RootDisk,
-    /// A directory for what a machine writes to its root, under the machine's id.
-    RootFolder,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::ZMount, Self::Volume, Self::RootDisk, Self::RootFolder];
-
-    /// Whether it is a file.
-    pub fn is_disk(self) -> bool {
-        matches!(self, Self::ZMount | Self::RootDisk)
-    }
-
-    fn folder(self) -> &'static str {
-        match self {
-            Self::ZMount => "vdisks",
-            Self::Volume => "volumes",
-            Self::RootDisk => "root-disks",
-            Self::RootFolder => "root-folders",
-        }
-    }
-}
-
-/// Something that was promised and is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Space {
-    /// What it is.
-    pub kind: Kind,
-    /// Whose it is.
-    pub id: WorkloadId,
-    /// Bytes.
-    pub size: u64,
-    /// The file of a disk, the directory of a volume.
-    pub path: PathBuf,
-    /// The pool's name.
-    pub pool: String,
-}
-
-impl Space {
-    /// 13 characters that its machine knows it by: a disk's serial number.
-    pub fn serial(&self) -> ShortId {
-        self.id.device("disk")
-    }
-}
-
-/// A hard disk for a ZDB server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HardDisk {
-    /// The pool's name.
-    pub pool: String,
-    /// The server's folder, which is there.
-    pub path: PathBuf,
-    /// Bytes that may be promised.
-    pub size: u64,
-}
-
-/// How a pool is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolHealth {
-    /// Its name.
-    pub name: String,
-    /// What is wrong, if anything is.
-    pub problem: Option<String>,
-}
-
-/// Why something was not done. The texts reach users.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// It must be some bytes.
-    #[error("invalid size")]
-    Size,
-    /// The workload's name can't be a file's.
-    #[error("invalid workload name")]
-    Name,
-    /// No pool has so much left.
-    #[error("not enough space left in pools of this type {0}")]
-    Full(PoolKind),
-    /// Disks never shrink.
-    #[error("not safe to shrink a disk")]
-    DiskShrinks,
-    /// Nor do volumes.
-    #[error("cannot shrink volume to be less than provisioned space")]
-    VolumeShrinks,
-    /// There is none of that name.
-    #[error("{0} does not exist")]
-    Absent(WorkloadId),
-    /// A pool is not usable now, and what is asked for may be on it.
-    #[error("storage pool {name} is not available: {reason}")]
-    Broken {
-        /// The pool's name.
-        name: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Two pools have one name, or one place.
-    #[error("storage pool {0} is configured twice")]
-    Twice(String),
-    /// The system says no.
-    #[error("storage pool {pool}: {what}: {source}")]
-    Io {
-        /// The pool's name.
-        pool: String,
-        /// What was tried.
-        what: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
+pub use self::types::{HardDisk, Kind, PoolConfig, PoolHealth, PoolKind, Space, StorageError};
 
 /// All pools.
 #[derive(Debug)]
 pub struct Storage {
     /// One change at a time: to find room and to take it are one step.
     pools: Mutex<Vec<Pool>>,
+    /// Whether hard disks take the place of SSDs if there are none.
+    is_missing_ssd: bool,
+    /// Which pool has what, if anybody keeps that. Locked after the pools.
+    ledger: Option<Mutex<Ledger>>,
 }
 
 impl Storage {
@@ -220,7 +73,31 @@ impl Storage {
             }
         }
         let pools = pools.iter().cloned().map(Pool::open).collect();
-        Ok(Self { pools: Mutex::new(pools) })
+        Ok(Self { pools: Mutex::new(pools), is_missing_ssd: false, ledger: None })
+    }
+
+    /// Lets hard disks take the place of SSDs, if there are none: half of each then is for ZDB, and half
+    /// for all else.
+    #[must_use]
+    pub fn with_missing_ssd(self, is_missing_ssd: bool) -> Self {
+        Self { is_missing_ssd, ..self }
+    }
+
+    /// Keeps a ledger in a file, so that a pool that is broken keeps nobody from the others.
+    ///
+    /// # Errors
+    /// A pool or the file can't be read or written.
+    pub fn with_ledger(self, file: &Path) -> Result<Self, StorageError> {
+        let mut ledger = Ledger::open(file).map_err(in_ledger)?;
+        let are_all = self.lock().iter().all(|pool| pool.is_good() || !self.may_have(pool));
+        let mut lines = Vec::new();
+        for kind in KEPT {
+            for space in self.list(kind)? {
+                lines.extend(file_name(&space.id).map(|name| (kind, name, space.pool.clone())));
+            }
+        }
+        ledger.settle(&lines, are_all).map_err(in_ledger)?;
+        Ok(Self { ledger: Some(Mutex::new(ledger)), ..self })
     }
 
     /// Makes a disk or a volume, or finds it made; one that is smaller grows.
@@ -233,12 +110,16 @@ impl Storage {
         }
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
-        let are_whole = whole(&mut pools);
+        self.try_again(&mut pools);
         if let Some((pool, space)) = locate(&pools, kind, id, &name)? {
-            return if space.size < size { grow(pool, &name, space, size) } else { Ok(space) };
+            return match space.size < size {
+                true => self.grow_in(&pools, pool, &name, space, size),
+                false => Ok(space),
+            };
         }
-        are_whole?;
-        let pool = roomiest(&pools, PoolKind::Ssd, size)?;
+        self.must_be_absent(&pools, kind, &name)?;
+        let pool = self.roomiest(&pools, size)?;
+        self.with_book(|ledger| ledger.note(kind, &name, pool.name()))?;
         if kind.is_disk() {
             disk::make(pool, kind, &name, size)?;
         } else {
@@ -255,11 +136,11 @@ impl Storage {
     pub fn find(&self, kind: Kind, id: &WorkloadId) -> Result<Option<Space>, StorageError> {
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
-        let are_whole = whole(&mut pools);
+        self.try_again(&mut pools);
         if let Some((_, space)) = locate(&pools, kind, id, &name)? {
             return Ok(Some(space));
         }
-        are_whole.map(|()| None)
+        self.must_be_absent(&pools, kind, &name).map(|()| None)
     }
 
     /// Makes it larger. To the size that it has is no change.
@@ -269,11 +150,11 @@ impl Storage {
     pub fn grow(&self, kind: Kind, id: &WorkloadId, size: u64) -> Result<Space, StorageError> {
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
-        let are_whole = whole(&mut pools);
+        self.try_again(&mut pools);
         if let Some((pool, space)) = locate(&pools, kind, id, &name)? {
-            return grow(pool, &name, space, size);
+            return self.grow_in(&pools, pool, &name, space, size);
         }
-        are_whole?;
+        self.must_be_absent(&pools, kind, &name)?;
         Err(StorageError::Absent(id.clone()))
     }
 
@@ -284,7 +165,7 @@ impl Storage {
     pub fn remove(&self, kind: Kind, id: &WorkloadId) -> Result<(), StorageError> {
         let name = file_name(id).ok_or(StorageError::Name)?;
         let mut pools = self.lock();
-        let are_whole = whole(&mut pools);
+        self.try_again(&mut pools);
         let mut is_found = false;
         for pool in pools.iter().filter(|pool| pool.is_good()) {
             is_found |= if kind.is_disk() {
@@ -295,9 +176,10 @@ impl Storage {
         }
         if is_found {
             tracing::info!(%id, ?kind, "removed");
-            return Ok(());
+        } else {
+            self.must_be_absent(&pools, kind, &name)?;
         }
-        are_whole
+        self.with_book(|ledger| ledger.forget(kind, &name))
     }
 
     /// All of a kind, on all pools that work, by id.
@@ -317,15 +199,28 @@ impl Storage {
         Ok(spaces)
     }
 
-    /// Workloads of their own: zmounts and volumes. What is a machine's root is not among them.
+    /// Workloads of their own: zmounts and volumes. What is a machine's root is not among them; what is on
+    /// a broken pool is.
     ///
     /// # Errors
-    /// A pool is broken: nobody knows what is on it.
+    /// A pool is broken, and nobody knows what is on it.
     pub fn inventory(&self) -> Result<Vec<WorkloadId>, StorageError> {
-        whole(&mut self.lock())?;
+        let broken = {
+            let mut pools = self.lock();
+            self.try_again(&mut pools);
+            let broken = pools.iter().filter(|pool| self.may_have(pool) && !pool.is_good());
+            broken.map(|pool| (pool.name().to_owned(), pool.problem())).collect::<Vec<_>>()
+        };
         let mut ids = Vec::new();
         for kind in [Kind::ZMount, Kind::Volume] {
             ids.extend(self.list(kind)?.into_iter().map(|space| space.id));
+            for (pool, problem) in &broken {
+                let names = self.book(|ledger| {
+                    let names = ledger.names_in(kind, pool)?;
+                    Ok(names.into_iter().filter_map(parse).collect::<Vec<_>>())
+                });
+                ids.extend(names.map_err(|Unknown| problem.error(pool))?);
+            }
         }
         Ok(ids)
     }
@@ -349,12 +244,12 @@ impl Storage {
 
     /// What all pools that work have together.
     pub fn capacity(&self) -> Capacity {
+        let pools = self.lock();
         let mut capacity = Capacity::default();
-        for pool in self.lock().iter().filter(|pool| pool.is_good()) {
-            capacity += match pool.kind() {
-                PoolKind::Ssd => Capacity { sru: pool.size(), ..Capacity::default() },
-                PoolKind::Hdd => Capacity { hru: pool.size(), ..Capacity::default() },
-            };
+        for pool in pools.iter().filter(|pool| pool.is_good()) {
+            let rooms = self.share(&pools, pool);
+            let hru = if pool.kind() == PoolKind::Hdd { pool.size() - rooms } else { 0 };
+            capacity += Capacity { sru: rooms, hru, ..Capacity::default() };
         }
         capacity
     }
@@ -362,16 +257,26 @@ impl Storage {
     /// Where ZDB servers go: one for each pool of hard disks that works.
     ///
     /// # Errors
-    /// A server's folder can't be made.
+    /// A server's folder can't be made, or what else is in a pool can't be read.
     pub fn hard_disks(&self) -> Result<Vec<HardDisk>, StorageError> {
         let pools = self.lock();
         let disks = pools.iter().filter(|pool| pool.is_good() && pool.kind() == PoolKind::Hdd);
         disks
             .map(|pool| {
                 let path = pool.subfolder("zdb")?;
-                Ok(HardDisk { pool: pool.name().to_owned(), path, size: pool.size() })
+                // What was promised of it while it stood for an SSD stays promised.
+                let taken = self.share(&pools, pool).max(pool.promised()?);
+                let size = pool.size().saturating_sub(taken);
+                Ok(HardDisk { pool: pool.name().to_owned(), path, size })
             })
             .collect()
+    }
+
+    /// Folders of pools that work, where a copy of what must not be lost may be.
+    pub fn folders(&self) -> Vec<PathBuf> {
+        let pools = self.lock();
+        let good = pools.iter().filter(|pool| pool.is_good());
+        good.map(|pool| pool.path().to_owned()).collect()
     }
 
     /// Looks after each pool: whether it is there and can be written. One that came back works again.
@@ -388,13 +293,119 @@ impl Storage {
         // What is on the disk is as good after a panic as before.
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether a pool is one for disks, volumes and roots.
+    fn has_rooms(&self, pools: &[Pool], pool: &Pool) -> bool {
+        let has_ssd = || pools.iter().any(|pool| pool.kind() == PoolKind::Ssd);
+        pool.kind() == PoolKind::Ssd || (self.is_missing_ssd && !has_ssd())
+    }
+
+    /// Bytes of a pool that disks, volumes and roots may have.
+    fn share(&self, pools: &[Pool], pool: &Pool) -> u64 {
+        match pool.kind() {
+            PoolKind::Ssd => pool.size(),
+            PoolKind::Hdd if self.has_rooms(pools, pool) => pool.size() - pool.size() / 2,
+            PoolKind::Hdd => 0,
+        }
+    }
+
+    /// Bytes of it that are not promised yet.
+    fn left(&self, pools: &[Pool], pool: &Pool) -> Result<u64, StorageError> {
+        Ok(self.share(pools, pool).saturating_sub(pool.promised()?))
+    }
+
+    /// Of the pools with enough room, the one with the most.
+    fn roomiest<'a>(&self, pools: &'a [Pool], size: u64) -> Result<&'a Pool, StorageError> {
+        let mut best: Option<(u64, &Pool)> = None;
+        for pool in pools.iter().filter(|pool| pool.is_good() && self.has_rooms(pools, pool)) {
+            let left = self.left(pools, pool)?;
+            if left >= size && best.is_none_or(|(most, _)| left > most) {
+                best = Some((left, pool));
+            }
+        }
+        best.map(|(_, pool)| pool).ok_or(StorageError::Full(PoolKind::Ssd))
+    }
+
+    fn grow_in(
+        &self,
+        pools: &[Pool],
+        pool: &Pool,
+        name: &str,
+        space: Space,
+        size: u64,
+    ) -> Result<Space, StorageError> {
+        if size < space.size {
+            return Err(if space.kind.is_disk() {
+                StorageError::DiskShrinks
+            } else {
+                StorageError::VolumeShrinks
+            });
+        }
+        if size == space.size {
+            return Ok(space);
+        }
+        if self.left(pools, pool)? < size - space.size {
+            return Err(StorageError::Full(PoolKind::Ssd));
+        }
+        if space.kind.is_disk() {
+            disk::grow(pool, &space.path, space.size, size)?;
+        } else {
+            folder::promise(pool, space.kind, name, space.size, size)?;
+        }
+        tracing::info!(id = %space.id, kind = ?space.kind, from = space.size, to = size, "grown");
+        Ok(Space { size, ..space })
+    }
+
+    /// Tries pools that did not work again. To be done before anything is sought: it may be on a pool that
+    /// came back.
+    fn try_again(&self, pools: &mut [Pool]) {
+        for pool in pools.iter_mut().filter(|pool| !pool.is_good()) {
+            // It says itself what is wrong.
+            let _ = pool.check();
+        }
+    }
+
+    /// Whether a pool may have anything but namespaces.
+    fn may_have(&self, pool: &Pool) -> bool {
+        pool.kind() == PoolKind::Ssd || self.is_missing_ssd
+    }
+
+    /// What was found on no pool that works must be on no other either.
+    fn must_be_absent(&self, pools: &[Pool], kind: Kind, name: &str) -> Result<(), StorageError> {
+        let mut broken = pools.iter().filter(|pool| self.may_have(pool) && !pool.is_good());
+        let Some(first) = broken.clone().next() else { return Ok(()) };
+        let pool =
+            self.book(|ledger| ledger.pool_of(kind, name).map(|pool| pool.map(str::to_owned)));
+        let one = match &pool {
+            Ok(Some(pool)) => broken.find(|broken| broken.name() == pool),
+            Ok(None) => None,
+            Err(Unknown) => Some(first),
+        };
+        one.map_or(Ok(()), |pool| Err(pool.problem().error(pool.name())))
+    }
+
+    /// Asks the ledger.
+    fn book<T>(&self, ask: impl FnOnce(&Ledger) -> Result<T, Unknown>) -> Result<T, Unknown> {
+        let ledger = self.ledger.as_ref().ok_or(Unknown)?;
+        ask(&ledger.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Writes to the ledger, if there is one.
+    fn with_book(
+        &self,
+        write: impl FnOnce(&mut Ledger) -> std::io::Result<()>,
+    ) -> Result<(), StorageError> {
+        let Some(ledger) = &self.ledger else { return Ok(()) };
+        write(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner)).map_err(in_ledger)
+    }
 }
 
-/// Tries pools that did not work again; the error names one that still does not. To be asked before
-/// anything is sought: what is sought may be on a pool that came back.
-fn whole(pools: &mut [Pool]) -> Result<(), StorageError> {
-    let broken = pools.iter_mut().filter(|pool| !pool.is_good());
-    broken.map(Pool::check).fold(Ok(()), Result::and)
+/// What a ledger is about: all but what the node keeps for itself.
+const KEPT: [Kind; 4] = [Kind::ZMount, Kind::Volume, Kind::RootDisk, Kind::RootFolder];
+
+fn in_ledger(source: std::io::Error) -> StorageError {
+    let (pool, what) = ("node".to_owned(), "the ledger of pools".to_owned());
+    StorageError::Io { pool, what, source }
 }
 
 fn locate<'a>(
@@ -429,41 +440,6 @@ fn find_in(
         path,
         pool: pool.name().to_owned(),
     }))
-}
-
-fn grow(pool: &Pool, name: &str, space: Space, size: u64) -> Result<Space, StorageError> {
-    if size < space.size {
-        return Err(if space.kind.is_disk() {
-            StorageError::DiskShrinks
-        } else {
-            StorageError::VolumeShrinks
-        });
-    }
-    if size == space.size {
-        return Ok(space);
-    }
-    if pool.left()? < size - space.size {
-        return Err(StorageError::Full(pool.kind()));
-    }
-    if space.kind.is_disk() {
-        disk::grow(pool, &space.path, space.size, size)?;
-    } else {
-        folder::promise(pool, space.kind, name, size)?;
-    }
-    tracing::info!(id = %space.id, kind = ?space.kind, from = space.size, to = size, "grown");
-    Ok(Space { size, ..space })
-}
-
-/// Of the pools with enough room, the one with the most.
-fn roomiest(pools: &[Pool], kind: PoolKind, size: u64) -> Result<&Pool, StorageError> {
-    let mut best: Option<(u64, &Pool)> = None;
-    for pool in pools.iter().filter(|pool| pool.kind() == kind && pool.is_good()) {
-        let left = pool.left()?;
-        if left >= size && best.is_none_or(|(most, _)| left > most) {
-            best = Some((left, pool));
-        }
-    }
-    best.map(|(_, pool)| pool).ok_or(StorageError::Full(kind))
 }
 
 #[cfg(test)]

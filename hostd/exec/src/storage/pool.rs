@@ -1,5 +1,6 @@
 //! One pool: its place, whether it works, and how much of it is promised.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -10,6 +11,7 @@ use hostd_grid::derived::WorkloadId;
 use rustix::fs::{FlockOperation, StatVfs, flock, statvfs};
 
 use super::names::{self, MAKING, REMOVING};
+use super::quota::{self, Quotas};
 use super::{Kind, PoolConfig, PoolKind, StorageError, disk, folder};
 
 /// Held by the one process that uses the pool.
@@ -25,6 +27,19 @@ pub(super) struct Pool {
     config: PoolConfig,
     /// None while it is broken.
     works: Option<Works>,
+    /// Why it is.
+    problem: Problem,
+}
+
+/// Why a pool is broken, in words.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Problem(String);
+
+impl Problem {
+    /// Of the pool with this name.
+    pub(super) fn error(&self, pool: &str) -> StorageError {
+        StorageError::Broken { name: pool.to_owned(), reason: self.0.clone() }
+    }
 }
 
 #[derive(Debug)]
@@ -32,13 +47,15 @@ struct Works {
     size: u64,
     /// Which file system it was when it was opened.
     device: u64,
+    /// Of its file system, if that has any.
+    quotas: Option<Quotas>,
     _lock: File,
 }
 
 impl Pool {
     /// Takes a pool, or has it broken.
     pub(super) fn open(config: PoolConfig) -> Self {
-        let mut pool = Self { config, works: None };
+        let mut pool = Self { config, works: None, problem: Problem::default() };
         if let Err(error) = pool.check() {
             tracing::error!(%error, "a pool does not work");
         }
@@ -47,6 +64,10 @@ impl Pool {
 
     pub(super) fn name(&self) -> &str {
         &self.config.name
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.config.path
     }
 
     pub(super) fn kind(&self) -> PoolKind {
@@ -60,6 +81,11 @@ impl Pool {
     /// Bytes that may be promised; none while it is broken.
     pub(super) fn size(&self) -> u64 {
         self.works.as_ref().map_or(0, |works| works.size)
+    }
+
+    /// What holds folders to their promises.
+    pub(super) fn quotas(&self) -> Option<&Quotas> {
+        self.works.as_ref()?.quotas.as_ref()
     }
 
     /// Bytes that are promised.
@@ -77,11 +103,6 @@ impl Pool {
             }
         }
         Ok(sum)
-    }
-
-    /// Bytes that are not promised yet.
-    pub(super) fn left(&self) -> Result<u64, StorageError> {
-        Ok(self.size().saturating_sub(self.promised()?))
     }
 
     /// Workloads that have something of this kind here.
@@ -140,8 +161,21 @@ impl Pool {
         self.sync(&folder)
     }
 
-    /// Says what was tried.
-    pub(super) fn io(&self, what: &str, path: &Path) -> impl Fn(io::Error) -> StorageError {
+    /// Removes a folder that is nobody's any more, with its project.
+    pub(super) fn discard(&self, folder: &Path) -> Result<(), StorageError> {
+        let project = quota::project_of(&folder.join(folder::DATA_NAME)).ok().flatten();
+        remove_all(folder).map_err(self.io("removing", folder))?;
+        match (self.quotas(), project) {
+            (Some(quotas), Some(project)) => {
+                quotas.forget(project).map_err(self.io("freeing the quota of", folder))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says what was tried. Where the pool is, is not for its users to know.
+    pub(super) fn io(&self, what: &str, path: &Path) -> impl Fn(io::Error) -> StorageError + use<> {
+        let path = path.strip_prefix(&self.config.path).unwrap_or(path);
         let (pool, what) = (self.config.name.clone(), format!("{what} {}", path.display()));
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -153,20 +187,24 @@ impl Pool {
 
     /// Looks whether it works. One that came back is taken again.
     pub(super) fn check(&mut self) -> Result<(), StorageError> {
-        let checked = self.try_check();
-        let name = || self.config.name.clone();
-        checked.map_err(|reason| {
+        self.try_check().map_err(|reason| {
             self.works = None;
-            StorageError::Broken { name: name(), reason }
+            self.problem = Problem(reason);
+            self.problem.error(&self.config.name)
         })
+    }
+
+    /// Why it is broken, if it is.
+    pub(super) fn problem(&self) -> Problem {
+        self.problem.clone()
     }
 
     fn try_check(&mut self) -> Result<(), String> {
         let path = self.config.path.clone();
-        let text = |error: io::Error| format!("{}: {error}", path.display());
+        let text = |error: io::Error| error.to_string();
         let metadata = fs::metadata(&path).map_err(text)?;
         if self.config.mount_point && is_same_file_system(&path, &metadata).map_err(text)? {
-            return Err(format!("{}: its file system is not mounted", path.display()));
+            return Err("its file system is not mounted".to_owned());
         }
         if self.works.as_ref().is_some_and(|works| works.device != metadata.dev()) {
             // Another file system is in its place: to be opened anew.
@@ -180,9 +218,27 @@ impl Pool {
         }
         let lock = lock(&path).map_err(text)?;
         self.sweep().map_err(text)?;
-        self.works = Some(Works { size, device: metadata.dev(), _lock: lock });
+        let quotas = Quotas::open(&path).map_err(text)?;
+        if let Some(quotas) = &quotas {
+            self.settle(quotas).map_err(|error| error.to_string())?;
+        }
+        self.works = Some(Works { size, device: metadata.dev(), quotas, _lock: lock });
         tracing::info!(pool = self.name(), kind = %self.kind(), size, "pool");
         Ok(())
+    }
+
+    /// Has the file system hold each folder to what was promised, whatever a crash left.
+    fn settle(&self, quotas: &Quotas) -> Result<(), StorageError> {
+        let mut promised = BTreeMap::new();
+        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_disk()) {
+            for id in self.ids(kind)? {
+                let Some(name) = names::file_name(&id) else { continue };
+                let Some((path, size)) = folder::find(self, kind, &name)? else { continue };
+                let project = quota::project_of(&path).map_err(self.io("looking at", &path))?;
+                promised.extend(project.map(|project| (project, size)));
+            }
+        }
+        quotas.settle(&promised).map_err(self.io("setting quotas of", &self.config.path))
     }
 
     /// Removes what a crash left half-made or half-removed.

@@ -24,6 +24,16 @@ fn config(name: &str, path: &Path, kind: PoolKind, size_max: u64) -> PoolConfig 
     }
 }
 
+/// Several pools of these kinds, of so many MiB.
+fn several(folder: &Path, pools: &[(&str, PoolKind, u64)]) -> Vec<PoolConfig> {
+    let pool = |(name, kind, size): &(&str, PoolKind, u64)| {
+        let path = folder.join(name);
+        fs::create_dir_all(&path).unwrap();
+        config(name, &path, *kind, size * MIB)
+    };
+    pools.iter().map(pool).collect()
+}
+
 fn open(folder: &Path) -> Storage {
     let (one, two) = (folder.join("one"), folder.join("two"));
     fs::create_dir_all(&one).unwrap();
@@ -234,4 +244,149 @@ fn a_pool_has_one_user_and_one_name_and_its_file_system() {
     let storage = Storage::open(&[unmounted]).unwrap();
     let problem = storage.check().remove(0).problem.unwrap();
     assert!(problem.contains("its file system is not mounted"), "{problem}");
+}
+
+#[test]
+fn of_several_pools_the_emptiest_is_taken_and_figures_match() {
+    let folder = tempfile::tempdir().unwrap();
+    let pools = several(
+        folder.path(),
+        &[("a", PoolKind::Ssd, 8), ("b", PoolKind::Ssd, 12), ("h", PoolKind::Hdd, 99)],
+    );
+    let storage = Storage::open(&pools).unwrap();
+    let placed: Vec<String> = ["one", "two", "three", "four"]
+        .into_iter()
+        .map(|name| storage.create(Kind::ZMount, &id(name), 4 * MIB).unwrap().pool)
+        .collect();
+    // 8 and 12 are left, 8 and 8, 4 and 8, 4 and 4.
+    assert_eq!(placed, ["b", "a", "b", "a"]);
+    let seen = storage.pools(&BTreeMap::from([("h".to_owned(), 7)]));
+    for pool in &seen {
+        // What is said to be used is there.
+        let on_disk: u64 = tree(&folder.path().join(&pool.name))
+            .iter()
+            .map(|path| fs::metadata(path).unwrap())
+            .filter(|metadata| metadata.is_file())
+            .map(|metadata| metadata.blocks() * 512)
+            .sum();
+        let expected = if pool.name == "h" { 7 } else { on_disk };
+        assert_eq!(pool.used, expected, "{pool:?}");
+    }
+    let sizes: Vec<_> = seen.iter().map(|pool| pool.size / MIB).collect();
+    assert_eq!(sizes, [8, 12, 99]);
+    // Together there would be room.
+    let error = storage.create(Kind::ZMount, &id("five"), 5 * MIB).unwrap_err().to_string();
+    assert_eq!(error, "not enough space left in pools of this type ssd");
+}
+
+#[test]
+fn hard_disks_stand_for_ssds_only_if_that_is_wanted_and_there_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let hdd = several(folder.path(), &[("h", PoolKind::Hdd, 20)]);
+    let storage = Storage::open(&hdd).unwrap();
+    assert!(storage.create(Kind::Volume, &id("v"), MIB).is_err());
+    assert_eq!((storage.capacity().sru, storage.capacity().hru), (0, 20 * MIB));
+    drop(storage);
+    let storage = Storage::open(&hdd).unwrap().with_missing_ssd(true);
+    // Half is for each, so that neither promises what is the other's.
+    assert_eq!((storage.capacity().sru, storage.capacity().hru), (10 * MIB, 10 * MIB));
+    assert_eq!(storage.create(Kind::Volume, &id("v"), 8 * MIB).unwrap().pool, "h");
+    assert!(storage.create(Kind::Volume, &id("w"), 3 * MIB).is_err());
+    assert!(storage.grow(Kind::Volume, &id("v"), 11 * MIB).is_err());
+    assert_eq!(storage.hard_disks().unwrap()[0].size, 10 * MIB);
+    drop(storage);
+    // With an SSD, what is on the hard disk stays there, and is not promised again.
+    let both = several(folder.path(), &[("h", PoolKind::Hdd, 20), ("s", PoolKind::Ssd, 20)]);
+    let storage = Storage::open(&both).unwrap().with_missing_ssd(true);
+    assert_eq!(storage.find(Kind::Volume, &id("v")).unwrap().unwrap().pool, "h");
+    assert_eq!(storage.create(Kind::Volume, &id("w"), MIB).unwrap().pool, "s");
+    assert_eq!(storage.hard_disks().unwrap()[0].size, 12 * MIB);
+}
+
+#[test]
+fn a_broken_hard_disk_keeps_nobody_from_the_ssds() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pools = several(folder.path(), &[("s", PoolKind::Ssd, 8), ("h", PoolKind::Hdd, 8)]);
+    pools[1].path = folder.path().join("absent");
+    let storage = Storage::open(&pools).unwrap();
+    storage.create(Kind::ZMount, &id("a"), MIB).unwrap();
+    assert_eq!(storage.inventory().unwrap(), [id("a")]);
+    assert_eq!(storage.find(Kind::ZMount, &id("b")).unwrap(), None);
+    storage.remove(Kind::ZMount, &id("b")).unwrap();
+    let problems: Vec<_> = storage.check().into_iter().map(|pool| pool.problem).collect();
+    assert!(problems[0].is_none() && problems[1].is_some(), "{problems:?}");
+    assert!(storage.hard_disks().unwrap().is_empty());
+    drop(storage);
+    // Unless it may have stood for one.
+    let storage = Storage::open(&pools).unwrap().with_missing_ssd(true);
+    assert!(storage.create(Kind::ZMount, &id("b"), MIB).is_err());
+}
+
+#[test]
+fn errors_name_the_pool_and_not_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("1a2b3c4d-5e6f-4711-89ab-cdef01234567");
+    fs::create_dir(&place).unwrap();
+    let storage = Storage::open(&[config("fast", &place, PoolKind::Ssd, 8 * MIB)]).unwrap();
+    // Something is where disks belong.
+    fs::create_dir_all(place.join("vdisks/11-4242-a")).unwrap();
+    let error = storage.create(Kind::ZMount, &id("a"), MIB).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with("storage pool fast: looking at vdisks/11-4242-a"), "{text}");
+    fs::remove_dir_all(&place).unwrap();
+    let error = storage.check().remove(0).problem.unwrap();
+    for text in [text, error] {
+        assert!(!text.contains("1a2b3c4d") && !text.contains("/tmp"), "{text}");
+    }
+}
+
+#[test]
+fn a_disk_that_may_not_shrink_is_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path());
+    let made = storage.create(Kind::ZMount, &id("a"), 2 * MIB).unwrap();
+    let file = fs::File::options().write(true).open(&made.path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"the end", 2 * MIB - 7).unwrap();
+    let before = fs::read(&made.path).unwrap();
+    assert!(storage.grow(Kind::ZMount, &id("a"), MIB).is_err());
+    assert_eq!(fs::read(&made.path).unwrap(), before);
+    assert_eq!(storage.find(Kind::ZMount, &id("a")).unwrap().unwrap(), made);
+}
+
+#[test]
+fn a_broken_pool_keeps_nobody_from_the_others_where_a_ledger_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let pools = several(folder.path(), &[("a", PoolKind::Ssd, 8), ("b", PoolKind::Ssd, 9)]);
+    let ledger = folder.path().join("spaces.json");
+    let open = || Storage::open(&pools).unwrap().with_ledger(&ledger).unwrap();
+    let storage = open();
+    for (name, pool) in [("one", "b"), ("two", "a")] {
+        assert_eq!(storage.create(Kind::ZMount, &id(name), 4 * MIB).unwrap().pool, pool);
+    }
+    storage.create(Kind::Volume, &id("gone"), MIB).unwrap();
+    storage.remove(Kind::Volume, &id("gone")).unwrap();
+    drop(storage);
+    let (place, away) = (folder.path().join("b"), folder.path().join("away"));
+    fs::rename(&place, &away).unwrap();
+    let storage = open();
+    // What is there is known, and made nowhere else; what was never made can be.
+    assert_eq!(storage.inventory().unwrap(), [id("two"), id("one")]);
+    let text = storage.create(Kind::ZMount, &id("one"), MIB).unwrap_err().to_string();
+    assert!(text.starts_with("storage pool b is not available:"), "{text}");
+    assert!(storage.find(Kind::ZMount, &id("one")).is_err());
+    assert!(storage.remove(Kind::ZMount, &id("one")).is_err());
+    assert_eq!(storage.find(Kind::Volume, &id("gone")).unwrap(), None);
+    assert_eq!(storage.create(Kind::ZMount, &id("new"), MIB).unwrap().pool, "a");
+    storage.remove(Kind::ZMount, &id("two")).unwrap();
+    fs::rename(&away, &place).unwrap();
+    assert_eq!(storage.find(Kind::ZMount, &id("one")).unwrap().unwrap().pool, "b");
+    drop(storage);
+    // Without the ledger, a broken pool may have anything.
+    fs::rename(&place, &away).unwrap();
+    fs::remove_file(&ledger).unwrap();
+    let storage = open();
+    assert!(storage.create(Kind::ZMount, &id("other"), MIB).is_err());
+    assert!(storage.inventory().is_err());
+    fs::rename(&away, &place).unwrap();
+    assert_eq!(storage.inventory().unwrap().len(), 2);
 }

@@ -1,0 +1,85 @@
+//! Disks and volumes by hand: what a node does to its disks, one thing at a time.
+//!
+//! ```text
+//! pools prepare MOUNTS MKFS                     make pools of disks, and mount them: JSON
+//! pools create MOUNTS NAME SIZE                 a volume: its folder
+//! pools grow MOUNTS NAME SIZE
+//! pools remove MOUNTS NAME
+//! pools fill FILE                               write without privileges until it ends: bytes, and why
+//! pools free FOLDER                             bytes that it has, and that are free
+//! pools cache MOUNTS PLACE                      the node's own folder, mounted: its size
+//! ```
+
+#![allow(clippy::unwrap_used, reason = "who runs it by hand sees why it ends")]
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use hostd_exec::storage::disks::{DisksConfig, prepare};
+use hostd_exec::storage::{Kind, Storage};
+use hostd_grid::derived::WorkloadId;
+use hostd_grid::{ContractId, Name, TwinId};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["prepare", mounts, mkfs] => {
+            let prepared = prepare(&config(mounts, mkfs)).unwrap();
+            println!("{}", serde_json::to_string_pretty(&prepared.disks).unwrap());
+        }
+        ["create", mounts, name, size] => {
+            let made = storage(mounts).create(Kind::Volume, &id(name), size.parse().unwrap());
+            println!("{}", made.unwrap().path.display());
+        }
+        ["grow", mounts, name, size] => {
+            let size = size.parse().unwrap();
+            println!("{}", storage(mounts).grow(Kind::Volume, &id(name), size).unwrap().size);
+        }
+        ["remove", mounts, name] => storage(mounts).remove(Kind::Volume, &id(name)).unwrap(),
+        ["fill", file] => fill(Path::new(file)),
+        ["free", folder] => {
+            let all = rustix::fs::statvfs(*folder).unwrap();
+            println!("{} {}", all.f_blocks * all.f_frsize, all.f_bavail * all.f_frsize);
+        }
+        ["cache", mounts, place] => {
+            let folder = storage(mounts).mount_node_folder(Path::new(place)).unwrap();
+            println!("{folder:?}");
+        }
+        _ => panic!("see the file's begin for what there is"),
+    }
+}
+
+fn config(mounts: &str, mkfs: &str) -> DisksConfig {
+    let (mounts, mkfs) = (PathBuf::from(mounts), PathBuf::from(mkfs));
+    DisksConfig { mounts, mkfs, fsck: "/sbin/e2fsck".into() }
+}
+
+fn storage(mounts: &str) -> Storage {
+    // Nothing is left to be made.
+    Storage::open(&prepare(&config(mounts, "/absent")).unwrap().pools).unwrap()
+}
+
+fn id(name: &str) -> WorkloadId {
+    WorkloadId { twin_id: TwinId(1), contract_id: ContractId(2), name: Name::new(name) }
+}
+
+fn fill(path: &Path) {
+    // Who may exceed all limits is held to none.
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+    sets.permitted.remove(CapabilitySet::SYS_RESOURCE);
+    sets.inheritable.remove(CapabilitySet::SYS_RESOURCE);
+    set_capabilities(None, sets).unwrap();
+    let mut file = File::create(path).unwrap();
+    let mut count = 0_u64;
+    let error = loop {
+        match file.write_all(&[7; 65_536]).and_then(|()| file.sync_data()) {
+            Ok(()) => count += 65_536,
+            Err(error) => break error,
+        }
+    };
+    println!("{count} {:?}", error.kind());
+}
