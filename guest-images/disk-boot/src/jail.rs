@@ -63,6 +63,16 @@ pub(crate) fn end_with_parent() -> io::Result<()> {
 
 /// Closes the jail. `file_size_max` is the size of the largest file that is written.
 pub(crate) fn close(file_size_max: u64) -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    // What the kernel can't do is done by the filter alone.
+    Ruleset::default()
+        .handle_access(AccessFs::from_all(NEWEST))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEWEST)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)))
+        .and_then(Ruleset::create)
+        .and_then(landlock::RulesetCreated::restrict_self)
+        .map_err(io::Error::other)?;
+    let program = program()?;
     for (resource, limit) in [
         (Resource::As, MEMORY_SIZE_MAX),
         (Resource::Cpu, CPU_TIME_MAX_S),
@@ -73,16 +83,7 @@ pub(crate) fn close(file_size_max: u64) -> io::Result<()> {
     ] {
         limit_to(resource, limit)?;
     }
-    rustix::thread::set_no_new_privs(true)?;
-    // What the kernel can't do is done by the filter alone.
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(NEWEST))
-        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEWEST)))
-        .and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)))
-        .and_then(Ruleset::create)
-        .and_then(landlock::RulesetCreated::restrict_self)
-        .map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program()?).map_err(io::Error::other)
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
 }
 
 /// Limits a resource; a lower limit that somebody else has set is as good.

@@ -353,7 +353,7 @@ allow_routes = ["local"]
 "#;
 
 /// A program of ours: in one of the folders that `ZERO_OS_PROGRAMS` names, or beside the test's own.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let beside = std::env::current_exe().unwrap();
     let beside = beside.parent().and_then(Path::parent).unwrap().join(name);
     let path = named(name).or_else(|| Some(beside).filter(|path| path.is_file()));
@@ -367,7 +367,12 @@ fn named(name: &str) -> Option<PathBuf> {
 }
 
 /// A disk with a file system of so many MiB, with what `fill` puts into a folder.
-fn disk_of(folder: &Path, name: &str, size_mib: u64, fill: impl FnOnce(&Path)) -> PathBuf {
+pub(crate) fn disk_of(
+    folder: &Path,
+    name: &str,
+    size_mib: u64,
+    fill: impl FnOnce(&Path),
+) -> PathBuf {
     let (source, disk) = (folder.join(name), folder.join(format!("{name}.ext4")));
     fs::create_dir(&source).unwrap();
     fill(&source);

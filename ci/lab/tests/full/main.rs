@@ -29,4 +29,5 @@ mod node;
 mod plug_pull;
 mod posix;
 mod power;
+mod whole_disk;
 mod zdb;

@@ -22,6 +22,7 @@
 mod disk;
 mod folder;
 mod names;
+mod once;
 mod pool;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use hostd_grid::derived::{ShortId, WorkloadId};
 use serde::Deserialize;
 
 pub use self::names::{file_name, parse};
+pub use self::once::write_once;
 use self::pool::Pool;
 
 /// A pool, as the node's configuration has it.

@@ -12,6 +12,10 @@
 //! ([`record`]): nothing is remembered. A machine's name there is `vm-` and the 13 characters that are
 //! derived from its id.
 //!
+//! A machine that is a whole disk is started by `disk-boot`, which finds the kernel that is on the disk
+//! now and becomes its VMM. A reset of such a guest ends the VMM, so that it goes on with the kernel that
+//! it has installed.
+//!
 //! | module | what |
 //! |---|---|
 //! | [`entry`] | command and environment, as the guest's init reads them |
@@ -43,7 +47,7 @@ use vmm_spec::{Exit, SpecError};
 use api::ApiError;
 use cidata::{CiData, CiDataError};
 use record::{Record, Records};
-use spec::{Files, Order};
+use spec::{Boot, Files, Order};
 
 /// How long a VMM may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -60,6 +64,9 @@ const LOG_SIZE_MAX: u64 = 4 << 20;
 const MEMORY_OVERHEAD: u64 = 512 << 20;
 /// Threads of a VMM beside those of its guest's processors.
 const THREADS_OVERHEAD: u32 = 128;
+/// Ends that are no crashes: the guest switched itself off, or asked for a reset that is none of the
+/// machine's ([`Boot::Disk`]).
+const CLEAN: [Exit; 2] = [Exit::Off, Exit::ResetRefused];
 /// Bytes of a log's end that are looked at for a reason.
 const REASON_SIZE_MAX: u64 = 2048;
 
@@ -72,6 +79,8 @@ pub struct VmConfig {
     pub runtime: PathBuf,
     /// The `vmm` program.
     pub vmm: PathBuf,
+    /// The `disk-boot` program, without which no machine is a whole disk.
+    pub disk_boot: Option<PathBuf>,
     /// The kernel of images that bring none.
     pub kernel: PathBuf,
     /// Its initial file system.
@@ -192,8 +201,8 @@ impl Vms {
             let is_over = status.name == program.name && status.pid.is_none();
             let end = status.last_exit.filter(|_| is_over);
             let Some(end) = end else { continue };
-            // A guest that is quick to switch itself off has run.
-            if end.outcome == Outcome::Status(Exit::Off.code()) {
+            // A guest that is quick to switch itself off, or to ask for a reset, has run.
+            if CLEAN.iter().any(|exit| end.outcome == Outcome::Status(exit.code())) {
                 return Ok(());
             }
             let log = record::tail(&self.log(id), REASON_SIZE_MAX);
@@ -204,20 +213,31 @@ impl Vms {
     }
 
     fn program(&self, id: &WorkloadId, description: &Path, order: &Order) -> Program {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let argv = [text(&self.config.vmm), "run".into(), "--config".into(), text(description)];
         let memory_max = order.memory.saturating_add(MEMORY_OVERHEAD);
         Program {
             log: Some(Log { path: self.log(id), size_max: LOG_SIZE_MAX, kept: 1 }),
-            policy: Policy::machine(&[Exit::Off.code()], &[Exit::Usage.code()]),
+            policy: Policy::machine(&CLEAN.map(Exit::code), &[Exit::Usage.code()]),
             limits: Limits {
                 memory_max: Some(memory_max),
                 pids_max: Some(THREADS_OVERHEAD + u32::from(order.cpus)),
                 cpu_max_percent: None,
             },
             network_namespace: order.namespace.clone(),
-            ..Program::new(name(id), argv)
+            ..Program::new(name(id), self.argv(description, order))
         }
+    }
+
+    fn argv(&self, description: &Path, order: &Order) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut argv = Vec::new();
+        if let (Boot::Disk { folder }, Some(program)) = (&order.boot, &self.config.disk_boot) {
+            argv.extend([text(program), "run".into(), "--into".into(), text(folder)]);
+            argv.extend(["--words".into(), spec::WORDS_FOR_DISKS.into()]);
+            argv.extend(order.whole_disk().map(text));
+            argv.push("--".into());
+        }
+        argv.extend([text(&self.config.vmm), "run".into(), "--config".into(), text(description)]);
+        argv
     }
 
     /// Stops its processors.
