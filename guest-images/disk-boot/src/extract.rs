@@ -14,7 +14,7 @@ use crate::volumes::Volumes;
 /// Largest kernel, in bytes.
 pub const KERNEL_SIZE_MAX: u64 = 128 << 20;
 /// Largest initial file systems together, in bytes.
-pub const INITRAMFS_SIZE_MAX: u64 = 512 << 20;
+pub const INITRAMFS_SIZE_MAX: u64 = 256 << 20;
 /// Bytes at a kernel's start that tell its kind.
 const START_SIZE: usize = 0x206;
 

@@ -127,7 +127,7 @@ impl Node {
             cpus: 1,
             memory: MEMORY,
             image: image.path.clone(),
-            boot: Boot::Disk { folder: vms.records().folder(&id).join("boot") },
+            boot: Boot::Disk { folder: vms.boot_folder(&id) },
             mounts: vec![Mount { name: "disk".into(), target: "/disk".into(), place: disk }],
             cards: Vec::new(),
             namespace: None,

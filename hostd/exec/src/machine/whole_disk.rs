@@ -45,7 +45,7 @@ impl Inner {
         kind: impl Fn(&Name) -> Option<WorkloadType>,
     ) -> Result<Boot, HostError> {
         self.write_whole_disk(id, machine, image, size, kind).map_err(host)?;
-        Ok(Boot::Disk { folder: self.vms.records().folder(id).join("boot") })
+        Ok(Boot::Disk { folder: self.vms.boot_folder(id) })
     }
 
     fn write_whole_disk(

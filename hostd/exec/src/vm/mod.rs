@@ -291,12 +291,21 @@ impl Vms {
             }
         }
         self.supervisor.stop(&name, STOP_GRACE)?;
-        match std::fs::remove_file(&socket) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(VmError::Io { what: "the machine's socket can't be removed", source })
+        for (what, removed) in [
+            ("the machine's socket can't be removed", std::fs::remove_file(&socket)),
+            (
+                "the machine's kernel can't be removed",
+                std::fs::remove_dir_all(self.boot_folder(id)),
+            ),
+        ] {
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(VmError::Io { what, source });
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Machines that have a process, will have one again, or crashed too often, or that their owners
@@ -340,6 +349,12 @@ impl Vms {
     /// Where a machine says what it says.
     pub fn log(&self, id: &WorkloadId) -> PathBuf {
         self.records.folder(id).join("console.log")
+    }
+
+    /// Where the kernel of a whole disk is put whenever its machine starts. It is as large as a stranger
+    /// makes it, so it lies in memory, which is the machine's own, and goes when the machine stops.
+    pub fn boot_folder(&self, id: &WorkloadId) -> PathBuf {
+        self.config.runtime.join(format!("{}.boot", id.device("vm")))
     }
 
     fn ids(&self) -> Result<Vec<WorkloadId>, VmError> {

@@ -428,8 +428,9 @@ impl<'a> Machine<'a> {
             "" => "/loader/entries".to_owned(),
             folder => folder.to_owned(),
         };
-        // On the root, or below `/boot` of it.
-        for folder in [folder.clone(), format!("/boot{folder}")] {
+        // On the root, below `/boot` of it, or where a script found the boot partition.
+        let boot = format!("({}){folder}", self.variable("boot"));
+        for folder in [folder.clone(), format!("/boot{folder}"), boot] {
             let Some(place) = self.place(&folder) else { continue };
             let found = bls::entries(self.volumes, &place, &|name| self.value(name))?;
             if found.is_empty() {

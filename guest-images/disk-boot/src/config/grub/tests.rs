@@ -149,6 +149,14 @@ fn entries_of_files_are_the_menu_of_fedora() {
 }
 
 #[test]
+fn entries_of_a_boot_partition_are_found_by_its_variable() {
+    let config = "search --no-floppy --fs-uuid --set=boot 0c0d-boot\nblscfg\n";
+    let files = [("loader/entries/a.conf", "linux /vmlinuz\noptions x\n")];
+    let offer = first(vec![root(config, &[]), Memory::new(BOOT, &files)]);
+    assert_eq!((offer.kernel, offer.cmdline.as_str()), (Some(at(1, "/vmlinuz")), "x"));
+}
+
+#[test]
 fn functions_loops_and_files_work() {
     let config = "function add { set list=\"$list $1\"; if [ $1 = c ]; then return 1; fi; true; }\n\
                   for x in a b c d; do if add $x; then continue; else break; fi; done\n\
