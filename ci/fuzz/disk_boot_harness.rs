@@ -10,7 +10,7 @@ use disk_boot::volumes::{Volume, Volumes};
 use disk_boot::{choose, extract};
 
 /// Reads a disk, or a file system with one configuration.
-pub fn disk_boot(bytes: &[u8]) {
+pub(crate) fn disk_boot(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
     let path = match kind % 4 {
         0 => return disk(bytes),

@@ -10,7 +10,7 @@ use hostd_node::host::HostError;
 
 use super::{Inner, host};
 use crate::image::{Image, ImageError};
-use crate::storage::{Kind, StorageError, write_once};
+use crate::storage::{Kind, Space, StorageError, write_once};
 use crate::vm::spec::Boot;
 
 /// Why there is no such machine. Texts are those of existing nodes where clients know them.
@@ -59,16 +59,65 @@ impl Inner {
         if self.config.programs.disk_boot.is_none() {
             return Err(WholeDiskError::NoProgram);
         }
-        let mount = machine.mounts.first().ok_or(WholeDiskError::NoMount)?;
-        let name = &mount.name;
-        if kind(name) != Some(WorkloadType::ZMount) {
-            return Err(WholeDiskError::NoDisk(name.clone()));
-        }
-        let space = self.storage.find(Kind::ZMount, &id.sibling(name))?;
-        let space = space.ok_or_else(|| WholeDiskError::Absent(name.clone()))?;
-        if space.size < size {
-            return Err(WholeDiskError::Size { name: name.clone(), image: size, disk: space.size });
-        }
+        let find = |name: &Name| self.storage.find(Kind::ZMount, &id.sibling(name));
+        let space = first_disk(machine, size, kind, find)?;
         write_once(&space, |disk| Ok(self.images.write_disk(image, disk)?)).map(drop)
+    }
+}
+
+/// The disk that an image of `size` bytes is written to.
+fn first_disk(
+    machine: &ZMachineLight,
+    size: u64,
+    kind: impl Fn(&Name) -> Option<WorkloadType>,
+    find: impl Fn(&Name) -> Result<Option<Space>, StorageError>,
+) -> Result<Space, WholeDiskError> {
+    let name = &machine.mounts.first().ok_or(WholeDiskError::NoMount)?.name;
+    if kind(name) != Some(WorkloadType::ZMount) {
+        return Err(WholeDiskError::NoDisk(name.clone()));
+    }
+    let space = find(name)?.ok_or_else(|| WholeDiskError::Absent(name.clone()))?;
+    if space.size < size {
+        return Err(WholeDiskError::Size { name: name.clone(), image: size, disk: space.size });
+    }
+    Ok(space)
+}
+
+#[cfg(test)]
+mod tests {
+    use hostd_grid::workload::Mount;
+
+    use super::*;
+    use crate::storage::parse;
+
+    fn first(mounts: &[&str], size: u64) -> Result<Space, String> {
+        let mount = |name: &&str| Mount { name: (*name).into(), mountpoint: "/x".to_owned() };
+        let mounts = mounts.iter().map(mount).collect();
+        let machine = ZMachineLight { mounts, ..ZMachineLight::default() };
+        let kind = |name: &Name| match name.as_str() {
+            "share" => Some(WorkloadType::Volume),
+            _ => Some(WorkloadType::ZMount),
+        };
+        let find = |name: &Name| {
+            let id = parse(&format!("1-2-{name}")).unwrap();
+            let (kind, path, pool) = (Kind::ZMount, "/p".into(), "p".into());
+            let space = Space { kind, id, size: 100, path, pool };
+            Ok((name.as_str() != "gone").then_some(space))
+        };
+        first_disk(&machine, size, kind, find).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_image_goes_to_the_first_mount_which_is_a_disk_of_its_size() {
+        assert_eq!(first(&["disk", "share"], 100).unwrap().size, 100);
+        for (mounts, size, expected) in [
+            (&[][..], 1, "at least one mount has to be attached for Vm mode"),
+            (&["share", "disk"], 1, "mount 'share' is no zmount"),
+            (&["gone"], 1, "invalid disk 'gone' state"),
+            (&["disk"], 101, "image size is bigger than disk: 101 bytes, and disk 'disk' has 100"),
+        ] {
+            let error = first(mounts, size).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
     }
 }
