@@ -7,12 +7,12 @@
 //! | neither | with the node's kernel, as a container |
 //!
 //! A VMM maps its kernel before it has a guest, so the kernel is copied out of the image, block by
-//! verified block, through the node's cache. Links are followed inside the image: one that leads out of
-//! it, or round in circles, leads nowhere.
+//! verified block, through the node's cache; so is a disk ([`write_disk`]). Links are followed inside the
+//! image: one that leads out of it, or round in circles, leads nowhere.
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,10 @@ const LINK_COUNT_MAX: usize = 40;
 /// Parts of a path that are walked, those of links included.
 const PART_COUNT_MAX: usize = 1024;
 const READ_SIZE: u32 = 512 << 10;
+/// Bytes of a disk that are left out if they are zeros.
+const ZERO_SIZE: usize = 4096;
+/// The image of a whole disk.
+const DISK: &str = "/image.raw";
 const FORMAT_MASK: u32 = 0o170_000;
 const REGULAR: u32 = 0o100_000;
 const LINK: u32 = 0o120_000;
@@ -77,7 +81,18 @@ pub enum BootError {
         /// What went wrong.
         errno: Errno,
     },
-    /// The folder can't be written.
+    /// The image has no disk.
+    #[error("the image has no {DISK}")]
+    NoDisk,
+    /// Its disk is larger than the one that it is to be written to.
+    #[error("image size is bigger than disk: {DISK} has {size} bytes, the disk {size_max}")]
+    DiskSize {
+        /// The image's.
+        size: u64,
+        /// The disk's.
+        size_max: u64,
+    },
+    /// What is copied can't be written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
@@ -92,7 +107,7 @@ pub enum BootError {
 /// # Errors
 /// [`BootError`].
 pub fn look(image: &dyn FileSystem, folder: &Path) -> Result<Boot, BootError> {
-    if let Some(disk) = file(image, "/image.raw")? {
+    if let Some(disk) = file(image, DISK)? {
         return Ok(Boot::Disk { size: disk.size });
     }
     let Some(kernel) = file(image, "/boot/vmlinuz")? else { return Ok(Boot::Container) };
@@ -103,6 +118,53 @@ pub fn look(image: &dyn FileSystem, folder: &Path) -> Result<Boot, BootError> {
         copy(image, "/boot/initrd.img", initramfs, INITRAMFS_SIZE_MAX, &target)?;
     }
     Ok(Boot::Kernel { kernel: "kernel", initramfs: initramfs.map(|_| "initramfs") })
+}
+
+/// Writes the disk that `image` has to `target`, which is a file or a block device, called `path`, of at
+/// least its size and of nothing but zeros: those of the image are left out. How many bytes it has; they
+/// are on the medium then.
+///
+/// # Errors
+/// [`BootError`]; part of it is written then.
+pub fn write_disk(image: &dyn FileSystem, target: &File, path: &Path) -> Result<u64, BootError> {
+    let found = file(image, DISK)?.ok_or(BootError::NoDisk)?;
+    let io = |source| BootError::Io { path: path.to_owned(), source };
+    let size_max = (&mut &*target).seek(SeekFrom::End(0)).map_err(io)?;
+    if found.size > size_max {
+        return Err(BootError::DiskSize { size: found.size, size_max });
+    }
+    let (mut offset, mut piece) = (0, Vec::new());
+    while offset < found.size {
+        piece.clear();
+        let mut sink = Copy { file: &mut piece, size: 0 };
+        let read = image.read(found.ino, offset, READ_SIZE, &mut sink);
+        read.map_err(|errno| BootError::Unreadable { path: DISK, errno })?;
+        if piece.is_empty() {
+            return Err(BootError::Unreadable { path: DISK, errno: Errno::IO });
+        }
+        write_sparsely(target, &piece, offset).map_err(io)?;
+        offset += piece.len() as u64;
+    }
+    target.sync_all().map_err(io)?;
+    Ok(found.size)
+}
+
+/// Writes the pieces that are not zeros, those that follow each other at once.
+fn write_sparsely(target: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let is_zeros = |piece: &[u8]| piece.iter().all(|byte| *byte == 0);
+    let mut at = offset;
+    for run in
+        bytes.chunks(ZERO_SIZE).collect::<Vec<_>>().chunk_by(|a, b| is_zeros(a) == is_zeros(b))
+    {
+        let size: usize = run.iter().map(|piece| piece.len()).sum();
+        let start = usize::try_from(at - offset).unwrap_or(usize::MAX);
+        match bytes.get(start..).and_then(|rest| rest.get(..size)) {
+            Some(run) if !is_zeros(run) => target.write_all_at(run, at)?,
+            _ => {}
+        }
+        at += size as u64;
+    }
+    Ok(())
 }
 
 /// The regular file at `path`; none if there is nothing.
@@ -187,13 +249,13 @@ fn copy(
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
-/// Takes what is read into a file.
-struct Copy<'a> {
-    file: &'a mut File,
+/// Takes what is read into a file or a vector.
+struct Copy<'a, W: Write> {
+    file: &'a mut W,
     size: u64,
 }
 
-impl ReadSink for Copy<'_> {
+impl<W: Write> ReadSink for Copy<'_, W> {
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.size += bytes.len() as u64;
@@ -302,6 +364,33 @@ mod tests {
         assert_eq!(there, ["initramfs=kernel", "kernel=kernel"]);
         let (boot, there) = look_at(vec![kernel(), ("image.raw", regular(6))]);
         assert_eq!((boot.unwrap(), there), (Boot::Disk { size: 6 }, vec![]));
+    }
+
+    #[test]
+    fn a_disk_is_written_without_its_zeros() {
+        let target = tempfile::NamedTempFile::new().unwrap();
+        target.as_file().write_all_at(b"......last", 0).unwrap();
+        let image = view(vec![("image.raw", link("disk")), ("disk", regular(6))]);
+        let size = write_disk(&image, target.as_file(), target.path()).unwrap();
+        assert_eq!((size, std::fs::read(target.path()).unwrap()), (6, b"kernellast".to_vec()));
+        target.as_file().set_len(5).unwrap();
+        let error = write_disk(&image, target.as_file(), target.path()).unwrap_err().to_string();
+        assert!(error.starts_with("image size is bigger than disk: /image.raw has 6"), "{error}");
+        let none = write_disk(&view(vec![]), target.as_file(), target.path()).unwrap_err();
+        assert_eq!(none.to_string(), "the image has no /image.raw");
+
+        let sparse = tempfile::tempfile().unwrap();
+        sparse.set_len(10 << 20).unwrap();
+        let mut piece = vec![0; 100_000];
+        for (at, byte) in [(0, 1), (4096, 2), (50_000, 3), (99_999, 4)] {
+            piece[at] = byte;
+        }
+        write_sparsely(&sparse, &piece, 1 << 20).unwrap();
+        let mut read = vec![9; 100_001];
+        sparse.read_exact_at(&mut read, 1 << 20).unwrap();
+        assert!(read[..100_000] == piece && read[100_000] == 0);
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&sparse.metadata().unwrap());
+        assert!(blocks * 512 <= 64 << 10, "{blocks} sectors");
     }
 
     #[test]

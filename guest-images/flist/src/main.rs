@@ -30,6 +30,7 @@ enum Command {
     Push(cli::push::PushArguments),
     Unpack(cli::unpack::UnpackArguments),
     Verify(cli::verify::VerifyArguments),
+    WriteDisk(cli::write_disk::WriteDiskArguments),
 }
 
 fn main() -> ExitCode {
@@ -62,5 +63,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Push(arguments) => cli::push::run(&arguments),
         Command::Unpack(arguments) => cli::unpack::run(&arguments),
         Command::Verify(arguments) => cli::verify::run(&arguments),
+        Command::WriteDisk(arguments) => cli::write_disk::run(&arguments),
     }
 }

@@ -1,13 +1,15 @@
-//! Reads the files of a small FAT volume: the `cidata` disk.
+//! Reads the files of a FAT volume: the `cidata` disk of a guest, or the partition that a machine boots
+//! from.
 //!
 //! The init needs neither the kernel's `vfat` with its three helper modules nor a mount, and of the 2 MiB
 //! (`reference/zero-os.md` 4.7) it reads the few sectors that hold something: all of them would cost a
 //! boot more than anything else that it does before its root is there. FAT12, FAT16 and FAT32 with long
-//! names, the root directory only, read only. Layout: Microsoft FAT specification 1.03. As in
+//! names, read only: [`Volume::read`] by name in the root directory, [`Volume::list`] and
+//! [`Volume::copy`] for whoever has folders to walk and files to copy. Layout: Microsoft FAT specification 1.03. As in
 //! Linux, a volume is FAT32 if its 16-bit FAT size is 0, however few clusters it has.
 //!
 //! The bytes are hostile until proven otherwise: every offset is checked, every chain is bounded
-//! by the number of clusters.
+//! by the number of clusters, every folder by [`FILE_BYTES_MAX`].
 
 use std::borrow::Cow;
 
@@ -161,21 +163,70 @@ impl<I: Image> Volume<I> {
     /// [`Error`] for a damaged directory or chain, or a file above [`FILE_BYTES_MAX`].
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let root = self.root()?;
-        let Some(file) = files(&root).find(|file| file.name.eq_ignore_ascii_case(name)) else {
+        let is_wanted = |file: &Entry| !file.is_folder && file.name.eq_ignore_ascii_case(name);
+        let Some(file) = entries(&root).find(is_wanted) else {
             return Ok(None);
         };
         if file.size as usize > FILE_BYTES_MAX {
             return Err(Error::TooLarge(file.size));
         }
-        if file.size == 0 {
-            return Ok(Some(Vec::new()));
-        }
-        let mut content = self.chain(file.cluster, file.size as usize)?;
-        if content.len() < file.size as usize {
-            return Err(Error::Chain(file.cluster));
-        }
-        content.truncate(file.size as usize);
+        let mut content = Vec::new();
+        self.copy(&file, |bytes| {
+            content.extend_from_slice(bytes);
+            Ok::<_, Error>(())
+        })?;
         Ok(Some(content))
+    }
+
+    /// What is in `folder`, which an entry named; in the root directory if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] for a damaged directory or chain.
+    pub fn list(&self, folder: Option<&Entry>) -> Result<Vec<Entry>, Error> {
+        let directory = match folder {
+            // A folder's entry for the one above it says 0 for the root.
+            Some(folder) if folder.cluster != 0 => self.chain(folder.cluster, FILE_BYTES_MAX)?,
+            _ => self.root()?,
+        };
+        let named = entries(&directory).filter(|entry| entry.name != "." && entry.name != "..");
+        Ok(named.collect())
+    }
+
+    /// Gives the contents of `file` to `sink`, piece by piece.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] for a damaged chain, and whatever `sink` says.
+    pub fn copy<E: From<Error>>(
+        &self,
+        file: &Entry,
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut left = file.size as usize;
+        if left == 0 {
+            return Ok(());
+        }
+        self.clusters(file.cluster, |bytes| {
+            let piece = bytes.get(..left).unwrap_or(bytes);
+            left -= piece.len();
+            sink(piece)?;
+            Ok::<_, E>(left > 0)
+        })?;
+        if left > 0 {
+            return Err(Error::Chain(file.cluster).into());
+        }
+        Ok(())
+    }
+
+    /// The number that formatting gave the volume.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn serial(&self) -> Result<u32, Error> {
+        let at = if self.kind == Kind::Fat32 { 67 } else { 39 };
+        Ok(le32(&self.image.bytes(at, 4, "the serial number")?))
     }
 
     fn root(&self) -> Result<Vec<u8>, Error> {
@@ -190,22 +241,34 @@ impl<I: Image> Volume<I> {
     /// The clusters from `first` on, until the chain ends or `wanted` bytes are there.
     fn chain(&self, first: u32, wanted: usize) -> Result<Vec<u8>, Error> {
         let mut out = Vec::new();
+        self.clusters(first, |bytes| {
+            out.extend_from_slice(bytes);
+            Ok::<_, Error>(out.len() < wanted)
+        })?;
+        Ok(out)
+    }
+
+    /// Gives the clusters from `first` on to `sink`, until the chain ends or `sink` wants no more.
+    fn clusters<E: From<Error>>(
+        &self,
+        first: u32,
+        mut sink: impl FnMut(&[u8]) -> Result<bool, E>,
+    ) -> Result<(), E> {
         let mut cluster = first;
         for _ in 0..self.cluster_last {
             if !(2..=self.cluster_last).contains(&cluster) {
-                return Err(Error::Outside("a cluster"));
+                return Err(Error::Outside("a cluster").into());
             }
             let at = self.data_offset + (cluster as usize - 2) * self.cluster_size;
-            out.extend_from_slice(&self.image.bytes(at, self.cluster_size, "a cluster")?);
-            if out.len() >= wanted {
-                return Ok(out);
+            if !sink(&self.image.bytes(at, self.cluster_size, "a cluster")?)? {
+                return Ok(());
             }
             match self.next(cluster)? {
                 Some(next) => cluster = next,
-                None => return Ok(out),
+                None => return Ok(()),
             }
         }
-        Err(Error::Chain(first))
+        Err(Error::Chain(first).into())
     }
 
     /// The cluster after `cluster`, or `None` at the end of its chain.
@@ -274,14 +337,20 @@ impl Bpb {
     }
 }
 
-struct File {
-    name: String,
+/// A file or a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name: the long one if it has one.
+    pub name: String,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// Bytes of a file; of a folder, nothing.
+    pub size: u32,
     cluster: u32,
-    size: u32,
 }
 
-/// The plain files of a directory, with their long names.
-fn files(directory: &[u8]) -> impl Iterator<Item = File> + '_ {
+/// The files and folders of a directory, with their long names.
+fn entries(directory: &[u8]) -> impl Iterator<Item = Entry> + '_ {
     let mut long = LongName::default();
     directory.chunks_exact(ENTRY_SIZE).take_while(|entry| entry.first() != Some(&0)).filter_map(
         move |entry| {
@@ -295,12 +364,14 @@ fn files(directory: &[u8]) -> impl Iterator<Item = File> + '_ {
                 return None;
             }
             let name = std::mem::take(&mut long).finish(entry);
-            if attr & (ATTR_LABEL | ATTR_DIRECTORY) != 0 {
+            if attr & ATTR_LABEL != 0 {
                 return None;
             }
             let high = u32::from(le16(entry.get(20..22)?));
             let low = u32::from(le16(entry.get(26..28)?));
-            Some(File { name, cluster: high << 16 | low, size: le32(entry.get(28..32)?) })
+            let is_folder = attr & ATTR_DIRECTORY != 0;
+            let size = if is_folder { 0 } else { le32(entry.get(28..32)?) };
+            Some(Entry { name, is_folder, cluster: high << 16 | low, size })
         },
     )
 }
@@ -458,6 +529,40 @@ mod tests {
             assert_eq!(v.read("empty.txt").unwrap().unwrap(), b"");
             assert_eq!(v.read("absent").unwrap(), None);
         }
+    }
+
+    #[test]
+    fn folders_are_listed_and_files_are_copied() {
+        let mut image = volume(Kind::Fat32);
+        // `ZOSRC` becomes a folder, in which there are what stands for itself and a file.
+        image[1024 + 11] = ATTR_DIRECTORY;
+        let data = 1024;
+        let mut inside = [0u8; 512];
+        inside[..11].copy_from_slice(b".          ");
+        inside[11] = ATTR_DIRECTORY;
+        inside[32..43].copy_from_slice(b"KERNEL     ");
+        inside[32 + 26..32 + 28].copy_from_slice(&4u16.to_le_bytes());
+        inside[32 + 28..32 + 32].copy_from_slice(&3u32.to_le_bytes());
+        image[data + 512..data + 1024].copy_from_slice(&inside);
+        let v = Volume::open(&image).unwrap();
+        let top = v.list(None).unwrap();
+        let names: Vec<_> = top.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["ZOSRC", "user-data", "EMPTY.TXT", "LOOP", "OUT", "HUGE"]);
+        assert!(top[0].is_folder && !top[1].is_folder);
+        let inside = v.list(Some(&top[0])).unwrap();
+        assert_eq!(inside.len(), 1);
+        assert_eq!((inside[0].name.as_str(), inside[0].size), ("KERNEL", 3));
+        let mut copied = Vec::new();
+        v.copy(&inside[0], |bytes| {
+            copied.extend_from_slice(bytes);
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+        assert_eq!(copied, b"hey");
+        assert_eq!(v.read("zosrc"), Ok(None));
+        let huge = v.copy(&top[5], |_| Ok::<_, Error>(()));
+        assert_eq!(huge, Err(Error::Chain(3)));
+        assert_eq!(v.list(Some(&top[3])), Err(Error::Chain(6)));
     }
 
     #[test]

@@ -32,5 +32,6 @@ mod parts;
 mod plug_pull;
 mod posix;
 mod power;
+mod whole_disk;
 mod world;
 mod zdb;

@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &BootArguments) -> anyhow::Result<()> {
 }
 
 /// Ends the process when it takes too long: each block has its own limit, and there may be many.
-fn end_after(time_max: Duration) {
+pub(super) fn end_after(time_max: Duration) {
     std::thread::spawn(move || {
         std::thread::sleep(time_max);
         let reason = anyhow::anyhow!("not done within {} s", time_max.as_secs());

@@ -16,3 +16,4 @@ pub(crate) mod stores;
 pub(crate) mod terminal;
 pub(crate) mod unpack;
 pub(crate) mod verify;
+pub(crate) mod write_disk;

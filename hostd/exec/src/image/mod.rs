@@ -9,7 +9,7 @@
 //! An image and the hub behind its address are strangers'. What reads them is always another process,
 //! bounded in time, memory and bytes: `flist fetch` and `flist boot` as short-lived children, and the
 //! block cache `flist cached` as a service, which alone fetches blocks. What a failure says of itself
-//! reaches the user.
+//! reaches the user. The image of a whole disk is written to one of the owner's by `flist write-disk`.
 //!
 //! A machine keeps the hash that it first booted from ([`Images::pinned`]); the address is asked again
 //! only for a new machine.
@@ -39,6 +39,8 @@ const EXAMINE_TIME_MAX: Duration = Duration::from_secs(30);
 const EXAMINE_SIZE_MAX: u64 = 64 << 20;
 /// Longest time for finding out how it boots, which may fetch a kernel block by block.
 const BOOT_TIME_MAX: Duration = Duration::from_secs(180);
+/// Longest time for writing a whole disk, which fetches all of it.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// The service that serves blocks, as the supervisor calls it.
 const CACHED: &str = "flist-cached";
 /// Bytes of its log, of which one older file is kept.
@@ -248,6 +250,19 @@ impl Images {
         }
         let _lock = self.lock(hash);
         self.with_boot(hash.to_owned())
+    }
+
+    /// Writes the disk of an image, which is one, to `disk`, which holds nothing but zeros.
+    ///
+    /// # Errors
+    /// [`ImageError`]; part of it is written then.
+    pub fn write_disk(&self, image: &Image, disk: &Path) -> Result<(), ImageError> {
+        let mut arguments: Vec<OsString> = vec!["write-disk".into(), "--cache".into()];
+        arguments.push(self.config.socket.clone().into());
+        arguments.extend(["--to".into(), disk.into()]);
+        arguments.extend(["--time-max".into(), WRITE_TIME_MAX.as_secs().to_string().into()]);
+        arguments.push(image.path.clone().into());
+        self.run(&arguments, WRITE_TIME_MAX).map(drop)
     }
 
     /// Removes images that are not among `used`, the oldest first, until what is left is not too much.

@@ -69,6 +69,24 @@ fn an_image_is_fetched_once_and_looked_at_once() {
 }
 
 #[test]
+fn a_whole_disk_is_written_by_another_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"[ "$1" = write-disk ] || exit 9; echo "$@" > "$(dirname "$0")/asked"
+        [ -e "$5" ] || { echo 'flist: image size is bigger than disk' >&2; exit 1; }"#;
+    let images = images(folder.path(), script);
+    let boot = ImageBoot::Disk { size: 1 };
+    let image = Image { hash: HASH.into(), path: "/images/x".into(), boot };
+    let disk = folder.path().join("disk");
+    let error = images.write_disk(&image, &disk).unwrap_err().to_string();
+    assert_eq!(error, "image: image size is bigger than disk");
+    fs::write(&disk, "").unwrap();
+    images.write_disk(&image, &disk).unwrap();
+    let asked = fs::read_to_string(folder.path().join("asked")).unwrap();
+    let expected = format!("--to {} --time-max 3600 /images/x\n", disk.display());
+    assert!(asked.starts_with("write-disk --cache ") && asked.ends_with(&expected), "{asked}");
+}
+
+#[test]
 fn what_goes_wrong_reaches_the_user_in_words() {
     let folder = tempfile::tempdir().unwrap();
     let refused = "echo 'flist: https://hub/x: the hub has no such image' >&2; exit 3";

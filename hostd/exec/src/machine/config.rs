@@ -20,6 +20,7 @@
 //! flist = "/usr/bin/flist"
 //! mycelium = "/usr/bin/mycelium"
 //! zdb = "/usr/bin/zdb"
+//! disk_boot = "/usr/bin/disk-boot"          # optional: without it, images of whole disks are refused
 //! nft = "/usr/sbin/nft"
 //! mkfs = "/usr/sbin/mkfs.ext4"              # of e2fsprogs, as is the next; for `disks`
 //! fsck = "/usr/sbin/e2fsck"
@@ -116,6 +117,9 @@ pub struct Programs {
     pub mycelium: PathBuf,
     /// Keeps namespaces of keys and values.
     pub zdb: PathBuf,
+    /// Finds the kernels of whole disks; without it, their images are refused.
+    #[serde(default)]
+    pub disk_boot: Option<PathBuf>,
     /// Debian's `nft`.
     #[serde(default = "nft")]
     pub nft: PathBuf,

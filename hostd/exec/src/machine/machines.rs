@@ -95,7 +95,7 @@ impl Inner {
             Some(record) => record,
             None => self.begin(&id, machine, &image)?,
         };
-        let boot = self.boot(&id, machine, &image, words)?;
+        let boot = self.boot(task, machine, &image, words)?;
         let attached = self.networks.attach(&place.network, &id, Some(place.address), place.seed);
         let attachment = attached.map_err(host)?;
         let result = result(&id, &place, &attachment)?;
@@ -122,6 +122,7 @@ impl Inner {
                 .map(|text| keys(text.expose()))
                 .unwrap_or_default(),
             mounts: order.mounted(),
+            environment: entry::environment(&machine.env, &order.boot).map_err(host)?,
             zosrc,
         };
         self.vms.start(&id, &order, &told).map_err(host)?;
@@ -153,11 +154,12 @@ impl Inner {
 
     fn boot(
         &self,
-        id: &WorkloadId,
+        task: &Task,
         machine: &ZMachineLight,
         image: &Image,
         entrypoint: Vec<String>,
     ) -> Result<Boot, HostError> {
+        let id = &task.id();
         let root = |kind| {
             let space = self.storage.create(kind, id, machine.root_size());
             Ok::<_, HostError>(space.map_err(host)?.path)
@@ -170,9 +172,9 @@ impl Inner {
                 root: root(Kind::RootFolder)?,
                 entrypoint,
             }),
-            ImageBoot::Disk { .. } => Err(HostError(
-                "images of whole disks (/image.raw) are not run by this node yet".to_owned(),
-            )),
+            ImageBoot::Disk { size } => {
+                self.whole_disk(id, machine, image, *size, |name| kind_of(task, name))
+            }
         }
     }
 

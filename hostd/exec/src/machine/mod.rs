@@ -25,6 +25,7 @@ mod disks;
 mod machines;
 mod power;
 mod space;
+mod whole_disk;
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -185,9 +186,10 @@ impl Machine {
 
 impl Config {
     fn check(&self) -> Result<(), OpenError> {
-        let Programs { vmm, flist, mycelium, zdb, nft, .. } = &self.programs;
+        let Programs { vmm, flist, mycelium, zdb, disk_boot, nft, .. } = &self.programs;
         let Guest { kernel, initramfs } = &self.guest;
-        for (key, path) in [
+        let disk_boot = disk_boot.as_ref().map(|path| ("programs.disk_boot", path));
+        let always = [
             ("programs.vmm", vmm),
             ("programs.flist", flist),
             ("programs.mycelium", mycelium),
@@ -195,7 +197,8 @@ impl Config {
             ("programs.nft", nft),
             ("guest.kernel", kernel),
             ("guest.initramfs", initramfs),
-        ] {
+        ];
+        for (key, path) in always.into_iter().chain(disk_boot) {
             let reason = match path.metadata() {
                 _ if !path.is_absolute() => format!("{} is not absolute", path.display()),
                 Err(error) => format!("{}: {error}", path.display()),
@@ -280,6 +283,7 @@ impl Config {
             state: self.state.join("vms"),
             runtime: self.runtime.join("vms"),
             vmm: self.programs.vmm.clone(),
+            disk_boot: self.programs.disk_boot.clone(),
             kernel: self.guest.kernel.clone(),
             initramfs: self.guest.initramfs.clone(),
             cache: cache.to_owned(),

@@ -14,12 +14,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, IFlags, OFlags, fallocate, ioctl_getflags, ioctl_setflags};
 
 use super::names::MAKING;
+use super::once;
 use super::pool::{Pool, remove_all};
 use super::{Kind, StorageError};
 
 /// Makes a disk in a pool that has room for it.
 pub(super) fn make(pool: &Pool, kind: Kind, name: &str, size: u64) -> Result<(), StorageError> {
-    pool.make_whole(kind, name, "allocating", |making| allocate_new(making, size))
+    pool.make_whole(kind, name, "allocating", |making| {
+        // Of a disk that a crash kept from going with it.
+        once::unmark(&making.with_file_name(name))?;
+        allocate_new(making, size)
+    })
 }
 
 /// The disk's file and size.
@@ -59,11 +64,13 @@ pub(super) fn remove(pool: &Pool, kind: Kind, name: &str) -> Result<bool, Storag
     let making = folder.join(format!("{MAKING}{name}"));
     remove_all(&making).map_err(pool.io("removing", &making))?;
     let path = folder.join(name);
-    match fs::remove_file(&path) {
+    let is_removed = match fs::remove_file(&path) {
         Ok(()) => pool.sync(&folder).map(|()| true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(pool.io("removing", &path)(error)),
-    }
+    };
+    once::unmark(&path).map_err(pool.io("removing the mark of", &path))?;
+    is_removed
 }
 
 fn allocate_new(path: &Path, size: u64) -> io::Result<()> {

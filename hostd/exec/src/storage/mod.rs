@@ -31,6 +31,7 @@ mod folder;
 mod ledger;
 mod names;
 pub mod node_folder;
+mod once;
 mod pool;
 mod quota;
 mod sys;
@@ -45,6 +46,7 @@ use hostd_grid::derived::WorkloadId;
 
 use self::ledger::{Ledger, Unknown};
 pub use self::names::{file_name, parse};
+pub use self::once::write_once;
 use self::pool::Pool;
 pub use self::types::{HardDisk, Kind, PoolConfig, PoolHealth, PoolKind, Space, StorageError};
 

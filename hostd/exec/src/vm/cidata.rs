@@ -17,6 +17,7 @@ use std::path::Path;
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions, format_volume};
 use hostd_grid::address::Cidr;
 use hostd_grid::derived::MacAddress;
+use hostd_grid::secret::SecretText;
 use serde_json::{Value, json};
 
 /// Size of the volume: what existing nodes give, and much more than the files need.
@@ -25,6 +26,13 @@ pub const VOLUME_SIZE: u64 = 2 << 20;
 const LABEL: [u8; 11] = *b"cidata     ";
 /// Bytes of a YAML file that our guests read.
 const YAML_SIZE_MAX: usize = 200 << 10;
+/// Where cloud-init puts the environment of a whole disk's machine: systemd's services can name it as
+/// their `EnvironmentFile`, and shells read it by [`PROFILE`].
+const ENVIRONMENT: &str = "/etc/zero-os/environment";
+/// What login shells read; those of root may read the environment.
+const PROFILE: &str = "/etc/profile.d/zero-os.sh";
+const PROFILE_TEXT: &str = "if [ -r /etc/zero-os/environment ]; then\n    set -a\n    \
+                            . /etc/zero-os/environment\n    set +a\nfi\n";
 /// Most keys that may log in.
 pub const KEY_COUNT_MAX: usize = 256;
 
@@ -41,6 +49,8 @@ pub struct CiData {
     pub keys: Vec<String>,
     /// What to mount.
     pub mounts: Vec<Mounted>,
+    /// The environment as a file of lines `NAME="value"`, for a guest that knows no `zosrc`.
+    pub environment: Option<SecretText>,
     /// The text of `zosrc`.
     pub zosrc: String,
 }
@@ -78,6 +88,8 @@ pub struct Mounted {
     pub target: String,
     /// `auto`, or `virtiofs`.
     pub kind: &'static str,
+    /// How.
+    pub options: &'static str,
 }
 
 /// Why there is no such disk.
@@ -159,11 +171,19 @@ impl CiData {
         let mounts = self
             .mounts
             .iter()
-            .map(|mount| json!([mount.source, mount.target, mount.kind, "defaults", "0", "0"]));
-        json!({
+            .map(|mount| json!([mount.source, mount.target, mount.kind, mount.options, "0", "0"]));
+        let mut data = json!({
             "users": [{ "name": "root", "ssh_authorized_keys": self.keys }],
             "mounts": mounts.collect::<Vec<_>>(),
-        })
+        });
+        if let Some(environment) = &self.environment {
+            // For root alone: what is in it is as secret as it was.
+            data["write_files"] = json!([
+                { "path": ENVIRONMENT, "permissions": "0600", "content": environment.expose() },
+                { "path": PROFILE, "permissions": "0644", "content": PROFILE_TEXT },
+            ]);
+        }
+        data
     }
 }
 
@@ -234,7 +254,6 @@ mod tests {
 
     use guest_init::cidata as guest;
     use guest_init::fat;
-    use hostd_grid::secret::SecretText;
 
     use super::*;
     use crate::vm::entry;
@@ -266,9 +285,16 @@ mod tests {
                     source: "/dev/disk/by-id/virtio-YYzBJUHjASz9U".into(),
                     target: "/data".into(),
                     kind: "auto",
+                    options: "defaults",
                 },
-                Mounted { source: "shared".into(), target: "/s".into(), kind: "virtiofs" },
+                Mounted {
+                    source: "shared".into(),
+                    target: "/s".into(),
+                    kind: "virtiofs",
+                    options: "defaults",
+                },
             ],
+            environment: None,
             zosrc: entry::zosrc(&env, "/bin/sh -c 'echo \"hi\"'").unwrap(),
         }
     }
@@ -309,6 +335,22 @@ mod tests {
         assert_eq!(data.zosrc.env, [("A".to_owned(), "it's\ntwo \"lines\" # $x".to_owned())]);
         assert_eq!(data.zosrc.init.as_deref(), Some("/bin/sh"));
         assert_eq!(data.zosrc.args, ["-c", "echo \"hi\""]);
+    }
+
+    #[test]
+    fn cloud_init_gets_the_environment_as_a_file_of_roots() {
+        let mut data = sample();
+        let text = "A=\"it's\\n$x\"\n";
+        data.environment = Some(SecretText::new(text));
+        let user_data = read(&data.volume().unwrap(), "user-data").unwrap();
+        let user_data = String::from_utf8(user_data).unwrap();
+        let user_data = user_data.strip_prefix("#cloud-config\n").unwrap();
+        let user_data: Value = serde_json::from_str(user_data).unwrap();
+        let file = &user_data["write_files"][0];
+        assert_eq!((&file["path"], &file["permissions"]), (&json!(ENVIRONMENT), &json!("0600")));
+        assert_eq!(file["content"], text);
+        assert!(user_data["write_files"][1]["content"].as_str().unwrap().contains(ENVIRONMENT));
+        assert!(!sample().user_data().to_string().contains("write_files"));
     }
 
     #[test]

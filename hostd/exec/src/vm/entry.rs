@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 
 use hostd_grid::secret::SecretText;
 
+use super::spec::Boot;
+
 /// Most words of a command, and most variables.
 pub const WORD_COUNT_MAX: usize = 1024;
 /// Bytes of the whole file: what a guest's init reads at most is 1 MiB.
@@ -83,6 +85,35 @@ pub fn zosrc(env: &BTreeMap<String, SecretText>, entrypoint: &str) -> Result<Str
         return Err(EntryError::Size(text.len()));
     }
     Ok(text)
+}
+
+/// The environment as a file for a guest that knows no `zosrc`, which is the machine of a whole disk:
+/// lines `NAME="value"` that shells and systemd read alike (`systemd.exec(5)`, `EnvironmentFile=`). In
+/// double quotes, backslash, dollar, backquote and the quote itself stand behind a backslash for both.
+///
+/// # Errors
+/// [`EntryError`].
+pub fn environment(
+    env: &BTreeMap<String, SecretText>,
+    boot: &Boot,
+) -> Result<Option<SecretText>, EntryError> {
+    if env.is_empty() || !matches!(boot, Boot::Disk { .. }) {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    for (name, value) in env {
+        check_variable(name, value.expose())?;
+        text.push_str(name);
+        text.push_str("=\"");
+        for letter in value.expose().chars() {
+            if matches!(letter, '\\' | '"' | '$' | '`') {
+                text.push('\\');
+            }
+            text.push(letter);
+        }
+        text.push_str("\"\n");
+    }
+    Ok(Some(SecretText::new(text)))
 }
 
 fn check_variable(name: &str, value: &str) -> Result<(), EntryError> {
@@ -202,6 +233,24 @@ mod tests {
             assert_eq!(split(text), Err(EntryError::Quote), "{text}");
         }
         assert_eq!(split("a\0b"), Err(EntryError::CommandNul));
+    }
+
+    #[test]
+    fn a_shell_reads_the_environment_of_a_whole_disk_as_it_was_meant() {
+        let disk = Boot::Disk { folder: "/b".into() };
+        let value = "it's \"two\"\nlines $HOME `id` \\ \\n !";
+        let text = environment(&env(&[("A", value), ("B", "")]), &disk).unwrap().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("environment");
+        std::fs::write(&file, text.expose()).unwrap();
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.args(["-c", "set -a; . \"$0\"; printf '%s|%s' \"$A\" \"$B\""]).arg(&file);
+        let said = String::from_utf8(shell.output().unwrap().stdout).unwrap();
+        assert_eq!(said, format!("{value}|"));
+        assert_eq!(environment(&env(&[]), &disk), Ok(None));
+        let node = Boot::Node { root: "/r".into() };
+        assert_eq!(environment(&env(&[("A", "x")]), &node), Ok(None));
+        assert!(environment(&env(&[("A-", "x")]), &disk).is_err());
     }
 
     #[test]

@@ -12,6 +12,10 @@
 //! ([`record`]): nothing is remembered. A machine's name there is `vm-` and the 13 characters that are
 //! derived from its id.
 //!
+//! A machine that is a whole disk is started by `disk-boot`, which finds the kernel that is on the disk
+//! now and becomes its VMM. A reset of such a guest ends the VMM, so that it goes on with the kernel that
+//! it has installed.
+//!
 //! | module | what |
 //! |---|---|
 //! | [`entry`] | command and environment, as the guest's init reads them |
@@ -49,7 +53,7 @@ use api::ApiError;
 use arrivals::Arrivals;
 use cidata::{CiData, CiDataError};
 use record::{Record, Records};
-use spec::{Files, Order};
+use spec::{Boot, Files, Order};
 
 /// How long a VMM may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -67,6 +71,9 @@ const LOG_SIZE_MAX: u64 = 4 << 20;
 const MEMORY_OVERHEAD: u64 = 512 << 20;
 /// Threads of a VMM beside those of its guest's processors.
 const THREADS_OVERHEAD: u32 = 128;
+/// Ends that are no crashes: the guest switched itself off, or asked for a reset that is none of the
+/// machine's ([`Boot::Disk`]).
+const CLEAN: [Exit; 2] = [Exit::Off, Exit::ResetRefused];
 /// Bytes of a log's end that are looked at for a reason.
 const REASON_SIZE_MAX: u64 = 2048;
 
@@ -79,6 +86,8 @@ pub struct VmConfig {
     pub runtime: PathBuf,
     /// The `vmm` program.
     pub vmm: PathBuf,
+    /// The `disk-boot` program, without which no machine is a whole disk.
+    pub disk_boot: Option<PathBuf>,
     /// The kernel of images that bring none.
     pub kernel: PathBuf,
     /// Its initial file system.
@@ -196,8 +205,10 @@ impl Vms {
                 return Ok(());
             }
             match end_of(&program.name, &mut watch)? {
-                // A guest that is quick to switch itself off has run.
-                Some(Outcome::Status(code)) if code == Exit::Off.code() => return Ok(()),
+                // A guest that is quick to switch itself off, or to ask for a reset, has run.
+                Some(Outcome::Status(code)) if CLEAN.iter().any(|exit| exit.code() == code) => {
+                    return Ok(());
+                }
                 Some(how) => {
                     let log = record::tail(&self.log(id), REASON_SIZE_MAX);
                     break VmError::Ended { how, log };
@@ -218,20 +229,31 @@ impl Vms {
     }
 
     fn program(&self, id: &WorkloadId, description: &Path, order: &Order) -> Program {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let argv = [text(&self.config.vmm), "run".into(), "--config".into(), text(description)];
         let memory_max = order.memory.saturating_add(MEMORY_OVERHEAD);
         Program {
             log: Some(Log { path: self.log(id), size_max: LOG_SIZE_MAX, kept: 1 }),
-            policy: Policy::machine(&[Exit::Off.code()], &[Exit::Usage.code()]),
+            policy: Policy::machine(&CLEAN.map(Exit::code), &[Exit::Usage.code()]),
             limits: Limits {
                 memory_max: Some(memory_max),
                 pids_max: Some(THREADS_OVERHEAD + u32::from(order.cpus)),
                 cpu_max_percent: None,
             },
             network_namespace: order.namespace.clone(),
-            ..Program::new(name(id), argv)
+            ..Program::new(name(id), self.argv(description, order))
         }
+    }
+
+    fn argv(&self, description: &Path, order: &Order) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut argv = Vec::new();
+        if let (Boot::Disk { folder }, Some(program)) = (&order.boot, &self.config.disk_boot) {
+            argv.extend([text(program), "run".into(), "--into".into(), text(folder)]);
+            argv.extend(["--words".into(), spec::WORDS_FOR_DISKS.into()]);
+            argv.extend(order.whole_disk().map(text));
+            argv.push("--".into());
+        }
+        argv.extend([text(&self.config.vmm), "run".into(), "--config".into(), text(description)]);
+        argv
     }
 
     /// Stops its processors.
@@ -285,12 +307,21 @@ impl Vms {
             }
         }
         self.supervisor.stop(&name, STOP_GRACE)?;
-        match std::fs::remove_file(&socket) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(VmError::Io { what: "the machine's socket can't be removed", source })
+        for (what, removed) in [
+            ("the machine's socket can't be removed", std::fs::remove_file(&socket)),
+            (
+                "the machine's kernel can't be removed",
+                std::fs::remove_dir_all(self.boot_folder(id)),
+            ),
+        ] {
+            match removed {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(VmError::Io { what, source });
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     /// Machines that have a process, will have one again, or crashed too often, or that their owners
@@ -352,6 +383,12 @@ impl Vms {
     /// Where a machine says what it says.
     pub fn log(&self, id: &WorkloadId) -> PathBuf {
         self.records.folder(id).join("console.log")
+    }
+
+    /// Where the kernel of a whole disk is put whenever its machine starts. It is as large as a stranger
+    /// makes it, so it lies in memory, which is the machine's own, and goes when the machine stops.
+    pub fn boot_folder(&self, id: &WorkloadId) -> PathBuf {
+        self.config.runtime.join(format!("{}.boot", id.device("vm")))
     }
 
     fn ids(&self) -> Result<Vec<WorkloadId>, VmError> {

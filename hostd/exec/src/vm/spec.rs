@@ -7,16 +7,17 @@
 //! |---|---|---|---|
 //! | plain | the node's | virtio-fs `vroot`, below an overlay in the guest | disk with serial `rootfs` |
 //! | with a kernel of its own | its own | virtio-fs `vroot`, writable | a directory with a quota |
+//! | of a whole disk | the disk's, found at each start | on the owner's first disk | that disk |
 //!
 //! Disks that the owner mounts come first, in the owner's order, so that `/dev/vda` is the first of them
 //! as on existing nodes; then `rootfs`, then `cidata`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hostd_grid::derived::MacAddress;
 use vmm_spec::{
-    BalloonSpec, CpuSpec, DiskSpec, FsSource, FsSpec, MemorySpec, NetSpec, OutputSpec, Size,
-    SpecError, VerifiedSpec, VmSpec,
+    BalloonSpec, CpuSpec, DiskSpec, FsSource, FsSpec, MemorySpec, NetSpec, OnReset, OutputSpec,
+    Size, SpecError, VerifiedSpec, VmSpec,
 };
 
 use super::cidata::Mounted;
@@ -30,6 +31,10 @@ const WORDS: &str = "rw quiet console=hvc0 reboot=k panic=-1 cryptomgr.notests \
 /// What existing nodes tell kernels that came with an image.
 const WORDS_OF_OTHERS: &str = "rw console=ttyS0 reboot=k panic=1 root=vroot rootfstype=virtiofs \
                                rootdelay=30 boot.shell_on_fail";
+/// What kernels of whole disks are told before what their own boot loader's configuration says, which
+/// wins: where somebody listens, and what existing nodes tell.
+pub(super) const WORDS_FOR_DISKS: &str =
+    "console=ttyS0 reboot=k panic=1 cryptomgr.notests no_timer_check";
 /// The serial number of the disk that a root's changes go to; the guest's init knows it.
 const ROOT_SERIAL: &str = "rootfs";
 /// The tag of the root.
@@ -72,6 +77,11 @@ pub enum Boot {
         root: PathBuf,
         /// Words of the owner's command.
         entrypoint: Vec<String>,
+    },
+    /// The kernel that is on the first of the owner's disks, whenever the machine starts.
+    Disk {
+        /// The folder where it is put then.
+        folder: PathBuf,
     },
 }
 
@@ -140,6 +150,7 @@ impl Order {
     pub fn spec(&self, files: &Files) -> Result<VerifiedSpec, SpecError> {
         let (kernel, initramfs, cmdline) = self.kernel(files);
         let is_node = matches!(self.boot, Boot::Node { .. });
+        let is_disk = matches!(self.boot, Boot::Disk { .. });
         // A kernel of somebody else's may have no driver for a virtio console.
         let (console, serial) = match is_node {
             true => (OutputSpec::Stdio, OutputSpec::Off),
@@ -158,30 +169,42 @@ impl Order {
             balloon: Some(BalloonSpec::default()),
             console,
             serial,
+            on_reset: if is_disk { OnReset::Exit } else { OnReset::Reboot },
             api_socket: Some(files.api.clone()),
             ..VmSpec::default()
         };
         spec.verify()
     }
 
-    /// What the guest mounts, as `cidata` says it.
+    /// The disk that the machine is, if it is one.
+    pub fn whole_disk(&self) -> Option<&Path> {
+        match (&self.boot, self.mounts.first()) {
+            (Boot::Disk { .. }, Some(Mount { place: Place::Disk { path, .. }, .. })) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// What the guest mounts, as `cidata` says it: of a whole disk, not itself.
     pub fn mounted(&self) -> Vec<Mounted> {
-        let is_node = matches!(self.boot, Boot::Node { .. });
+        let has_names = !matches!(self.boot, Boot::Image { .. });
+        let own = usize::from(self.whole_disk().is_some());
+        // A disk that nobody formatted must not keep somebody else's system from booting.
+        let options = if own == 0 { "defaults" } else { "defaults,nofail" };
         let mut disk = 0;
         let mut source = |mount: &Mount| match &mount.place {
             Place::Disk { serial, .. } => {
                 disk += 1;
-                // Our own init finds disks by their serials; others have no links before their
-                // device manager runs.
+                // Our own init finds disks by their serials, and so does cloud-init, which runs when
+                // there are such links; a kernel's own init comes before them.
                 let by_serial = format!("/dev/disk/by-id/virtio-{serial}");
-                let source = if is_node { by_serial } else { kernel_name(disk) };
+                let source = if has_names { by_serial } else { kernel_name(disk) };
                 (source, "auto")
             }
             Place::Directory { .. } => (mount.name.clone(), "virtiofs"),
         };
-        let mounted = self.mounts.iter().map(|mount| {
+        let mounted = self.mounts.iter().skip(own).map(|mount| {
             let (source, kind) = source(mount);
-            Mounted { source, target: mount.target.clone(), kind }
+            Mounted { source, target: mount.target.clone(), kind, options }
         });
         mounted.collect()
     }
@@ -205,6 +228,8 @@ impl Order {
                 }
                 (kernel.clone(), initramfs.clone(), words)
             }
+            // Who starts the VMM says what it found.
+            Boot::Disk { folder } => (folder.join("kernel"), None, WORDS_FOR_DISKS.to_owned()),
         }
     }
 
@@ -233,12 +258,16 @@ impl Order {
 
     fn file_systems(&self, files: &Files) -> Vec<FsSpec> {
         let upper = match &self.boot {
-            Boot::Node { .. } => None,
-            Boot::Image { root, .. } => Some(root.clone()),
+            Boot::Node { .. } => Some(None),
+            Boot::Image { root, .. } => Some(Some(root.clone())),
+            Boot::Disk { .. } => None,
         };
-        let (image, cache) = (self.image.clone(), files.cache.clone());
-        let root = FsSource::Flist { image, cache, upper };
-        let mut systems = vec![FsSpec { tag: ROOT_TAG.to_owned(), source: root }];
+        let root = upper.map(|upper| {
+            let (image, cache) = (self.image.clone(), files.cache.clone());
+            let source = FsSource::Flist { image, cache, upper };
+            FsSpec { tag: ROOT_TAG.to_owned(), source }
+        });
+        let mut systems: Vec<FsSpec> = root.into_iter().collect();
         for mount in &self.mounts {
             if let Place::Directory { path, size } = &mount.place {
                 let quota = Some(Size::from_bytes(*size));
@@ -349,6 +378,27 @@ mod tests {
         let FsSource::Flist { upper, .. } = &spec.fs[0].source else { panic!("no image") };
         assert_eq!(upper.as_deref(), Some(std::path::Path::new("/p/upper")));
         assert_eq!(order.mounted()[1].source, "/dev/vda");
+    }
+
+    #[test]
+    fn a_whole_disk_is_the_first_and_nothing_of_the_image_is_mounted() {
+        let mut order = order(Boot::Disk { folder: "/vms/x/boot".into() });
+        assert_eq!(order.whole_disk(), None);
+        order.mounts.rotate_left(1);
+        let second = Place::Disk { path: "/p/data".into(), serial: "SECOND".into() };
+        order.mounts.push(Mount { name: "more".into(), target: "/m".into(), place: second });
+        assert_eq!(order.whole_disk(), Some(Path::new("/p/disk")));
+        let spec = order.spec(&files()).unwrap().spec().clone();
+        let disks: Vec<_> = spec.disks.iter().map(|disk| disk.path.to_str().unwrap()).collect();
+        assert_eq!(disks, ["/p/disk", "/p/data", "/vm/cidata.img"]);
+        let tags: Vec<_> = spec.fs.iter().map(|fs| fs.tag.as_str()).collect();
+        assert_eq!((tags, spec.on_reset), (vec!["share"], OnReset::Exit));
+        assert_eq!(spec.serial, OutputSpec::Stdio);
+        let mounted = order.mounted();
+        let mounted: Vec<_> =
+            mounted.iter().map(|one| (one.source.as_str(), one.options)).collect();
+        let nofail = "defaults,nofail";
+        assert_eq!(mounted, [("share", nofail), ("/dev/disk/by-id/virtio-SECOND", nofail)]);
     }
 
     #[test]
