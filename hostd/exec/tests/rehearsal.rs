@@ -60,6 +60,7 @@ fn config(folder: &Path, script: &str) -> VmConfig {
         kernel: path("vmlinux"),
         initramfs: path("initramfs"),
         cache: path("cache"),
+        disk_boot: None,
     }
 }
 
