@@ -25,6 +25,9 @@ const FILE_SIZE_MAX: u64 = 64 << 20;
 /// Requests that are appended before the file is to be written anew.
 const APPENDED_COUNT_MAX: usize = 64 * 1024;
 
+/// Bytes of requests that wait: more than a peer has under way at a time.
+const WAITING_SIZE_MAX: usize = 4096 * ENTRY_SIZE;
+
 /// The file. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Seen {
@@ -164,9 +167,6 @@ impl Inner {
         }
     }
 }
-
-/// Bytes of requests that wait: more than a peer has under way at a time.
-const WAITING_SIZE_MAX: usize = 4096 * ENTRY_SIZE;
 
 fn read(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();

@@ -38,6 +38,8 @@ const BENCHMARK_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 const REHEARSAL_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How soon one that failed is made again: not so soon that it is in anybody's way.
 const REHEARSAL_RETRY: Duration = Duration::from_secs(3600);
+/// Shortest time between two measurements of a kind.
+const PAUSE_MIN: Duration = Duration::from_secs(3600);
 /// For how long processors are kept busy, twice.
 const BENCHMARK_TIME: Duration = Duration::from_millis(250);
 
@@ -135,6 +137,3 @@ impl Shared {
         interval.saturating_sub(age.map_or(interval, Duration::from_secs))
     }
 }
-
-/// Shortest time between two measurements of a kind.
-const PAUSE_MIN: Duration = Duration::from_secs(3600);
