@@ -23,7 +23,7 @@ use crate::guest_files::{built, succeed};
 use crate::node::image_disk_by;
 
 /// What a node consists of.
-const PROGRAMS: [&str; 6] = ["hostd", "supervise", "vmm", "flist", "mycelium", "zdb"];
+const PROGRAMS: [&str; 7] = ["hostd", "supervise", "vmm", "guestio", "flist", "mycelium", "zdb"];
 /// What the test has in the machine to look around.
 const TOOLS: [&str; 8] = [
     "/bin/bash",
@@ -232,7 +232,8 @@ impl World {
             }
             if Instant::now() > end {
                 let errors = String::from_utf8_lossy(&output.stderr);
-                let logs = self.shell("cat /data/machine/vms/*/console.log /data/machine/logs/*");
+                let logs =
+                    self.shell("cat /data/machine/vms/*/log/console.log /data/machine/logs/*");
                 panic!("no answer from {ip}: {}{errors}\n{logs}", output.text());
             }
             std::thread::sleep(Duration::from_millis(500));
@@ -342,6 +343,7 @@ vmm = "/opt/vmm"
 flist = "/opt/flist"
 mycelium = "/opt/mycelium"
 zdb = "/opt/zdb"
+guestio = "/opt/guestio"
 nft = "/usr/sbin/nft"
 
 [machine.guest]

@@ -15,6 +15,7 @@
 //! flist = "/usr/bin/flist"
 //! mycelium = "/usr/bin/mycelium"
 //! zdb = "/usr/bin/zdb"
+//! guestio = "/usr/bin/guestio"
 //! nft = "/usr/sbin/nft"
 //!
 //! [machine.guest]                           # what images boot with that bring no kernel
@@ -82,6 +83,8 @@ pub struct Programs {
     pub mycelium: PathBuf,
     /// Keeps namespaces of keys and values.
     pub zdb: PathBuf,
+    /// Carries what machines say and are told.
+    pub guestio: PathBuf,
     /// Debian's `nft`.
     #[serde(default = "nft")]
     pub nft: PathBuf,

@@ -1,16 +1,17 @@
 //! Virtual machines, out of images, networks and disks.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use hostd_grid::derived::WorkloadId;
-use hostd_grid::derived::network::console_port;
 use hostd_grid::json::RawJson;
-use hostd_grid::workload::{ZMachineLight, ZMachineLightResult};
+use hostd_grid::workload::{ZMachineLight, ZMachineLightResult, ZMachineResult};
 use hostd_grid::{Name, WorkloadData, WorkloadType};
 use hostd_node::host::{HostError, MachineAction, Task};
 use tracing::{info, warn};
 
-use super::check::{self, check};
+use super::check::{self, check, of_full};
+use super::guestio::{console_addresses, console_url};
 use super::{Inner, host};
 use crate::image::{Image, ImageBoot};
 use crate::network::Attachment;
@@ -73,7 +74,9 @@ impl Inner {
         let boot = self.boot(&id, machine, &image, words)?;
         let attached = self.networks.attach(&place.network, &id, Some(place.address), place.seed);
         let attachment = attached.map_err(host)?;
-        let result = result(&id, &place, &attachment)?;
+        let consoles = console_addresses(&attachment, &place);
+        let kind = task.workload().data.kind();
+        let result = result(&id, kind, &place, &attachment, console_url(kind, &consoles))?;
         if record.result != result.as_str() {
             record.result = result.as_str().to_owned();
             self.write(&id, &record)?;
@@ -99,6 +102,7 @@ impl Inner {
             mounts: order.mounted(),
             zosrc,
         };
+        self.serve_console(&id, &attachment, &consoles)?;
         self.vms.start(&id, &order, &told).map_err(host)?;
         if record.is_paused {
             self.vms.pause(&id).map_err(host)?;
@@ -184,6 +188,7 @@ impl Inner {
             return Ok(());
         }
         self.vms.stop(id).map_err(host)?;
+        self.close_console(id)?;
         self.networks.detach(id).map_err(host)?;
         for kind in [Kind::RootDisk, Kind::RootFolder] {
             self.storage.remove(kind, id).map_err(host)?;
@@ -198,7 +203,8 @@ impl Inner {
         let id = task.id();
         let _lock = self.lock(&id);
         match &task.workload().data {
-            WorkloadData::ZMachineLight(_) => {}
+            WorkloadData::ZMachineLight(_) | WorkloadData::ZMachine(_) => {}
+            WorkloadData::Zlogs(zlogs) => return self.set_log_paused(task, zlogs, is_paused),
             WorkloadData::Zdb(_) if is_paused => return self.zdbs.freeze(&id).map_err(host),
             WorkloadData::Zdb(_) => return self.zdbs.thaw(&id).map_err(host),
             // Of others, only the state changes.
@@ -223,9 +229,7 @@ impl Inner {
     pub(super) fn control(&self, task: &Task, action: MachineAction) -> Result<(), HostError> {
         let id = task.id();
         let _lock = self.lock(&id);
-        let WorkloadData::ZMachineLight(machine) = &task.workload().data else {
-            return Err(HostError(format!("{id} is no machine")));
-        };
+        let machine = machine_of(&task.workload().data)?;
         let Some(mut record) = self.record(&id)? else {
             return Err(HostError(format!("there is no machine {id}")));
         };
@@ -240,12 +244,12 @@ impl Inner {
         if matches!(action, MachineAction::Start | MachineAction::Restart) {
             record.is_stopped = false;
             self.write(&id, &record)?;
-            self.provision_machine(task, machine)?;
+            self.provision_machine(task, &machine)?;
         }
         Ok(())
     }
 
-    fn record(&self, id: &WorkloadId) -> Result<Option<Record>, HostError> {
+    pub(super) fn record(&self, id: &WorkloadId) -> Result<Option<Record>, HostError> {
         let unreadable = |error| HostError(format!("the record of machine {id}: {error}"));
         self.vms.records().read(id).map_err(unreadable)
     }
@@ -271,28 +275,41 @@ fn kind_of(task: &Task, name: &Name) -> Option<WorkloadType> {
     Some(found.data.kind())
 }
 
-fn result_of(record: &Record) -> Result<RawJson, HostError> {
+pub(super) fn result_of(record: &Record) -> Result<RawJson, HostError> {
     let value: serde_json::Value = serde_json::from_str(&record.result)
         .map_err(|error| HostError(format!("the machine's record makes no sense: {error}")))?;
     RawJson::of(&value).map_err(host)
 }
 
+/// What a workload asks for, if it is a machine that this node can run.
+pub(super) fn machine_of(data: &WorkloadData) -> Result<Cow<'_, ZMachineLight>, HostError> {
+    match data {
+        WorkloadData::ZMachineLight(machine) => Ok(Cow::Borrowed(machine)),
+        WorkloadData::ZMachine(machine) => of_full(machine).map(Cow::Owned).map_err(host),
+        other => Err(HostError(format!("a workload of type {} is no machine", other.kind()))),
+    }
+}
+
 fn result(
     id: &WorkloadId,
+    kind: WorkloadType,
     place: &check::Place,
     attachment: &Attachment,
+    console_url: String,
 ) -> Result<RawJson, HostError> {
     let mycelium = attachment.interfaces.iter().map(|card| card.address.address());
     let mut mycelium =
         mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
-    let console = format!("[{}]:{}", attachment.console_address, console_port(place.address));
-    let result = ZMachineLightResult {
-        id: id.to_string(),
-        ip: place.address.to_string(),
-        mycelium_ip: mycelium.next().unwrap_or_default(),
-        console_url: console,
+    let (id, ip) = (id.to_string(), place.address.to_string());
+    let mycelium_ip = mycelium.next().unwrap_or_default();
+    let result = match kind {
+        WorkloadType::ZMachine => {
+            let planetary_ip = String::new();
+            RawJson::of(&ZMachineResult { id, ip, planetary_ip, mycelium_ip, console_url })
+        }
+        _ => RawJson::of(&ZMachineLightResult { id, ip, mycelium_ip, console_url }),
     };
-    RawJson::of(&result).map_err(host)
+    result.map_err(host)
 }
 
 fn taps(attachment: &Attachment) -> Vec<Tap> {

@@ -61,6 +61,9 @@ pub(crate) struct LogsArguments {
     /// A JSON file: `log`, the log's path; `output`, where to; `name_servers`, addresses
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Only look whether logs can be sent there, as far as the file says
+    #[arg(long)]
+    check: bool,
 }
 
 /// What the file says.
@@ -98,7 +101,10 @@ pub(crate) fn run(arguments: &LogsArguments) -> anyhow::Result<()> {
     let shown = || arguments.config.display().to_string();
     let Config { log, output, name_servers } =
         Config::read(&arguments.config).with_context(shown)?;
-    let target = Target::parse(&output).with_context(|| format!("{}: output", shown()))?;
+    let target = Target::parse(&output)?;
+    if arguments.check {
+        return Ok(());
+    }
     drop(output);
     let (Some(folder), Some(name)) = (log.parent(), log.file_name()) else {
         anyhow::bail!("{}: {} is no file", shown(), log.display());
