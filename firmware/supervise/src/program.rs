@@ -53,7 +53,8 @@ pub struct Program {
     #[serde(default)]
     pub network_namespace: Option<PathBuf>,
     /// How much sooner than others it is to end when the machine's memory runs out, from -1000 (never) to
-    /// 1000 (first): `proc(5)`, `oom_score_adj`. 0 leaves it as it is.
+    /// 1000 (first): `proc(5)`, `oom_score_adj`. 0 leaves it as it is, and so does a machine that does not let
+    /// us spare anybody (`CAP_SYS_RESOURCE`).
     #[serde(default)]
     pub oom_score_adj: i16,
 }

@@ -104,7 +104,7 @@ impl GuestIo {
         })?;
         let folder = self.records.path(id);
         let argv = self.argv("logs", "--config", &config);
-        self.start(&described(name(id), argv, &order.namespace, &folder))
+        self.start(&described(log_name(id), argv, &order.namespace, &folder))
     }
 
     /// Sends no more until it is resumed.
@@ -114,7 +114,7 @@ impl GuestIo {
     pub fn pause_log(&self, id: &WorkloadId) -> Result<(), GuestIoError> {
         // Written first: one that ends is then not missed.
         write_whole(&self.records.paused(id), b"").map_err(unwritten)?;
-        self.supervisor.stop(&name(id), GRACE)?;
+        self.supervisor.stop(&log_name(id), GRACE)?;
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl GuestIo {
     /// The supervisor does not answer, or the folder stays.
     pub fn remove_log(&self, id: &WorkloadId) -> Result<(), GuestIoError> {
         if self.has_log(id) {
-            self.supervisor.stop(&name(id), GRACE)?;
+            self.supervisor.stop(&log_name(id), GRACE)?;
             self.records.remove(id).map_err(unwritten)?;
         }
         Ok(())
@@ -147,15 +147,23 @@ impl GuestIo {
         self.records.path(id).exists()
     }
 
+    /// Logs that anything is kept of.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub fn kept_logs(&self) -> Result<Vec<WorkloadId>, GuestIoError> {
+        self.records.ids().map_err(unwritten)
+    }
+
     /// Logs that are sent, or paused.
     ///
     /// # Errors
     /// The supervisor does not answer, or the folder can't be read.
     pub fn logs(&self) -> Result<Vec<WorkloadId>, GuestIoError> {
         let statuses = self.supervisor.list()?;
-        let mut ids = self.records.ids().map_err(unwritten)?;
+        let mut ids = self.kept_logs()?;
         ids.retain(|id| {
-            let name = name(id);
+            let name = log_name(id);
             statuses.iter().any(|status| status.name == name) || self.records.paused(id).exists()
         });
         Ok(ids)
@@ -173,7 +181,7 @@ fn unwritten(source: io::Error) -> GuestIoError {
 }
 
 /// What the supervisor calls it.
-fn name(id: &WorkloadId) -> String {
+pub fn log_name(id: &WorkloadId) -> String {
     format!("zlogs-{}", id.device("zlogs"))
 }
 

@@ -153,7 +153,7 @@ fn described(name: String, argv: Vec<String>, namespace: &Path, folder: &Path) -
 }
 
 /// What the supervisor calls a machine's console.
-fn console_name(machine: &WorkloadId) -> String {
+pub fn console_name(machine: &WorkloadId) -> String {
     format!("console-{}", machine.device("vm"))
 }
 

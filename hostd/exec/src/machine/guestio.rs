@@ -1,6 +1,8 @@
 //! What machines say and are told, for their owners: consoles, and logs that are sent somewhere.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::derived::network::console_port;
@@ -13,8 +15,15 @@ use tracing::warn;
 use super::check::Place;
 use super::machines::{machine_of, result_of};
 use super::{Inner, host};
-use crate::guestio::logs::Order;
+use crate::guestio::console_name;
+use crate::guestio::logs::{Order, log_name};
 use crate::network::{Attachment, NAME_SERVERS};
+use crate::vm;
+
+/// What the names of programs of machines and logs begin with.
+const PREFIXES: [&str; 3] = ["vm-", "console-", "zlogs-"];
+/// How long a program that nobody reserved may take to end.
+const STRAY_GRACE: Duration = Duration::from_secs(2);
 
 /// Where a machine's console is: over mycelium, and in its private network.
 pub(super) fn console_addresses(attachment: &Attachment, place: &Place) -> Vec<SocketAddr> {
@@ -78,6 +87,20 @@ impl Inner {
         Ok(Console { addresses, ticket })
     }
 
+    /// Ends VMMs, consoles and logs of which nothing is kept: nobody reserved them. What is kept is kept
+    /// from before they start until after they end, so none that is wanted is taken for one.
+    pub(super) fn end_strays(&self) -> Result<(), HostError> {
+        // Asked first: what starts meanwhile is kept before it starts.
+        let running = self.supervisor.list().map_err(host)?.into_iter().map(|status| status.name);
+        let machines = self.vms.records().ids().map_err(host)?;
+        let logs = self.guestio.kept_logs().map_err(host)?;
+        for name in strays(running, &machines, &logs) {
+            warn!(program = %name, "nobody reserved it: ended");
+            self.supervisor.stop(&name, STRAY_GRACE).map_err(host)?;
+        }
+        Ok(())
+    }
+
     /// Sends a machine's log somewhere, or finds it sent.
     pub(super) fn provision_logs(&self, task: &Task, zlogs: &Zlogs) -> Result<RawJson, HostError> {
         let id = task.id();
@@ -124,6 +147,19 @@ impl Inner {
     }
 }
 
+/// Programs of machines and logs of which nothing is kept.
+fn strays(
+    running: impl Iterator<Item = String>,
+    machines: &[WorkloadId],
+    logs: &[WorkloadId],
+) -> Vec<String> {
+    let consoles = machines.iter().map(console_name);
+    let known = machines.iter().map(vm::name).chain(consoles).chain(logs.iter().map(log_name));
+    let known: BTreeSet<String> = known.collect();
+    let is_ours = |name: &String| PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    running.filter(|name| is_ours(name) && !known.contains(name)).collect()
+}
+
 /// The network of a machine of the same deployment.
 fn network_of(task: &Task, name: &Name) -> Result<Name, HostError> {
     let workloads = &task.deployment().deployment().workloads;
@@ -142,6 +178,24 @@ fn network_of(task: &Task, name: &Name) -> Result<Name, HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::parse;
+
+    #[test]
+    fn what_nobody_reserved_is_found_and_nothing_else() {
+        let [kept, lost, log] = ["7-9-vm", "7-8-vm", "7-9-log"].map(|id| parse(id).unwrap());
+        let running = [
+            vm::name(&kept),
+            console_name(&kept),
+            vm::name(&lost),
+            console_name(&lost),
+            log_name(&log),
+            log_name(&lost),
+            "mycelium-nX".to_owned(),
+            "zdb-hdd".to_owned(),
+        ];
+        let found = strays(running.into_iter(), &[kept], &[log]);
+        assert_eq!(found, [vm::name(&lost), console_name(&lost), log_name(&lost)]);
+    }
 
     #[test]
     fn each_type_of_machine_is_told_the_address_that_its_clients_know() {

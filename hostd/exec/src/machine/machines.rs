@@ -16,7 +16,7 @@ use super::{Inner, host};
 use crate::image::{Image, ImageBoot};
 use crate::network::Attachment;
 use crate::storage::Kind;
-use crate::vm::cidata::{Card, CiData, Route, keys};
+use crate::vm::cidata::{Card, CiData, Mounted, Route, keys};
 use crate::vm::entry;
 use crate::vm::record::Record;
 use crate::vm::spec::{Boot, Mount, Order, Place, Tap};
@@ -90,18 +90,7 @@ impl Inner {
             cards: taps(&attachment),
             namespace: Some(attachment.namespace.clone()),
         };
-        let told = CiData {
-            instance: id.to_string(),
-            hostname: id.name.to_string(),
-            cards: cards(&attachment),
-            keys: machine
-                .env
-                .get(KEYS_VARIABLE)
-                .map(|text| keys(text.expose()))
-                .unwrap_or_default(),
-            mounts: order.mounted(),
-            zosrc,
-        };
+        let told = told(&id, machine, &attachment, order.mounted(), zosrc);
         self.serve_console(&id, &attachment, &consoles)?;
         self.vms.start(&id, &order, &told).map_err(host)?;
         if record.is_paused {
@@ -281,6 +270,25 @@ pub(super) fn result_of(record: &Record) -> Result<RawJson, HostError> {
     RawJson::of(&value).map_err(host)
 }
 
+/// What a guest is told.
+fn told(
+    id: &WorkloadId,
+    machine: &ZMachineLight,
+    attachment: &Attachment,
+    mounts: Vec<Mounted>,
+    zosrc: String,
+) -> CiData {
+    let lines = machine.env.get(KEYS_VARIABLE).map(|text| keys(text.expose()));
+    CiData {
+        instance: id.to_string(),
+        hostname: id.name.to_string(),
+        cards: cards(attachment),
+        keys: lines.unwrap_or_default(),
+        mounts,
+        zosrc,
+    }
+}
+
 /// What a workload asks for, if it is a machine that this node can run.
 pub(super) fn machine_of(data: &WorkloadData) -> Result<Cow<'_, ZMachineLight>, HostError> {
     match data {
@@ -344,4 +352,95 @@ fn everywhere(via: std::net::IpAddr) -> Option<hostd_grid::address::Cidr> {
         std::net::IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
     };
     hostd_grid::address::Cidr::new(nowhere, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use hostd_grid::address::Cidr;
+    use hostd_grid::secret::SecretText;
+
+    use super::*;
+    use crate::network::{Interface, NAME_SERVERS, Route as Way};
+    use crate::storage::parse;
+
+    fn attachment() -> Attachment {
+        let mac = hostd_grid::derived::MacAddress::from_bytes([2, 0, 0, 0, 0, 1]);
+        let cidr = |text: &str| Cidr::parse(text).unwrap();
+        let private = Interface {
+            tap: "b-x".into(),
+            mac,
+            address: cidr("10.20.2.5/24"),
+            gateway: Some("10.20.2.1".parse().unwrap()),
+            routes: Vec::new(),
+            mtu: 1500,
+        };
+        let mycelium = Interface {
+            tap: "m-x".into(),
+            mac,
+            address: cidr("5ab:1:2:3:ff0f::7/64"),
+            gateway: None,
+            routes: vec![Way { to: cidr("400::/7"), via: "5ab:1:2:3::1".parse().unwrap() }],
+            mtu: 1400,
+        };
+        Attachment {
+            namespace: "/run/netns/n".into(),
+            interfaces: vec![private, mycelium],
+            name_servers: NAME_SERVERS.to_vec(),
+            console_address: "5ab:1:2:3::1".parse().unwrap(),
+        }
+    }
+
+    fn place() -> check::Place {
+        check::Place {
+            network: "net".into(),
+            address: "10.20.2.5".parse().unwrap(),
+            seed: Some([0, 0, 0, 0, 0, 7]),
+        }
+    }
+
+    #[test]
+    fn a_guest_is_told_its_name_its_keys_and_whom_to_ask() {
+        let id = parse("7-9-my_vm").unwrap();
+        let keys = SecretText::new("ssh-ed25519 A me\nssh-rsa B,ssh-rsa C");
+        let env = [("SSH_KEY".to_owned(), keys), ("OTHER".to_owned(), SecretText::new("x"))];
+        let machine = ZMachineLight { env: env.into(), ..ZMachineLight::default() };
+        let data = told(&id, &machine, &attachment(), Vec::new(), "zosrc".to_owned());
+        assert_eq!((data.instance.as_str(), data.hostname.as_str()), ("7-9-my_vm", "my_vm"));
+        assert_eq!(data.keys, ["ssh-ed25519 A me", "ssh-rsa B", "ssh-rsa C"]);
+        // One of the cards says whom to ask: the three that existing nodes name.
+        let servers = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888"];
+        let servers = servers.map(|text| text.parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(data.cards[0].nameservers, servers);
+        assert!(data.cards[1].nameservers.is_empty());
+        // The private card is the only way to everywhere.
+        let ways: Vec<Vec<String>> = data
+            .cards
+            .iter()
+            .map(|card| {
+                card.routes.iter().map(|route| format!("{} by {}", route.to, route.via)).collect()
+            })
+            .collect();
+        assert_eq!(ways, [vec!["0.0.0.0/0 by 10.20.2.1"], vec!["400::/7 by 5ab:1:2:3::1"]]);
+        // What was once another command changes nothing.
+        let corex = ZMachineLight { corex: true, ..machine };
+        assert_eq!(told(&id, &corex, &attachment(), Vec::new(), "zosrc".to_owned()), data);
+    }
+
+    #[test]
+    fn results_have_the_fields_that_clients_of_each_type_know() {
+        let id = parse("7-9-vm").unwrap();
+        let say = |kind| {
+            let addresses = console_addresses(&attachment(), &place());
+            let url = console_url(kind, &addresses);
+            result(&id, kind, &place(), &attachment(), url).unwrap().as_str().to_owned()
+        };
+        assert_eq!(
+            say(WorkloadType::ZMachineLight),
+            r#"{"id":"7-9-vm","ip":"10.20.2.5","mycelium_ip":"5ab:1:2:3:ff0f::7","console_url":"[5ab:1:2:3::1]:20005"}"#
+        );
+        assert_eq!(
+            say(WorkloadType::ZMachine),
+            r#"{"id":"7-9-vm","ip":"10.20.2.5","planetary_ip":"","mycelium_ip":"5ab:1:2:3:ff0f::7","console_url":"10.20.2.1:20005"}"#
+        );
+    }
 }

@@ -428,7 +428,10 @@ impl Host for Machine {
     }
 
     fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
-        self.on_thread(|inner| inner.vms.fallen().map_err(host))
+        self.on_thread(|inner| {
+            inner.end_strays()?;
+            inner.vms.fallen().map_err(host)
+        })
     }
 
     fn diagnose(&self) -> Doing<'_, Diagnosis> {
