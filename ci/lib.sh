@@ -11,7 +11,7 @@ build_programs() { cargo build --quiet --release -p flist -p zdb-server -p mycel
 # The VMM as nodes have it: static, small, stripped.
 build_vmm() {
     CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_RELEASE_OPT_LEVEL=s RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo build --quiet --release --target x86_64-unknown-linux-gnu -p vmm
+        cargo build --quiet --release --target x86_64-unknown-linux-gnu -p vmm -p guestio
 }
 # What `ci/bench grid` and `ci/bench node` measure: our crates and the websockets as in release, but without
 # waiting an hour for FRAME and subxt, which are as tests have them (and share what tests have built). So

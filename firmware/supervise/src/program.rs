@@ -52,6 +52,11 @@ pub struct Program {
     /// A network namespace to run in, by its file's absolute path.
     #[serde(default)]
     pub network_namespace: Option<PathBuf>,
+    /// How much sooner than others it is to end when the machine's memory runs out, from -1000 (never) to
+    /// 1000 (first): `proc(5)`, `oom_score_adj`. 0 leaves it as it is, and so does a machine that does not let
+    /// us spare anybody (`CAP_SYS_RESOURCE`).
+    #[serde(default)]
+    pub oom_score_adj: i16,
 }
 
 /// A log file and its predecessors: `path`, `path.1` (the youngest), `path.2` …
@@ -216,6 +221,7 @@ impl Program {
             policy: Policy::default(),
             limits: Limits::default(),
             network_namespace: None,
+            oom_score_adj: 0,
         }
     }
 
@@ -241,6 +247,9 @@ impl Program {
             number("log size_max", log.size_max, log.size_max >= LOG_SIZE_MIN, rule)?;
             number("log kept", log.kept.into(), log.kept <= LOG_KEPT_MAX, "at most 16")?;
         }
+        let score = self.oom_score_adj;
+        let is_good = (-1000..=1000).contains(&score);
+        number("oom_score_adj", score.unsigned_abs().into(), is_good, "-1000 to 1000")?;
         self.policy.check()?;
         self.limits.check()
     }
@@ -336,7 +345,8 @@ mod tests {
     #[test]
     fn rules_are_named() {
         let good = || Program::new("vm-1", ["/bin/true"]);
-        let broken: [(Program, &str); 9] = [
+        let broken: [(Program, &str); 10] = [
+            (Program { oom_score_adj: -1001, ..good() }, "oom_score_adj 1001: expected -1000"),
             (Program { name: "../x".into(), ..good() }, "name '../x'"),
             (Program { name: "x".repeat(65), ..good() }, "name 'xxx"),
             (Program { argv: vec!["true".into()], ..good() }, "argv: it begins"),

@@ -50,6 +50,20 @@ fn what_cannot_be_started_leaves_nothing() {
 }
 
 #[test]
+fn who_is_spared_when_memory_runs_out_is_said() {
+    let run = Running::start();
+    let before = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    for (name, score) in [("usual", 0), ("first", 500)] {
+        // To end sooner, nobody needs any right.
+        let program = Program { oom_score_adj: score, ..run.script(name, SLEEP) };
+        let pid = run.client.start(&program, &[]).unwrap().pid.unwrap();
+        let now = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        let expected = if score == 0 { before.trim().to_owned() } else { score.to_string() };
+        assert_eq!(now.trim(), expected, "{name}");
+    }
+}
+
+#[test]
 fn a_killed_program_is_started_again() {
     let run = Running::start();
     let mut program = run.script("a", SLEEP);

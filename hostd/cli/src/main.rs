@@ -7,6 +7,7 @@
 //! | `deploy` | makes things as flags or a file say, and changes what differs |
 //! | `update` | changes one thing about something that is there |
 //! | `ls`, `show`, `logs`, `wait` | what became of them |
+//! | `console` | a terminal on a machine |
 //! | `cancel` | ends contracts, and with them what they paid for |
 //!
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2
@@ -17,6 +18,7 @@
 mod apply;
 mod build;
 mod choose;
+mod console;
 mod exit;
 mod login;
 mod look;
@@ -24,6 +26,7 @@ mod plan;
 mod proxy;
 mod session;
 mod size;
+mod terminal;
 mod update;
 mod yaml;
 
@@ -69,6 +72,7 @@ enum Command {
     Logs(look::ContractArguments),
     /// Wait until a deployment has settled
     Wait(look::ContractArguments),
+    Console(console::ConsoleArguments),
     Cancel(CancelArguments),
 }
 
@@ -150,6 +154,7 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Show(arguments) => look::show(&session, arguments, json).await,
         Command::Logs(arguments) => look::logs(&session, arguments, json).await,
         Command::Wait(arguments) => look::wait(&session, arguments).await,
+        Command::Console(arguments) => console::run(&session, arguments, json).await,
         Command::Cancel(arguments) => {
             session.chain.cancel_contracts(&arguments.contracts).await?;
             eprintln!("cancelled; nodes take down what the contracts paid for");

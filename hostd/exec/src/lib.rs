@@ -1,7 +1,7 @@
 //! Runs workloads on this machine.
 //!
 //! [`hostd_node`] decides what is to happen; here it is done, with the programs that a node consists
-//! of: `vmm`, `zdb`, `mycelium`, `flist`, all of them children of `supervise`, which outlives us. None is
+//! of: `vmm`, `guestio`, `zdb`, `mycelium`, `flist`, all of them children of `supervise`, which outlives us. None is
 //! linked: they are told things in files and on sockets.
 //!
 //! | module | what |
@@ -10,6 +10,7 @@
 //! | [`vm`] | virtual machines |
 //! | [`image`] | what they boot from |
 //! | [`network`] | what they reach each other by |
+//! | [`guestio`] | what they say and are told |
 //! | [`storage`] | where their data is |
 //! | [`zdb`] | namespaces of keys and values |
 //! | [`facts`] | what this machine is |
@@ -19,6 +20,7 @@
 #![deny(unsafe_code)]
 
 pub mod facts;
+pub mod guestio;
 pub mod image;
 pub mod machine;
 pub mod network;

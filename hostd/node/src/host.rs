@@ -6,7 +6,8 @@
 //! what is there already says again what it said before.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -161,6 +162,22 @@ pub enum MachineAction {
     Restart,
 }
 
+/// How an owner reaches the console of a machine that runs.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+pub struct Console {
+    /// `address:port`, where a websocket at `/ws` is the console: over mycelium first, then within the
+    /// machine's private network.
+    pub addresses: Vec<SocketAddr>,
+    /// What to add as `?ticket=…`, soon and once, to be let in from outside of that network. Secret.
+    pub ticket: String,
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
 /// One part of a node, and how it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Module {
@@ -188,6 +205,12 @@ pub struct Diagnosis {
 pub trait Host: Send + Sync {
     /// Types of workloads that it can run.
     fn supported(&self) -> &[WorkloadType];
+
+    /// Types that it runs and does not offer: clients choose by what is offered which types they use, and
+    /// would take one for a sign of others.
+    fn tolerated(&self) -> &[WorkloadType] {
+        &[]
+    }
 
     /// What else it can do, by the names that clients look for.
     fn extra_features(&self) -> &[&'static str];
@@ -239,6 +262,13 @@ pub trait Host: Send + Sync {
     fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
         let _ = (task, action);
         let reason = "this node does not start or stop single machines".to_owned();
+        Box::pin(async { Err(HostError(reason)) })
+    }
+
+    /// Lets a machine's owner use its console from anywhere.
+    fn console(&self, task: Task) -> Doing<'_, Result<Console, HostError>> {
+        let _ = task;
+        let reason = "this node serves no consoles".to_owned();
         Box::pin(async { Err(HostError(reason)) })
     }
 

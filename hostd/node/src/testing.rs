@@ -18,7 +18,7 @@ use hostd_grid::{
 use serde_json::{Value, json};
 
 use crate::host::{
-    About, Doing, Host, HostError, MachineAction, Pool, Resources, Task, UpdateError,
+    About, Console, Doing, Host, HostError, MachineAction, Pool, Resources, Task, UpdateError,
 };
 use crate::ledger::{Contract, ContractState, Ledger, LedgerError, Reply, Subject};
 
@@ -253,6 +253,14 @@ impl Host for TestHost {
 
     fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async move { self.note(&format!("{action:?}"), &task.id()) })
+    }
+
+    fn console(&self, task: Task) -> Doing<'_, Result<Console, HostError>> {
+        Box::pin(async move {
+            self.note("console", &task.id())?;
+            let addresses = vec!["[5ab::1]:20005".parse().unwrap()];
+            Ok(Console { addresses, ticket: "s3cr3t".to_owned() })
+        })
     }
 
     fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {

@@ -91,7 +91,7 @@ fn a_node_whose_plug_is_pulled_finishes_what_it_had_taken() {
     world.pull_plug(&mut chance);
     world.until("set -- /data/hostd/deployments/*/states.log; [ $# -ge 2 ]");
     world.pull_plug(&mut chance);
-    world.until("set -- /data/machine/vms/*/console.log; [ -s $1 ]");
+    world.until("set -- /data/machine/vms/*/log/console.log; [ -s $1 ]");
     world.pull_plug(&mut chance);
     deploying.done();
     let workloads = all_run(&world, 4);

@@ -223,7 +223,7 @@ impl World {
             said.starts_with("hello from the guest")
         };
         if !is_soon(has_answered) {
-            let logs = self.shell("cat /data/machine/vms/*/console.log /data/machine/logs/*");
+            let logs = self.shell("cat /data/machine/vms/*/log/console.log /data/machine/logs/*");
             panic!("no answer from {ip}: {said}\n{logs}");
         }
         said

@@ -26,7 +26,7 @@ use crate::process::{Daemon, run};
 use crate::vmm::null_guest::sleeper;
 
 /// What a node consists of, found on `PATH`.
-const PROGRAMS: [&str; 4] = ["vmm", "flist", "mycelium", "zdb"];
+const PROGRAMS: [&str; 5] = ["vmm", "guestio", "flist", "mycelium", "zdb"];
 /// Bytes of the node's disk, a sparse file. Each machine has half a gigabyte of it allocated for its root.
 const DISK_SIZE: u64 = 64 << 30;
 /// Where sockets are: their names may not be long.

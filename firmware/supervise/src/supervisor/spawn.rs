@@ -1,7 +1,7 @@
 //! The step from this process to a program: the one place of this crate with `unsafe`.
 //!
 //! Between fork and exec a child gets a session of its own, asks to be killed when this process dies,
-//! moves into its namespace and its cgroup. All of that are plain system calls on values that were made
+//! moves into its namespace and its cgroup, and says how soon it may end when memory runs out. All of that are plain system calls on values that were made
 //! before the fork.
 
 #![expect(unsafe_code, reason = "code between fork and exec, and descriptors by number")]
@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setsid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -42,6 +43,7 @@ pub(super) fn spawn(program: &Program, surroundings: Surroundings) -> io::Result
     };
     command.stdout(output).stderr(errors);
     let (network, cgroup) = (surroundings.network, surroundings.cgroup);
+    let score = (program.oom_score_adj != 0).then(|| program.oom_score_adj.to_string());
     let parent = getpid();
     let enter = move || -> io::Result<()> {
         setsid()?;
@@ -53,6 +55,15 @@ pub(super) fn spawn(program: &Program, surroundings: Surroundings) -> io::Result
         if let Some(cgroup) = &cgroup {
             // 0 is whoever writes it.
             rustix::io::write(cgroup, b"0")?;
+        }
+        if let Some(score) = &score {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty())?;
+            // To be spared takes a right that not every machine gives; it runs all the same.
+            match rustix::io::write(&file, score.as_bytes()) {
+                Ok(_) | Err(Errno::ACCESS | Errno::PERM) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         if let Some(network) = &network {
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;

@@ -1,9 +1,10 @@
 //! A machine that pretends: it remembers what it was asked, and does nothing.
 //!
 //! What it holds outlives the node's program, as that of a real machine does. Workloads whose name begins with
-//! `broken` fail, and those with `slow` take until the test says so.
+//! `broken` fail, and those with `slow` take until the test says so. Consoles are where the test says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,9 @@ use hostd_grid::capacity::Capacity;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::{WorkloadData, WorkloadType};
-use hostd_node::host::{About, Doing, Host, HostError, Pool, Resources, Task, UpdateError};
+use hostd_node::host::{
+    About, Console, Doing, Host, HostError, Pool, Resources, Task, UpdateError,
+};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -26,6 +29,8 @@ pub(crate) struct Machine {
     /// What changed on it, in order.
     done: Mutex<Vec<String>>,
     has_no_volumes: AtomicBool,
+    /// Where consoles are.
+    console: Mutex<Option<SocketAddr>>,
     is_fast: watch::Sender<bool>,
 }
 
@@ -36,6 +41,7 @@ impl Default for Machine {
             begun: Mutex::default(),
             done: Mutex::default(),
             has_no_volumes: AtomicBool::default(),
+            console: Mutex::default(),
             is_fast: watch::channel(false).0,
         }
     }
@@ -76,6 +82,11 @@ impl Machine {
     /// Supports volumes no more.
     pub(crate) fn forget_volumes(&self) {
         self.has_no_volumes.store(true, Ordering::Relaxed);
+    }
+
+    /// Has consoles there from now on.
+    pub(crate) fn set_console(&self, address: SocketAddr) {
+        *self.console.lock().unwrap() = Some(address);
     }
 
     fn note(&self, what: &str, id: &WorkloadId) {
@@ -161,6 +172,12 @@ impl Host for Machine {
 
     fn resume(&self, task: Task) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async move { self.set_paused("resume", &task.id(), false) })
+    }
+
+    fn console(&self, task: Task) -> Doing<'_, Result<Console, HostError>> {
+        let addresses = self.console.lock().unwrap().iter().copied().collect();
+        let ticket = format!("ticket{}", task.id().name);
+        Box::pin(async { Ok(Console { addresses, ticket }) })
     }
 
     fn inventory(&self) -> Doing<'_, Result<Vec<WorkloadId>, HostError>> {

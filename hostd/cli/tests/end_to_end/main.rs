@@ -13,6 +13,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
+mod console;
 mod deploy;
 mod flood;
 mod lies;

@@ -99,6 +99,12 @@ impl World {
         said(output)
     }
 
+    /// Runs the `grid` command with that standard input.
+    pub(crate) fn grid_with(&self, arguments: &[&str], input: &str) -> Said {
+        let input = std::fs::File::open(self.file("input", input)).unwrap();
+        said(self.command(arguments).stdin(input).output().unwrap())
+    }
+
     /// Starts the `grid` command, and does not wait for it.
     pub(crate) fn grid_beside(&self, arguments: &[&str]) -> Process {
         let mut command = self.command(arguments);

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use hostd_grid::derived::network::MachineAddressError;
-use hostd_grid::workload::{Mount, SEED_SIZE, ZMachineLight};
+use hostd_grid::workload::{MachineNetworkLight, Mount, SEED_SIZE, ZMachine, ZMachineLight};
 use hostd_grid::{Name, WorkloadType};
 
 /// Most disks and directories of one machine: it has 31 places for devices, and needs some itself.
@@ -28,6 +28,10 @@ pub(super) enum CheckError {
     NoDisk { name: Name },
     #[error("mount '{name}': {target:?} is no place to mount something: {rule}")]
     Target { name: Name, target: String, rule: &'static str },
+    #[error("public ip '{0}': this node has no public addresses for machines")]
+    PublicIp(Name),
+    #[error("this node is not part of the planetary network")]
+    Planetary,
     #[error("no network interface")]
     NoInterface,
     #[error(transparent)]
@@ -79,6 +83,29 @@ pub(super) fn check(
     Ok(Place { network: private.clone(), address, seed })
 }
 
+/// What a machine of a full node asks for, if it wants no more than one of a light node has.
+pub(super) fn of_full(machine: &ZMachine) -> Result<ZMachineLight, CheckError> {
+    let network = &machine.network;
+    if !network.public_ip.is_empty() {
+        return Err(CheckError::PublicIp(network.public_ip.clone()));
+    }
+    if network.planetary {
+        return Err(CheckError::Planetary);
+    }
+    let (mycelium, interfaces) = (network.mycelium.clone(), network.interfaces.clone());
+    Ok(ZMachineLight {
+        flist: machine.flist.clone(),
+        network: MachineNetworkLight { mycelium, interfaces },
+        size: machine.size,
+        compute_capacity: machine.compute_capacity,
+        mounts: machine.mounts.clone(),
+        entrypoint: machine.entrypoint.clone(),
+        env: machine.env.clone(),
+        corex: machine.corex,
+        gpu: machine.gpu.clone(),
+    })
+}
+
 fn check_mounts(
     mounts: &[Mount],
     kind: impl Fn(&Name) -> Option<WorkloadType>,
@@ -127,7 +154,7 @@ fn normal(path: &str) -> Result<Vec<&str>, &'static str> {
 mod tests {
     use hostd_grid::secret::SecretBytes;
     use hostd_grid::workload::{
-        ComputeCapacity, GpuId, Interface, MachineNetworkLight, MyceliumAddress,
+        ComputeCapacity, GpuId, Interface, MachineNetwork, MyceliumAddress,
     };
 
     use super::*;
@@ -172,6 +199,25 @@ mod tests {
             (place.address.to_string(), place.seed),
             ("10.1.2.3".into(), Some([1, 2, 3, 4, 5, 6]))
         );
+    }
+
+    #[test]
+    fn a_full_machine_is_a_light_one_unless_it_wants_more() {
+        let interfaces = machine(&[]).network.interfaces;
+        let network = MachineNetwork { interfaces, ..MachineNetwork::default() };
+        let full = ZMachine {
+            compute_capacity: ComputeCapacity { cpu: 2, memory: 1 << 30 },
+            network,
+            ..ZMachine::default()
+        };
+        assert_eq!(of_full(&full), Ok(machine(&[])));
+        let mut public = full.clone();
+        public.network.public_ip = "ip".into();
+        let text = "public ip 'ip': this node has no public addresses for machines";
+        assert_eq!(of_full(&public).unwrap_err().to_string(), text);
+        let mut planetary = full;
+        planetary.network.planetary = true;
+        assert_eq!(of_full(&planetary), Err(CheckError::Planetary));
     }
 
     #[test]

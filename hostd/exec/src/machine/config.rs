@@ -21,6 +21,7 @@
 //! mycelium = "/usr/bin/mycelium"
 //! zdb = "/usr/bin/zdb"
 //! disk_boot = "/usr/bin/disk-boot"          # optional: without it, images of whole disks are refused
+//! guestio = "/usr/bin/guestio"
 //! nft = "/usr/sbin/nft"
 //! mkfs = "/usr/sbin/mkfs.ext4"              # of e2fsprogs, as is the next; for `disks`
 //! fsck = "/usr/sbin/e2fsck"
@@ -120,6 +121,8 @@ pub struct Programs {
     /// Finds the kernels of whole disks; without it, their images are refused.
     #[serde(default)]
     pub disk_boot: Option<PathBuf>,
+    /// Carries what machines say and are told.
+    pub guestio: PathBuf,
     /// Debian's `nft`.
     #[serde(default = "nft")]
     pub nft: PathBuf,

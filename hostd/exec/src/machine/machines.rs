@@ -1,21 +1,23 @@
 //! Virtual machines, out of images, networks and disks.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use hostd_grid::derived::WorkloadId;
-use hostd_grid::derived::network::console_port;
 use hostd_grid::json::RawJson;
-use hostd_grid::workload::{ZMachineLight, ZMachineLightResult};
+use hostd_grid::secret::SecretText;
+use hostd_grid::workload::{ZMachineLight, ZMachineLightResult, ZMachineResult};
 use hostd_grid::{Name, WorkloadData, WorkloadType};
 use hostd_node::host::{HostError, MachineAction, Task};
 use tracing::{info, warn};
 
-use super::check::{self, check};
+use super::check::{self, check, of_full};
+use super::guestio::{console_addresses, console_url};
 use super::{Inner, host};
 use crate::image::{Image, ImageBoot};
 use crate::network::Attachment;
 use crate::storage::Kind;
-use crate::vm::cidata::{Card, CiData, Route, keys};
+use crate::vm::cidata::{Card, CiData, Mounted, Route, keys};
 use crate::vm::entry;
 use crate::vm::record::Record;
 use crate::vm::spec::{Boot, Mount, Order, Place, Tap};
@@ -98,7 +100,9 @@ impl Inner {
         let boot = self.boot(task, machine, &image, words)?;
         let attached = self.networks.attach(&place.network, &id, Some(place.address), place.seed);
         let attachment = attached.map_err(host)?;
-        let result = result(&id, &place, &attachment)?;
+        let consoles = console_addresses(&attachment, &place);
+        let kind = task.workload().data.kind();
+        let result = result(&id, kind, &place, &attachment, console_url(kind, &consoles))?;
         if record.result != result.as_str() {
             record.result = result.as_str().to_owned();
             self.write(&id, &record)?;
@@ -112,19 +116,9 @@ impl Inner {
             cards: taps(&attachment),
             namespace: Some(attachment.namespace.clone()),
         };
-        let told = CiData {
-            instance: id.to_string(),
-            hostname: id.name.to_string(),
-            cards: cards(&attachment),
-            keys: machine
-                .env
-                .get(KEYS_VARIABLE)
-                .map(|text| keys(text.expose()))
-                .unwrap_or_default(),
-            mounts: order.mounted(),
-            environment: entry::environment(&machine.env, &order.boot).map_err(host)?,
-            zosrc,
-        };
+        let environment = entry::environment(&machine.env, &order.boot).map_err(host)?;
+        let told = told(&id, machine, &attachment, order.mounted(), (environment, zosrc));
+        self.serve_console(&id, &attachment, &consoles)?;
         self.vms.start(&id, &order, &told).map_err(host)?;
         if record.is_paused {
             self.vms.pause(&id).map_err(host)?;
@@ -209,6 +203,7 @@ impl Inner {
             return Ok(());
         }
         self.vms.stop(id).map_err(host)?;
+        self.close_console(id)?;
         self.networks.detach(id).map_err(host)?;
         for kind in [Kind::RootDisk, Kind::RootFolder] {
             self.storage.remove(kind, id).map_err(host)?;
@@ -223,7 +218,8 @@ impl Inner {
         let id = task.id();
         let _lock = self.lock(&id);
         match &task.workload().data {
-            WorkloadData::ZMachineLight(_) => {}
+            WorkloadData::ZMachineLight(_) | WorkloadData::ZMachine(_) => {}
+            WorkloadData::Zlogs(zlogs) => return self.set_log_paused(task, zlogs, is_paused),
             WorkloadData::Zdb(_) if is_paused => return self.zdbs.freeze(&id).map_err(host),
             WorkloadData::Zdb(_) => return self.zdbs.thaw(&id).map_err(host),
             // Of others, only the state changes.
@@ -248,9 +244,7 @@ impl Inner {
     pub(super) fn control(&self, task: &Task, action: MachineAction) -> Result<(), HostError> {
         let id = task.id();
         let _lock = self.lock(&id);
-        let WorkloadData::ZMachineLight(machine) = &task.workload().data else {
-            return Err(HostError(format!("{id} is no machine")));
-        };
+        let machine = machine_of(&task.workload().data)?;
         let Some(mut record) = self.record(&id)? else {
             return Err(HostError(format!("there is no machine {id}")));
         };
@@ -265,12 +259,12 @@ impl Inner {
         if matches!(action, MachineAction::Start | MachineAction::Restart) {
             record.is_stopped = false;
             self.write(&id, &record)?;
-            self.provision_machine(task, machine)?;
+            self.provision_machine(task, &machine)?;
         }
         Ok(())
     }
 
-    fn record(&self, id: &WorkloadId) -> Result<Option<Record>, HostError> {
+    pub(super) fn record(&self, id: &WorkloadId) -> Result<Option<Record>, HostError> {
         let unreadable = |error| HostError(format!("the record of machine {id}: {error}"));
         self.vms.records().read(id).map_err(unreadable)
     }
@@ -296,28 +290,61 @@ fn kind_of(task: &Task, name: &Name) -> Option<WorkloadType> {
     Some(found.data.kind())
 }
 
-fn result_of(record: &Record) -> Result<RawJson, HostError> {
+pub(super) fn result_of(record: &Record) -> Result<RawJson, HostError> {
     let value: serde_json::Value = serde_json::from_str(&record.result)
         .map_err(|error| HostError(format!("the machine's record makes no sense: {error}")))?;
     RawJson::of(&value).map_err(host)
 }
 
+/// What a guest is told.
+fn told(
+    id: &WorkloadId,
+    machine: &ZMachineLight,
+    attachment: &Attachment,
+    mounts: Vec<Mounted>,
+    (environment, zosrc): (Option<SecretText>, String),
+) -> CiData {
+    let lines = machine.env.get(KEYS_VARIABLE).map(|text| keys(text.expose()));
+    CiData {
+        instance: id.to_string(),
+        hostname: id.name.to_string(),
+        cards: cards(attachment),
+        keys: lines.unwrap_or_default(),
+        mounts,
+        environment,
+        zosrc,
+    }
+}
+
+/// What a workload asks for, if it is a machine that this node can run.
+pub(super) fn machine_of(data: &WorkloadData) -> Result<Cow<'_, ZMachineLight>, HostError> {
+    match data {
+        WorkloadData::ZMachineLight(machine) => Ok(Cow::Borrowed(machine)),
+        WorkloadData::ZMachine(machine) => of_full(machine).map(Cow::Owned).map_err(host),
+        other => Err(HostError(format!("a workload of type {} is no machine", other.kind()))),
+    }
+}
+
 fn result(
     id: &WorkloadId,
+    kind: WorkloadType,
     place: &check::Place,
     attachment: &Attachment,
+    console_url: String,
 ) -> Result<RawJson, HostError> {
     let mycelium = attachment.interfaces.iter().map(|card| card.address.address());
     let mut mycelium =
         mycelium.filter(std::net::IpAddr::is_ipv6).map(|address| address.to_string());
-    let console = format!("[{}]:{}", attachment.console_address, console_port(place.address));
-    let result = ZMachineLightResult {
-        id: id.to_string(),
-        ip: place.address.to_string(),
-        mycelium_ip: mycelium.next().unwrap_or_default(),
-        console_url: console,
+    let (id, ip) = (id.to_string(), place.address.to_string());
+    let mycelium_ip = mycelium.next().unwrap_or_default();
+    let result = match kind {
+        WorkloadType::ZMachine => {
+            let planetary_ip = String::new();
+            RawJson::of(&ZMachineResult { id, ip, planetary_ip, mycelium_ip, console_url })
+        }
+        _ => RawJson::of(&ZMachineLightResult { id, ip, mycelium_ip, console_url }),
     };
-    RawJson::of(&result).map_err(host)
+    result.map_err(host)
 }
 
 fn taps(attachment: &Attachment) -> Vec<Tap> {
@@ -352,4 +379,94 @@ fn everywhere(via: std::net::IpAddr) -> Option<hostd_grid::address::Cidr> {
         std::net::IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
     };
     hostd_grid::address::Cidr::new(nowhere, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use hostd_grid::address::Cidr;
+
+    use super::*;
+    use crate::network::{Interface, NAME_SERVERS, Route as Way};
+    use crate::storage::parse;
+
+    fn attachment() -> Attachment {
+        let mac = hostd_grid::derived::MacAddress::from_bytes([2, 0, 0, 0, 0, 1]);
+        let cidr = |text: &str| Cidr::parse(text).unwrap();
+        let private = Interface {
+            tap: "b-x".into(),
+            mac,
+            address: cidr("10.20.2.5/24"),
+            gateway: Some("10.20.2.1".parse().unwrap()),
+            routes: Vec::new(),
+            mtu: 1500,
+        };
+        let mycelium = Interface {
+            tap: "m-x".into(),
+            mac,
+            address: cidr("5ab:1:2:3:ff0f::7/64"),
+            gateway: None,
+            routes: vec![Way { to: cidr("400::/7"), via: "5ab:1:2:3::1".parse().unwrap() }],
+            mtu: 1400,
+        };
+        Attachment {
+            namespace: "/run/netns/n".into(),
+            interfaces: vec![private, mycelium],
+            name_servers: NAME_SERVERS.to_vec(),
+            console_address: "5ab:1:2:3::1".parse().unwrap(),
+        }
+    }
+
+    fn place() -> check::Place {
+        check::Place {
+            network: "net".into(),
+            address: "10.20.2.5".parse().unwrap(),
+            seed: Some([0, 0, 0, 0, 0, 7]),
+        }
+    }
+
+    #[test]
+    fn a_guest_is_told_its_name_its_keys_and_whom_to_ask() {
+        let id = parse("7-9-my_vm").unwrap();
+        let keys = SecretText::new("ssh-ed25519 A me\nssh-rsa B,ssh-rsa C");
+        let env = [("SSH_KEY".to_owned(), keys), ("OTHER".to_owned(), SecretText::new("x"))];
+        let machine = ZMachineLight { env: env.into(), ..ZMachineLight::default() };
+        let data = told(&id, &machine, &attachment(), Vec::new(), (None, "zosrc".to_owned()));
+        assert_eq!((data.instance.as_str(), data.hostname.as_str()), ("7-9-my_vm", "my_vm"));
+        assert_eq!(data.keys, ["ssh-ed25519 A me", "ssh-rsa B", "ssh-rsa C"]);
+        // One of the cards says whom to ask: the three that existing nodes name.
+        let servers = ["8.8.8.8", "1.1.1.1", "2001:4860:4860::8888"];
+        let servers = servers.map(|text| text.parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(data.cards[0].nameservers, servers);
+        assert!(data.cards[1].nameservers.is_empty());
+        // The private card is the only way to everywhere.
+        let ways: Vec<Vec<String>> = data
+            .cards
+            .iter()
+            .map(|card| {
+                card.routes.iter().map(|route| format!("{} by {}", route.to, route.via)).collect()
+            })
+            .collect();
+        assert_eq!(ways, [vec!["0.0.0.0/0 by 10.20.2.1"], vec!["400::/7 by 5ab:1:2:3::1"]]);
+        // What was once another command changes nothing.
+        let corex = ZMachineLight { corex: true, ..machine };
+        assert_eq!(told(&id, &corex, &attachment(), Vec::new(), (None, "zosrc".to_owned())), data);
+    }
+
+    #[test]
+    fn results_have_the_fields_that_clients_of_each_type_know() {
+        let id = parse("7-9-vm").unwrap();
+        let say = |kind| {
+            let addresses = console_addresses(&attachment(), &place());
+            let url = console_url(kind, &addresses);
+            result(&id, kind, &place(), &attachment(), url).unwrap().as_str().to_owned()
+        };
+        assert_eq!(
+            say(WorkloadType::ZMachineLight),
+            r#"{"id":"7-9-vm","ip":"10.20.2.5","mycelium_ip":"5ab:1:2:3:ff0f::7","console_url":"[5ab:1:2:3::1]:20005"}"#
+        );
+        assert_eq!(
+            say(WorkloadType::ZMachine),
+            r#"{"id":"7-9-vm","ip":"10.20.2.5","planetary_ip":"","mycelium_ip":"5ab:1:2:3:ff0f::7","console_url":"10.20.2.1:20005"}"#
+        );
+    }
 }

@@ -5,7 +5,8 @@
 //!                              ├─► Storage    disks, volumes, machines' roots
 //!                              ├─► Zdbs       namespaces of keys and values
 //!                              ├─► Images     flist fetch, boot, cached
-//!                              └─► Vms        vmm, one process each
+//!                              ├─► Vms        vmm, one process each
+//!                              └─► GuestIo    their consoles and logs, a guestio process each
 //!   all of which start processes through `supervise`, and find them there again
 //! ```
 //!
@@ -22,6 +23,7 @@ mod about;
 mod check;
 mod config;
 mod disks;
+mod guestio;
 mod machines;
 mod power;
 mod space;
@@ -40,20 +42,23 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::{Name, WorkloadData, WorkloadType};
 use hostd_node::host::{
-    About, Diagnosis, Doing, Hardware, Host, HostError, MachineAction, Pool, Resources, Task,
-    UpdateError,
+    About, Console, Diagnosis, Doing, Hardware, Host, HostError, MachineAction, Pool, Resources,
+    Task, UpdateError,
 };
 use supervise::Client;
 use supervise::client::ClientError;
 use tracing::warn;
 
 use crate::facts::Facts;
+use crate::guestio::{GuestIo, GuestIoConfig};
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::network::{NODE_ADDRESS, NetworkConfig, NetworkError, Networks};
 use crate::storage::{PoolKind, Storage, StorageError};
 use crate::vm::rehearsal::rehearse;
 use crate::vm::{VmConfig, Vms};
 use crate::zdb::{ServerConfig, ZdbConfig, ZdbError, Zdbs};
+
+use machines::machine_of;
 
 pub use config::{Config, Guest, ImageLimits, NetworkSettings, Programs, ZdbSettings};
 
@@ -64,7 +69,11 @@ const SUPPORTED: &[WorkloadType] = &[
     WorkloadType::ZMount,
     WorkloadType::Volume,
     WorkloadType::Zdb,
+    WorkloadType::Zlogs,
 ];
+/// What it runs without offering it: machines of full nodes, as far as they want no more than light ones.
+/// Clients that find the type among a node's features use networks of full nodes, too, which this has not.
+const TOLERATED: &[WorkloadType] = &[WorkloadType::ZMachine];
 /// What else it can do, by the names that clients look for.
 const EXTRA_FEATURES: &[&str] = &["mycelium"];
 /// How long a machine that nobody reserved may take.
@@ -87,6 +96,7 @@ struct Inner {
     disks: disks::Disks,
     zdbs: Zdbs,
     vms: Vms,
+    guestio: GuestIo,
     locks: [Mutex<()>; LOCK_COUNT],
 }
 
@@ -151,9 +161,14 @@ impl Machine {
         let zdbs = Zdbs::open(&config.zdbs(&logs, &storage)?, &supervisor)?;
         let machines = config.vms(images.socket());
         let vms = Vms::open(machines, supervisor.clone()).map_err(at(config.state.join("vms")))?;
+        let logs = config.state.join("zlogs");
+        let told = GuestIoConfig { program: config.programs.guestio.clone(), logs: logs.clone() };
+        let guestio = GuestIo::open(told, supervisor.clone()).map_err(at(logs))?;
         let locks = std::array::from_fn(|_| Mutex::new(()));
         let inner =
-            Inner { config, supervisor, networks, images, storage, disks, zdbs, vms, locks };
+            Inner {
+                config, supervisor, networks, images, storage, disks, zdbs, vms, guestio, locks,
+            };
         let inner = Arc::new(inner);
         disks::look_after(&inner);
         Ok(Self { inner })
@@ -186,7 +201,7 @@ impl Machine {
 
 impl Config {
     fn check(&self) -> Result<(), OpenError> {
-        let Programs { vmm, flist, mycelium, zdb, disk_boot, nft, .. } = &self.programs;
+        let Programs { vmm, flist, mycelium, zdb, guestio, disk_boot, nft, .. } = &self.programs;
         let Guest { kernel, initramfs } = &self.guest;
         let disk_boot = disk_boot.as_ref().map(|path| ("programs.disk_boot", path));
         let always = [
@@ -194,6 +209,7 @@ impl Config {
             ("programs.flist", flist),
             ("programs.mycelium", mycelium),
             ("programs.zdb", zdb),
+            ("programs.guestio", guestio),
             ("programs.nft", nft),
             ("guest.kernel", kernel),
             ("guest.initramfs", initramfs),
@@ -296,7 +312,10 @@ impl Inner {
         let id = task.id();
         let _lock = self.lock(&id);
         match &task.workload().data {
-            WorkloadData::ZMachineLight(machine) => self.provision_machine(task, machine),
+            data @ (WorkloadData::ZMachineLight(_) | WorkloadData::ZMachine(_)) => {
+                self.provision_machine(task, &*machine_of(data)?)
+            }
+            WorkloadData::Zlogs(zlogs) => self.provision_logs(task, zlogs),
             WorkloadData::NetworkLight(network) => {
                 self.networks.provision(&id, network).map_err(host)?;
                 Ok(RawJson::default())
@@ -320,6 +339,7 @@ impl Inner {
 
     fn remove(&self, id: &WorkloadId) -> Result<(), HostError> {
         let _lock = self.lock(id);
+        self.guestio.remove_log(id).map_err(host)?;
         self.remove_machine(id)?;
         self.networks.remove(id).map_err(host)?;
         self.remove_space(id)
@@ -327,6 +347,7 @@ impl Inner {
 
     fn inventory(&self) -> Result<Vec<WorkloadId>, HostError> {
         let mut ids = self.vms.inventory().map_err(host)?;
+        ids.extend(self.guestio.logs().map_err(host)?);
         ids.extend(self.networks.inventory().map_err(host)?);
         ids.extend(self.storage.inventory().map_err(host)?);
         ids.extend(self.zdbs.inventory().map_err(host)?);
@@ -381,6 +402,10 @@ impl Host for Machine {
         SUPPORTED
     }
 
+    fn tolerated(&self) -> &[WorkloadType] {
+        TOLERATED
+    }
+
     fn extra_features(&self) -> &[&'static str] {
         EXTRA_FEATURES
     }
@@ -433,8 +458,15 @@ impl Host for Machine {
         self.on_thread(move |inner| inner.control(&task, action))
     }
 
+    fn console(&self, task: Task) -> Doing<'_, Result<Console, HostError>> {
+        self.on_thread(move |inner| inner.console(&task))
+    }
+
     fn fallen(&self) -> Doing<'_, Result<Vec<(WorkloadId, String)>, HostError>> {
-        self.on_thread(|inner| inner.vms.fallen().map_err(host))
+        self.on_thread(|inner| {
+            inner.end_strays()?;
+            inner.vms.fallen().map_err(host)
+        })
     }
 
     fn unfit(&self) -> Option<String> {

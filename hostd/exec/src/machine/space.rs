@@ -79,6 +79,7 @@ impl Inner {
         for workload in &task.deployment().deployment().workloads {
             let mounts: &[Mount] = match &workload.data {
                 WorkloadData::ZMachineLight(machine) => &machine.mounts,
+                WorkloadData::ZMachine(machine) => &machine.mounts,
                 _ => continue,
             };
             let record = self.vms.records().read(&id.sibling(&workload.name));

@@ -29,8 +29,8 @@ pub struct Attachment {
     /// Who resolves names.
     pub name_servers: Vec<IpAddr>,
     /// The network's own mycelium address, which the console's address is made of. The console listens
-    /// at this address, on the port that follows from the private one, and the machines of the network
-    /// alone reach it.
+    /// at this address, on the port that follows from the private one. The machines of the network reach
+    /// it, and so does, over mycelium, whoever has a ticket.
     pub console_address: Ipv6Addr,
 }
 

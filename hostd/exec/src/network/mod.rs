@@ -38,19 +38,20 @@ mod namespace;
 mod netlink;
 mod nft;
 mod plan;
-mod program;
+pub(crate) mod program;
 mod record;
 mod rules;
 mod sys;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hostd_grid::Name;
 use hostd_grid::address::Cidr;
-use hostd_grid::derived::network::mycelium_address;
+use hostd_grid::derived::network::{mycelium_address, mycelium_gateway};
 use hostd_grid::derived::{MacAddress, NetworkId, WorkloadId};
 use hostd_grid::workload::{MYCELIUM_KEY_SIZE, NetworkLight, SEED_SIZE};
+use hostd_grid::{Name, TwinId};
 
 pub use self::address::{PREFIX_LEN_MAX, PREFIX_LEN_MIN, SubnetError};
 pub use self::attachment::{Attachment, Interface, MYCELIUM_MTU, NAME_SERVERS, PRIVATE_MTU, Route};
@@ -242,6 +243,32 @@ impl Networks {
             })?;
         }
         Ok(())
+    }
+
+    /// The namespace of a twin's network, by its file.
+    ///
+    /// # Errors
+    ///
+    /// There is no such network.
+    pub fn namespace(&self, twin: TwinId, network: &Name) -> Result<PathBuf, NetworkError> {
+        check_name(network)?;
+        let id = NetworkId::of(twin, network);
+        match self.records.read(&id)? {
+            Some(_) => Ok(self.config.namespaces.join(id.light_namespace())),
+            None => Err(NetworkError::Absent(network.clone())),
+        }
+    }
+
+    /// The node's own addresses in a twin's network: mycelium's, then the private one.
+    ///
+    /// # Errors
+    ///
+    /// There is no such network.
+    pub fn gateways(&self, twin: TwinId, network: &Name) -> Result<[IpAddr; 2], NetworkError> {
+        check_name(network)?;
+        let record = self.records.read(&NetworkId::of(twin, network))?;
+        let record = record.ok_or_else(|| NetworkError::Absent(network.clone()))?;
+        Ok([mycelium_gateway(record.mycelium).address(), record.subnet.gateway().into()])
     }
 
     /// All machines that have a place in a network, once each.

@@ -18,7 +18,7 @@ const ANSWER_SIZE_MAX: u64 = 4 << 20;
 const COMPLAINT_SIZE_MAX: u64 = 4096;
 
 /// Runs a program until it ends. Its complaint is the error, if it fails.
-pub(super) fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<String> {
+pub(crate) fn run(program: &Path, arguments: &[&str], input: &str) -> io::Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

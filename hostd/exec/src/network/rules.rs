@@ -18,7 +18,7 @@
 //!
 //! **A network** reaches the Internet by IPv4 behind its address of the node, mail by SMTP excepted, and
 //! other mycelium nodes by mycelium. What others begin reaches machines by mycelium alone. Of the node,
-//! machines reach the gateway's echo and their consoles; of what is around it, nothing: neither other
+//! machines reach the gateway's echo and their consoles, which their owners reach by mycelium, too; of what is around it, nothing: neither other
 //! networks, nor the farmer's, nor link-local neighbours, but what the operator lists.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -216,10 +216,17 @@ fn input(commands: &mut Commands, layout: &Layout) {
     for device in [mycelium.as_str(), MYCELIUM_DEVICE] {
         commands.rule("to_node", [at(device), icmp(&["echo-request"]), limit(), accept()]);
     }
-    let bridges = equals(meta("iifname"), set([private, mycelium]));
     let (first, last) = CONSOLE_PORTS;
-    let consoles = equals(payload("tcp", "dport"), json!({ "range": [first, last] }));
-    commands.rule("to_node", [bridges, consoles, accept()]);
+    let consoles = || equals(payload("tcp", "dport"), json!({ "range": [first, last] }));
+    let bridges = equals(meta("iifname"), set([private, mycelium]));
+    commands.rule("to_node", [bridges, consoles(), accept()]);
+    // Who comes from elsewhere shows a ticket, and is not one of the network's own.
+    let gateway = layout.mycelium_gateway();
+    let own = range(&gateway.network().to_string(), gateway.prefix_len());
+    let is_other =
+        json!({ "match": { "op": "!=", "left": payload("ip6", "saddr"), "right": own } });
+    let to_gateway = equals(payload("ip6", "daddr"), json!(gateway.address()));
+    commands.rule("to_node", [at(MYCELIUM_DEVICE), is_other, to_gateway, consoles(), accept()]);
 }
 
 /// What a network routes.

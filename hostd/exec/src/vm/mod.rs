@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Order ──spec──► vm.json ──┐
-//!   CiData ──write─► cidata ──┼──► supervise: vm-ID = vmm run --config vm.json ──► console.log
+//!   CiData ──write─► cidata ──┼──► supervise: vm-ID = vmm run --config vm.json ──► log/console.log
 //!   Record ──write─► folder ──┘          │ ▲
 //!                                        │ └─ ended: off (again, not counted), crashed (again, 4 times)
 //!                       api socket ◄─────┘    pause, resume, power button
@@ -74,6 +74,8 @@ const THREADS_OVERHEAD: u32 = 128;
 /// Ends that are no crashes: the guest switched itself off, or asked for a reset that is none of the
 /// machine's ([`Boot::Disk`]).
 const CLEAN: [Exit; 2] = [Exit::Off, Exit::ResetRefused];
+/// When memory runs out, others end first; that much a machine is spared on existing nodes.
+const OOM_SCORE_ADJ: i16 = -200;
 /// Bytes of a log's end that are looked at for a reason.
 const REASON_SIZE_MAX: u64 = 2048;
 
@@ -180,6 +182,9 @@ impl Vms {
         let folder = self.records.folder(id);
         let files = self.files(id);
         let spec = order.spec(&files)?;
+        self.runtime(id)?;
+        // A folder of its own: whoever sends the log somewhere sees nothing else.
+        make_folder(&folder.join("log"))?;
         told.write(&files.cidata)?;
         let description = folder.join("vm.json");
         let io =
@@ -191,7 +196,7 @@ impl Vms {
     fn run(&self, id: &WorkloadId, program: &Program) -> Result<(), VmError> {
         let mut watch = self.supervisor.watch()?;
         // Listened to before there can be anything to hear.
-        let arrivals = Arrivals::of(&self.config.runtime);
+        let arrivals = Arrivals::of(&self.runtime(id)?);
         match self.supervisor.start(program, &[]) {
             // One runs, of another description: it is left as it is.
             Err(error) if error.is_conflict() => return Ok(()),
@@ -239,6 +244,7 @@ impl Vms {
                 cpu_max_percent: None,
             },
             network_namespace: order.namespace.clone(),
+            oom_score_adj: OOM_SCORE_ADJ,
             ..Program::new(name(id), self.argv(description, order))
         }
     }
@@ -382,7 +388,34 @@ impl Vms {
 
     /// Where a machine says what it says.
     pub fn log(&self, id: &WorkloadId) -> PathBuf {
-        self.records.folder(id).join("console.log")
+        self.records.folder(id).join("log/console.log")
+    }
+
+    /// The folder of a machine's sockets, made if it is missing.
+    ///
+    /// # Errors
+    /// The system says no.
+    pub fn runtime(&self, id: &WorkloadId) -> Result<PathBuf, VmError> {
+        let folder = self.runtime_of(id);
+        make_folder(&folder)?;
+        Ok(folder)
+    }
+
+    /// Removes that folder. One that is not there is no error.
+    ///
+    /// # Errors
+    /// The system says no.
+    pub fn clear(&self, id: &WorkloadId) -> Result<(), VmError> {
+        match std::fs::remove_dir_all(self.runtime_of(id)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(VmError::Io { what: "the folder of the machine's sockets stays", source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn runtime_of(&self, id: &WorkloadId) -> PathBuf {
+        self.config.runtime.join(id.device("vm").as_str())
     }
 
     /// Where the kernel of a whole disk is put whenever its machine starts. It is as large as a stranger
@@ -397,7 +430,8 @@ impl Vms {
     }
 
     fn socket(&self, id: &WorkloadId) -> PathBuf {
-        self.config.runtime.join(format!("{}.sock", id.device("vm")))
+        // Whoever serves its console has this folder, and knows the name.
+        self.runtime_of(id).join("api.sock")
     }
 
     fn files(&self, id: &WorkloadId) -> Files {
@@ -423,6 +457,11 @@ fn end_of(name: &str, watch: &mut Watch) -> Result<Option<Outcome>, ClientError>
         }
     }
     Ok(None)
+}
+
+fn make_folder(path: &Path) -> Result<(), VmError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| VmError::Io { what: "a folder of the machine's can't be made", source })
 }
 
 /// What the supervisor calls a machine.

@@ -5,7 +5,8 @@
 //! | `machine.json` | what was decided when it was made: its image, its result, whether its owner stopped it |
 //! | `vm.json` | the description that its VMM reads |
 //! | `cidata.img` | what the guest is told; secret |
-//! | `console.log`, `console.log.1` | what it says |
+//! | `log/console.log`, `log/console.log.1` | what it says |
+//! | `guestio.log` | what the process of its console says |
 //!
 //! The folder is made before anything else of the machine and goes after everything else, so whoever
 //! finds none has nothing to clean up. It and its files are the node's alone.

@@ -76,8 +76,18 @@ fn writing(commands: Commands, engine: &Arc<Engine>) -> Commands {
         .with("zos.deployment.delete", delete)
 }
 
-/// Commands that start and stop machines: `{"contract_id": 5, "name": "vm"}`.
+/// Commands about machines: `{"contract_id": 5, "name": "vm"}`.
 fn machines(commands: Commands, engine: &Arc<Engine>) -> Commands {
+    let looking = Arc::clone(engine);
+    let console = Command::new(move |request: Request| {
+        let engine = Arc::clone(&looking);
+        async move {
+            let (contract, name) = (contract(&request)?, name(&request, "name")?);
+            let console = engine.console(owner(&request), contract, &name).await;
+            answer(&console.map_err(CommandError::new)?)
+        }
+    });
+    let commands = commands.with("zos.vm.console", console);
     [
         ("zos.vm.start", MachineAction::Start),
         ("zos.vm.stop", MachineAction::Stop),

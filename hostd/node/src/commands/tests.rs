@@ -292,6 +292,10 @@ async fn a_deployment_is_tried_before_it_is_paid_and_its_machine_is_stopped() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(host.take_calls().last().unwrap(), "Stop 1-5-vm");
+    let console = bus.call("zos.vm.console", control("vm")).await.unwrap();
+    assert_eq!(console, json!({"addresses": ["[5ab::1]:20005"], "ticket": "s3cr3t"}));
+    let refusal = bus.call("zos.vm.console", control("other")).await;
+    assert_eq!(refusal, Err("there is no workload 'other' that runs".to_owned()));
     let refusal = bus.call("zos.vm.restart", control("disk")).await;
     assert_eq!(refusal, Err("workload 'disk' is a zmount, not a machine".to_owned()));
 }

@@ -159,8 +159,8 @@ impl Shared {
         let keys = self.ledger.keys(signed.signers()).await.map_err(AcceptError::Keys)?;
         let body = signed.verify(&keys)?;
         let kinds = body.deployment().workloads.iter().map(|workload| workload.data.kind());
-        let supported = self.host.supported();
-        match { kinds }.find(|kind| !supported.contains(kind)) {
+        let (supported, tolerated) = (self.host.supported(), self.host.tolerated());
+        match { kinds }.find(|kind| !supported.contains(kind) && !tolerated.contains(kind)) {
             Some(kind) => Err(AcceptError::Unsupported(kind)),
             None => Ok(body),
         }

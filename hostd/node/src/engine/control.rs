@@ -1,4 +1,4 @@
-//! What happens to machines beside their contracts: owners stop and start them, and hosts give up on
+//! What happens to machines beside their contracts: owners stop and start them, and use their consoles, and hosts give up on
 //! those that crash again and again.
 
 use hostd_grid::workload::{State, WorkloadData};
@@ -6,7 +6,7 @@ use hostd_grid::{ContractId, Name, TwinId, WorkloadType};
 use tracing::{info, warn};
 
 use super::{Engine, STEP_COUNT_MAX, result};
-use crate::host::{HostError, MachineAction, Task};
+use crate::host::{Console, HostError, MachineAction, Task};
 use crate::store::{Entry, Key};
 
 /// Why nothing was done to a machine. The texts reach its owner.
@@ -42,6 +42,21 @@ impl Engine {
         info!(workload = %task.id(), ?action, "its owner wants it");
         let _turn = self.shared.steps.acquire().await;
         Ok(self.shared.host.control(task, action).await?)
+    }
+
+    /// Lets that twin use the console of one of its machines.
+    ///
+    /// # Errors
+    ///
+    /// It is none, it is paused, or the host can't.
+    pub async fn console(
+        &self,
+        twin_id: TwinId,
+        contract_id: ContractId,
+        name: &Name,
+    ) -> Result<Console, ControlError> {
+        let task = self.machine(twin_id, contract_id, name)?;
+        Ok(self.shared.host.console(task).await?)
     }
 
     /// Takes down machines that the host has given up. Their owners see why, and they are not made again.

@@ -141,7 +141,8 @@ impl Shared {
         capacity: Capacity,
     ) -> Vec<String> {
         let kinds: BTreeSet<_> = workloads.iter().map(|(_, data)| data.kind().name()).collect();
-        let supported: BTreeSet<_> = self.host.supported().iter().map(|kind| kind.name()).collect();
+        let supported = self.host.supported().iter().chain(self.host.tolerated());
+        let supported: BTreeSet<_> = supported.map(|kind| kind.name()).collect();
         let mut problems: Vec<_> = kinds
             .difference(&supported)
             .map(|kind| format!("this node does not support workloads of type '{kind}' yet"))
