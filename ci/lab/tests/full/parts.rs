@@ -12,8 +12,7 @@ use crate::guest_files::{built, succeed};
 use crate::world::{TIME_MAX, is_soon};
 
 /// What a node consists of.
-const PROGRAMS: [&str; 7] =
-    ["hostd", "supervise", "vmm", "guestio", "flist", "mycelium", "zdb"];
+const PROGRAMS: [&str; 7] = ["hostd", "supervise", "vmm", "guestio", "flist", "mycelium", "zdb"];
 /// What a test has in the machine to look around, beside what the leak checker needs.
 const TOOLS: [&str; 3] = ["/bin/sh", "/bin/cat", "/bin/ls"];
 /// What networks of users take of the kernel.

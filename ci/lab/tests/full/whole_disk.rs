@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use lab::{Disk, Lab};
 
-use crate::parts::{disk_of, program};
 use crate::guest_files::{succeed, workspace};
+use crate::parts::{disk_of, program};
 
 /// What the machine has to run.
 const PROGRAMS: [&str; 4] = ["supervise", "flist", "vmm", "disk-boot"];

@@ -165,10 +165,18 @@ impl Machine {
         let told = GuestIoConfig { program: config.programs.guestio.clone(), logs: logs.clone() };
         let guestio = GuestIo::open(told, supervisor.clone()).map_err(at(logs))?;
         let locks = std::array::from_fn(|_| Mutex::new(()));
-        let inner =
-            Inner {
-                config, supervisor, networks, images, storage, disks, zdbs, vms, guestio, locks,
-            };
+        let inner = Inner {
+            config,
+            supervisor,
+            networks,
+            images,
+            storage,
+            disks,
+            zdbs,
+            vms,
+            guestio,
+            locks,
+        };
         let inner = Arc::new(inner);
         disks::look_after(&inner);
         Ok(Self { inner })
