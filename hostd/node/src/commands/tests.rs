@@ -353,7 +353,17 @@ async fn an_owner_hears_what_becomes_of_a_deployment_and_an_operator_may_look_at
     assert_eq!((&event["type"], &event["state"]), (&json!("zdb"), &json!("ok")));
     assert_eq!((&event["sequence"], &event["lost"]), (&json!(1), &json!(0)));
 
-    // Who administers the grid sees what happened, and not what is in it.
+    look_as_operator(&bus).await;
+
+    ledger.contracts.lock().unwrap().clear();
+    engine.cancel(hostd_grid::ContractId(5), "over").await;
+    let event = next().await;
+    assert_eq!((&event["state"], &event["sequence"]), (&json!("deleted"), &json!(2)));
+    assert_eq!(bus.call("zos.event.unsubscribe", "").await, Ok(Value::Null));
+}
+
+/// Who administers the grid sees what happened to deployment 5, and not what is in it.
+async fn look_as_operator(bus: &Bus) {
     let ask = async |what: &str, payload: Value| {
         let command = format!("zos.debug.deployment.{what}");
         Bus::call_by(&bus.operator, &command, payload.to_string()).await
@@ -379,10 +389,4 @@ async fn an_owner_hears_what_becomes_of_a_deployment_and_an_operator_may_look_at
     assert_eq!(ask("health", named.clone()).await, Err("function is not found".to_owned()));
     let refused = bus.call("zos.debug.deployment.get", named.to_string()).await;
     assert_eq!(refused, Err("unauthorized".to_owned()));
-
-    ledger.contracts.lock().unwrap().clear();
-    engine.cancel(hostd_grid::ContractId(5), "over").await;
-    let event = next().await;
-    assert_eq!((&event["state"], &event["sequence"]), (&json!("deleted"), &json!(2)));
-    assert_eq!(bus.call("zos.event.unsubscribe", "").await, Ok(Value::Null));
 }
