@@ -4,6 +4,8 @@
 //! (`hostd/exec/src/storage/disks/tests.rs`). Here the kernel reads the partitions, `mkfs.ext4` makes the
 //! file systems, and ext4 holds volumes to their quotas.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
