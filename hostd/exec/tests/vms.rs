@@ -27,7 +27,7 @@ open(my $file, '<', $ARGV[2]) or die; local $/; my $spec = decode_json(<$file>);
 my $path = $spec->{api_socket}; unlink $path;
 my $listener = IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => $path, Listen => 8) or die "$!";
 $| = 1; print "hello from the guest\n";
-if (-e "$here/loud") { print(("x" x 999) . "\n") for 1 .. 24_000; print "loud no more\n"; }
+if (-e "$here/loud") { print(("x" x 999) . "\n") for 1 .. 24_000; sleep 3; print "loud no more\n"; }
 my $state = 'running';
 while (my $client = $listener->accept) {
     my $line = <$client>; while (my $header = <$client>) { last if $header =~ /^\r?\n$/ }

@@ -3,20 +3,20 @@
 //! The console (`hvc0`) is a virtio device that moves whole buffers and never holds a guest up; the
 //! serial port (`ttyS0`) is there from the first instruction, costs an exit for each character, and
 //! waits for whoever reads it. Both can go to the terminal that the VMM was started in: its keys
-//! then reach the guest one by one, Ctrl-C included; what was piped in is read to its end. The
+//! then reach the guest one by one, Ctrl-C included; what was piped in is read to its end. Whoever
+//! attaches later hears both, and types into both, by the API (`serial_line`, and the console itself). The
 //! terminal is put back as it was when the VM ends.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use vmm_spec::OutputSpec;
 use vmm_virtio::console::{Console, RawPty, Stream};
 
+use super::serial_line::SerialLine;
 use super::{STACK_SIZE, VmError};
 use crate::worker::{self, ThreadSetup};
 use crate::{SerialInput, Sink};
@@ -25,6 +25,8 @@ use crate::{SerialInput, Sink};
 pub(super) struct Consoles {
     device: Option<Console>,
     serial: Option<Sink>,
+    /// Who attaches to it.
+    line: Option<SerialLine>,
     /// Where the serial port's keys come from.
     input: Option<File>,
     serial_peer: Option<OwnedFd>,
@@ -52,6 +54,7 @@ impl Consoles {
         let mut consoles = Self {
             device: None,
             serial: None,
+            line: None,
             input: None,
             serial_peer: None,
             serial_input: None,
@@ -60,6 +63,11 @@ impl Consoles {
         };
         consoles.open_console(console)?;
         consoles.open_serial(serial)?;
+        if let Some(sink) = consoles.serial.take() {
+            let line = SerialLine::new().map_err(VmError::device("serial port"))?;
+            consoles.serial = Some(line.heard(sink));
+            consoles.line = Some(line);
+        }
         Ok(consoles)
     }
 
@@ -116,6 +124,10 @@ impl Consoles {
         self.serial.take()
     }
 
+    pub(super) fn serial_line(&self) -> Option<SerialLine> {
+        self.line.clone()
+    }
+
     pub(super) fn connect_serial(&mut self, input: Option<SerialInput>) {
         self.serial_input = input;
     }
@@ -133,46 +145,12 @@ impl Consoles {
     pub(super) fn start_input(self, setup: &ThreadSetup) -> io::Result<Terminal> {
         let before = if self.uses_terminal { make_raw()? } else { None };
         let terminal = Terminal { before, _serial_peer: self.serial_peer };
-        if let (Some(from), Some(to)) = (self.input, self.serial_input) {
-            worker::spawn("input", STACK_SIZE, setup, move || pass_keys(from, &to))?;
+        if let (Some(line), Some(to)) = (self.line, self.serial_input) {
+            let from = self.input;
+            worker::spawn("input", STACK_SIZE, setup, move || line.pass_keys(from, &to))?;
         }
         Ok(terminal)
     }
-}
-
-/// Passes keys on until there will be no more.
-fn pass_keys(mut from: File, to: &SerialInput) {
-    let mut keys = [0; 64];
-    loop {
-        let mut waited = [PollFd::new(&from, PollFlags::IN)];
-        if poll(&mut waited, None).is_err_and(|error| error != Errno::INTR) {
-            return;
-        }
-        let size = match from.read(&mut keys) {
-            Ok(0) => return,
-            Ok(size) => size,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return,
-        };
-        let mut rest = keys.get(..size).unwrap_or_default();
-        while !rest.is_empty() {
-            let taken = to.enqueue(rest);
-            rest = rest.get(taken..).unwrap_or_default();
-            if taken == 0 && !wait_for_room(to) {
-                return;
-            }
-        }
-    }
-}
-
-/// Waits until the guest has taken what the port holds. False if that cannot be waited for.
-fn wait_for_room(port: &SerialInput) -> bool {
-    let mut waited = [PollFd::from_borrowed_fd(port.drained(), PollFlags::IN)];
-    let result = poll(&mut waited, None);
-    // Nothing, after an interruption.
-    let _ = port.take_drained();
-    result.is_ok() || result == Err(Errno::INTR)
 }
 
 /// Passes keys on as they are pressed, if standard input is a terminal; returns what it was before.
@@ -206,65 +184,4 @@ fn open_file(path: &Path) -> io::Result<File> {
 /// Columns and rows of our own terminal, or of the usual one.
 fn terminal_size() -> (u16, u16) {
     rustix::termios::tcgetwinsize(io::stdout()).map_or((80, 24), |size| (size.ws_col, size.ws_row))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::thread;
-    use std::time::{Duration, Instant};
-
-    use super::*;
-    use crate::legacy::SerialConsole;
-    use crate::line::Line;
-
-    const DATA: u16 = 0x3f8;
-    const LINE_STATUS: u16 = DATA + 5;
-    /// Far longer than it takes.
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    /// Takes what is there, a byte at a time, as a guest does.
-    fn take(console: &SerialConsole, count: usize) -> Vec<u8> {
-        let give_up = Instant::now() + PATIENCE;
-        let mut taken = Vec::new();
-        while taken.len() < count {
-            if console.read(LINE_STATUS) & 1 == 1 {
-                taken.push(console.read(DATA));
-            } else {
-                assert!(Instant::now() < give_up, "{} bytes came", taken.len());
-                thread::yield_now();
-            }
-        }
-        taken
-    }
-
-    #[test]
-    fn keys_wait_for_room_in_the_port_and_come_in_order() {
-        let console = SerialConsole::new(
-            Box::new(io::sink()),
-            Line::counting(vmm_virtio::Counter::default()),
-        )
-        .unwrap();
-        let (from, mut to) = io::pipe().unwrap();
-        let input = console.input();
-        let passing = thread::spawn(move || pass_keys(File::from(OwnedFd::from(from)), &input));
-        let typed: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        to.write_all(&typed).unwrap();
-        assert_eq!(take(&console, 300), typed[..300]);
-        // What was on its way is gone with the reset, and what comes after it still comes.
-        while console.read(LINE_STATUS) & 1 == 0 {
-            thread::yield_now();
-        }
-        console.reset();
-        let rest = take(&console, 500);
-        assert!(typed[300..].windows(500).any(|window| window == rest), "{rest:?}");
-        drop(to);
-        let give_up = Instant::now() + PATIENCE;
-        while !passing.is_finished() {
-            assert!(Instant::now() < give_up, "it ends with what it reads from");
-            if console.read(LINE_STATUS) & 1 == 1 {
-                console.read(DATA);
-            }
-        }
-    }
 }

@@ -188,7 +188,9 @@ impl Control for VmControl {
     fn attach_console(&self) -> Result<Attach, ControlError> {
         let shared = self.shared()?;
         let Some(console) = shared.console.get().cloned() else {
-            return Err(absent("console", "start it with --console"));
+            let serial = shared.serial.clone();
+            let serial = serial.ok_or_else(|| absent("console", "start it with --console"))?;
+            return Ok(Box::new(move |stream| serial.attach(stream)));
         };
         Ok(Box::new(move |stream| {
             if let Err(error) = console.attach(stream.into()) {

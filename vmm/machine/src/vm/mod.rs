@@ -27,6 +27,7 @@ mod life;
 mod metrics;
 mod opened;
 mod restore;
+mod serial_line;
 mod snapshot;
 
 use std::fs::File;
@@ -59,6 +60,7 @@ use devices::Plugged;
 use hotplug::Job;
 use opened::Opened;
 use restore::{Origin, Places};
+use serial_line::SerialLine;
 
 pub use devices::open_tap;
 pub use error::VmError;
@@ -137,6 +139,7 @@ struct Shared {
     /// Slots that a snapshot's guest knows its devices by.
     places: Mutex<Places>,
     console: OnceLock<ConsoleHandle>,
+    serial: Option<SerialLine>,
     balloon: OnceLock<BalloonHandle>,
     /// The description as it is now.
     spec: Mutex<VmSpec>,
@@ -213,6 +216,7 @@ impl Vm {
             plugged: Mutex::default(),
             places: Mutex::new(origin.as_ref().map(Origin::places).unwrap_or_default()),
             console: OnceLock::new(),
+            serial: consoles.serial_line(),
             balloon: OnceLock::new(),
             spec: Mutex::new(spec.spec().clone()),
             lifecycle: Mutex::default(),
