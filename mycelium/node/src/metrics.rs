@@ -93,6 +93,7 @@ impl Metrics {
             ("forwarded", load(&plane.forwarded)),
             ("no_route", load(&plane.without_route)),
             ("ttl_expired", load(&plane.expired)),
+            ("too_big", load(&plane.too_big)),
             ("forged", load(&plane.forged)),
         ];
         family(out, "mycelium_router_packets_routed", "counter", "verdict", &verdicts)?;

@@ -28,12 +28,13 @@ use crate::data::session::packets::SESSION_PAYLOAD_OFFSET;
 use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
-use crate::data::{DataPlane, MessagePacket, PAYLOAD_SIZE_MAX, Signal, count, lock};
+use crate::data::{DataPlane, MessagePacket, PAYLOAD_SIZE_MAX, Signal, count, lock, too_big_for};
 use crate::link::Link;
 use crate::link::stream::{Inbound, LinkError, Taker};
 use crate::routing::Input;
 use crate::tun::coalesce::Coalescer;
 use crate::tun::segment::IPV6_HEADER_SIZE;
+use crate::tun::{MTU, MTU_MAX};
 
 /// Packets that are not passed on have a hop limit below this.
 const HOP_LIMIT_MIN: u8 = 2;
@@ -265,9 +266,15 @@ impl<P: Deref<Target = DataPlane>> Ingress<P> {
             self.target = self.plane.route(prefix);
         }
         bytes[at.start + DATA_HOP_LIMIT_OFFSET] = header.hop_limit - 1;
-        let Some((_, link)) = &self.target else {
+        let Some((to, link)) = &self.target else {
             return self.plane.hold(prefix, Kind::Transit, &bytes[at], now);
         };
+        if let Some(mtu) = too_big_for(to, link, at.len()) {
+            count(&self.plane.counters.too_big, 1);
+            let body = &bytes[at.start + DATA_HEADER_SIZE..at.end];
+            let error = IcmpError::PacketTooBig { mtu: mtu.into() };
+            return self.plane.refuse(header, body, error);
+        }
         count(&self.plane.counters.forwarded, 1);
         match &mut self.run {
             Some((to, run)) if Arc::ptr_eq(to, link) && run.end == at.start => run.end = at.end,
@@ -404,6 +411,17 @@ impl DataPlane {
         let Some(destination) = self.table.get(Prefix::of(message.original_destination)) else {
             return;
         };
+        if let IcmpError::PacketTooBig { mtu } = message.error
+            && message.original.is_empty()
+        {
+            // It was too large to be sent back, so nothing shows that it was ours. Whoever says so without
+            // being on the way has us send what all nodes take, and no less.
+            if is_honest {
+                let mtu = u16::try_from(mtu).unwrap_or(MTU_MAX).clamp(MTU, MTU_MAX);
+                destination.limit(mtu, Instant::now());
+            }
+            return;
+        }
         let mut original = message.original.to_vec();
         let (from, to) = (message.destination, message.original_destination);
         let packet = self.reopen(&destination, from, to, &mut original);

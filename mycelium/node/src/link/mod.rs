@@ -27,7 +27,7 @@ use crate::link::local::LocalCarrier;
 use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 use crate::link::udp::UdpCarrier;
-use crate::tun::MTU;
+use crate::tun::{MTU, MTU_MAX};
 
 /// What moves a link's packets.
 pub(crate) enum Carrier {
@@ -117,12 +117,13 @@ impl Link {
         }
     }
 
-    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or, to a
-    /// neighbour that says so, more.
+    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or more. A
+    /// neighbour of this kind says what it takes for itself, and refuses what it can't pass on.
     pub(crate) fn mtu(&self, key: PublicKey) -> u16 {
         match &self.carrier {
             Carrier::Udp(udp) if udp.peer() == key => udp.takes(),
-            _ => MTU,
+            Carrier::Udp(_) => MTU_MAX,
+            Carrier::Stream(_) | Carrier::Local(_) | Carrier::Quic(_) => MTU,
         }
     }
 
