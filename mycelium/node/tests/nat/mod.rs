@@ -285,7 +285,7 @@ fn larger_packets_go_as_far_as_all_links_take_them_and_1400_bytes_elsewhere() {
         let before = std::mem::replace(&mut sent, metric(&lab, 0, SENT));
         sent - before
     };
-    let counts = [1, 2, 3].map(|to| packets_for(to));
+    let counts = [1, 2, 3].map(packets_for);
     println!("{counts:?} packets to the nodes behind one, two and three links");
     assert!(counts[..2].iter().all(|count| *count < size as u64 / 6000), "{counts:?}");
     // The last link is no UDP one: the node before it says so, and is believed.
