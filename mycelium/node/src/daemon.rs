@@ -38,7 +38,7 @@ use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::interfaces::{self, Interfaces};
 use crate::key_file;
 use crate::link::udp::UdpCarrier;
-use crate::link::udp::socket::{ACCEPTED_COUNT_MAX, Sockets};
+use crate::link::udp::socket::{ACCEPTED_COUNT_MAX, SocketSettings, Sockets};
 use crate::messages::mailbox::Mailbox;
 use crate::messages::{Peer, Topics};
 use crate::metrics::{self, Metrics};
@@ -303,7 +303,7 @@ fn open_sockets(
         connector.quic = Some(quic::endpoint(&connector, port, &router_id.to_string())?);
     }
     let udp = match config.udp_listen_port {
-        Some(port) => Some(udp_sockets(&connector, port, config.tun_mtu, secret)?),
+        Some(port) => Some(udp_sockets(&connector, port, config, secret)?),
         None => None,
     };
     connector.udp = udp.as_ref().map(|(sockets, _)| Arc::clone(sockets));
@@ -331,12 +331,16 @@ fn open_sockets(
 fn udp_sockets(
     connector: &Connector,
     port: UdpPort,
-    takes: u16,
+    config: &Config,
     secret: &SecretKey,
 ) -> anyhow::Result<(Arc<Sockets>, mpsc::Receiver<UdpCarrier>)> {
     let (accepted, links) = mpsc::channel(ACCEPTED_COUNT_MAX);
     let mark = |socket: &OwnedFd| connector.mark(socket).map_err(std::io::Error::other);
-    let open = |port| Sockets::open(secret.clone(), (port, takes), mark, accepted.clone());
+    let (takes, reader_count) = (config.tun_mtu, config.queue_count);
+    let open = |port| {
+        let settings = SocketSettings { port, takes, reader_count };
+        Sockets::open(secret.clone(), settings, mark, accepted.clone())
+    };
     let sockets = match open(port.port) {
         Err(error) if port.is_default && error.kind() == std::io::ErrorKind::AddrInUse => open(0),
         opened => opened,
@@ -345,7 +349,7 @@ fn udp_sockets(
         let (port, flag) = (port.port.into(), "--udp-listen-port");
         ListenError { port, flag, source }
     };
-    Ok((Arc::new(sockets.map_err(failed)?), links))
+    Ok((sockets.map_err(failed)?, links))
 }
 
 /// Takes connections from now on.
@@ -359,9 +363,7 @@ fn serve(peers: &Arc<Peers>, sockets: LinkSockets) {
     if let Some(endpoint) = sockets.quic {
         tokio::spawn(quic::serve(Arc::clone(peers), endpoint));
     }
-    if let Some((sockets, accepted)) = sockets.udp {
-        tokio::spawn(Arc::clone(&sockets).receive(false));
-        tokio::spawn(sockets.receive(true));
+    if let Some((_, accepted)) = sockets.udp {
         tokio::spawn(udp::serve(Arc::clone(peers), accepted));
     }
     if let Some(listener) = sockets.vsock {

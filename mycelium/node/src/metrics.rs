@@ -93,6 +93,7 @@ impl Metrics {
             ("forwarded", load(&plane.forwarded)),
             ("no_route", load(&plane.without_route)),
             ("ttl_expired", load(&plane.expired)),
+            ("too_big", load(&plane.too_big)),
             ("forged", load(&plane.forged)),
         ];
         family(out, "mycelium_router_packets_routed", "counter", "verdict", &verdicts)?;
@@ -102,7 +103,7 @@ impl Metrics {
         let dropped = known.iter().map(|peer| peer.dropped_count).sum();
         single(out, "mycelium_router_outbound_packets_dropped", "gauge", dropped)?;
         let overflowed = self.peers.connector().udp.as_ref().map_or(0, |udp| udp.overflowed());
-        single(out, "mycelium_udp_batches_dropped", "counter", overflowed)?;
+        single(out, "mycelium_udp_datagrams_dropped", "counter", overflowed)?;
         single(out, "mycelium_peer_manager_connection_attempts", "counter", attempts)?;
         single(out, "mycelium_peer_manager_peers_added", "counter", added)?;
         single(out, "mycelium_peer_manager_known_peers", "gauge", known.len() as u64)?;

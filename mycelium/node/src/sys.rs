@@ -1,4 +1,4 @@
-//! What the kernel offers and no safe crate wraps: TUN's ioctls, an interface's address, two socket
+//! What the kernel offers and no safe crate wraps: TUN's ioctls, an interface's address, three socket
 //! options, addresses of vsock, and descriptors that tokio watches.
 //!
 //! This is the one module of the crate with `unsafe`. Each function takes and gives plain values and
@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Longest name of an interface (`IFNAMSIZ` less its NUL).
@@ -98,6 +99,24 @@ pub(crate) fn watch(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open for as long as it lives, its number never changes, and the
     // `AsyncFd` owns it: nobody can close or replace it while it is watched.
     Ok(unsafe { AsyncFd::register(file) }?)
+}
+
+/// Has the runtime wait until a socket that does not block can send. Must be called inside a runtime.
+pub(crate) fn watch_room(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as in `watch`: an `OwnedFd` keeps its number open, and the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::WRITABLE) }?)
+}
+
+/// Datagrams that came for a socket when it had no room for them (`SO_MEMINFO`, Linux 4.12).
+pub(crate) fn dropped_count(socket: impl AsFd) -> io::Result<u32> {
+    let mut values = [0_u32; MEMORY_VALUE_COUNT];
+    let mut size = libc::socklen_t::try_from(size_of_val(&values)).map_err(io::Error::other)?;
+    let (file, pointer) = (socket.as_fd().as_raw_fd(), values.as_mut_ptr().cast());
+    // SAFETY: the kernel writes at most `size` bytes behind the pointer, which is what `values` has, and any
+    // bytes are numbers. Both outlive the call.
+    let done =
+        unsafe { libc::getsockopt(file, libc::SOL_SOCKET, SO_MEMINFO, pointer, &raw mut size) };
+    if done == 0 { Ok(values[MEMORY_DROPS]) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Marks what a socket sends, for firewalls and policy routing (`SO_MARK`).
@@ -193,6 +212,11 @@ const _: () = assert!(size_of::<InterfaceFlags>() == 40 && size_of::<InterfaceNu
 const _: () = assert!(size_of::<InterfaceAddress>() == 24 && size_of::<VsockAddress>() == 16);
 
 const VALUE_SIZE: libc::socklen_t = 4;
+/// `linux/sock_diag.h`: `SK_MEMINFO_VARS`, and the place of `SK_MEMINFO_DROPS`.
+const MEMORY_VALUE_COUNT: usize = 9;
+const MEMORY_DROPS: usize = 8;
+/// `asm-generic/socket.h`, which all machines but SPARC and PA-RISC follow.
+const SO_MEMINFO: c_int = 55;
 const VSOCK_ADDRESS_SIZE: SocketAddrLen = 16;
 
 const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);

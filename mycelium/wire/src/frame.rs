@@ -86,13 +86,23 @@ impl DataHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; DATA_HEADER_SIZE] {
         let [length_high, length_low] = self.length.to_be_bytes();
-        let fields = [0, length_high, length_low, self.hop_limit];
-        let header = PacketType::Data.header().into_iter().chain(fields);
-        let addresses = self.source.octets().into_iter().chain(self.destination.octets());
+        let [version, packet_type, ..] = PacketType::Data.header();
         let mut bytes = [0; DATA_HEADER_SIZE];
-        for (byte, field) in bytes.iter_mut().zip(header.chain(addresses)) {
-            *byte = field;
-        }
+        // Each packet has one, so all of it is copied in pieces of known sizes, and not byte by byte.
+        let (head, addresses) = bytes.split_at_mut(DATA_SOURCE_OFFSET);
+        let (source, destination) = addresses.split_at_mut(16);
+        head.copy_from_slice(&[
+            version,
+            packet_type,
+            0,
+            0,
+            0,
+            length_high,
+            length_low,
+            self.hop_limit,
+        ]);
+        source.copy_from_slice(&self.source.octets());
+        destination.copy_from_slice(&self.destination.octets());
         bytes
     }
 }

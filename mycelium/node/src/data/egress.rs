@@ -157,11 +157,14 @@ impl<'a> Egress<'a> {
     ) {
         let prefix = Prefix::of(destination);
         let route = self.plane.route(prefix);
-        let mtu = route.as_ref().map_or(MTU, |(to, link)| link.mtu(to.public_key()));
-        if segments.size_max() > usize::from(mtu) {
+        let now = Instant::now();
+        if segments.size_max() > usize::from(MTU) {
             // Only a device whose MTU was raised gives such packets.
-            let error = IcmpError::PacketTooBig { mtu: mtu.into() };
-            return self.plane.answer(segments.packet(), error);
+            let mtu = route.as_ref().map_or(MTU, |(to, link)| mtu_to(to, link, now));
+            if segments.size_max() > usize::from(mtu) {
+                let error = IcmpError::PacketTooBig { mtu: mtu.into() };
+                return self.plane.answer(segments.packet(), error);
+            }
         }
         if let Some((to, _)) = &route {
             to.used_here();
@@ -171,7 +174,6 @@ impl<'a> Egress<'a> {
             self.flush();
             self.link = link.cloned();
         }
-        let now = Instant::now();
         let way = route.as_ref().map(|(to, _)| self.plane.way(to, now));
         let (offset, overhead) = match &way {
             Some((Way::Session(_), _)) => (SESSION_PAYLOAD_OFFSET, SESSION_OVERHEAD),
@@ -265,6 +267,12 @@ impl<'a> Egress<'a> {
         self.packet_count = 0;
         self.tally.flush(&self.plane.statistics);
     }
+}
+
+/// The largest packet that may go to `to`.
+fn mtu_to(to: &Destination, link: &Link, now: Instant) -> u16 {
+    let mtu = link.mtu(to.public_key());
+    to.limited(now).map_or(mtu, |limit| limit.min(mtu))
 }
 
 fn is_same(a: Option<&Arc<Link>>, b: Option<&Arc<Link>>) -> bool {

@@ -1,14 +1,14 @@
 //! From links to TUN and to other links.
 //!
-//! An [`Ingress`] belongs to the task that reads one link. It goes through all packets of a read,
-//! where they lie:
+//! An [`Ingress`] belongs to the task that reads one link, or to what a thread that reads for many links
+//! has of one. It goes through all packets of a read, where they lie:
 //!
 //! - what is for this node is opened in place, checked, and joined with others for TUN;
 //! - what is for others has its hop limit lowered in place; packets that lie side by side and leave by
 //!   the same link are sent as one range of bytes;
 //! - control packets are collected for the router.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,13 +28,13 @@ use crate::data::session::packets::SESSION_PAYLOAD_OFFSET;
 use crate::data::statistics::Tally;
 use crate::data::table::{Destination, Prefix};
 use crate::data::waiting::Kind;
-use crate::data::{DataPlane, MessagePacket, PAYLOAD_SIZE_MAX, Signal, count, lock};
+use crate::data::{DataPlane, MessagePacket, PAYLOAD_SIZE_MAX, Signal, count, lock, too_big_for};
 use crate::link::Link;
-use crate::link::stream::{Inbound, LinkError};
+use crate::link::stream::{Inbound, LinkError, Taker};
 use crate::routing::Input;
-use crate::tun::Queue;
 use crate::tun::coalesce::Coalescer;
 use crate::tun::segment::IPV6_HEADER_SIZE;
+use crate::tun::{MTU, MTU_MAX};
 
 /// Packets that are not passed on have a hop limit below this.
 const HOP_LIMIT_MIN: u8 = 2;
@@ -64,11 +64,14 @@ enum Opened {
     Payload(SessionKind, usize),
 }
 
-/// What the reader of one link carries.
-pub(crate) struct Ingress<'a> {
-    plane: &'a DataPlane,
-    link: Option<(&'a Arc<Link>, &'a mpsc::Sender<Input>)>,
-    queue: Option<Queue<'a>>,
+/// What the reader of one link carries. `P` is a way to the data plane.
+pub(crate) struct Ingress<P> {
+    plane: P,
+    link: Option<Arc<Link>>,
+    /// Where control packets go; none when they are passed over.
+    inputs: Option<mpsc::Sender<Input>>,
+    /// Number of the queue of TUN that it writes to.
+    queue: usize,
     coalescer: Coalescer,
     /// Routes looked up last: most packets of a read are of few flows.
     source: Option<Source>,
@@ -79,27 +82,34 @@ pub(crate) struct Ingress<'a> {
     tally: Tally,
 }
 
-impl<'a> Ingress<'a> {
+impl Ingress<Arc<DataPlane>> {
     /// For the packets of `link`, whose control packets go to `inputs`.
     pub(crate) fn new(
-        plane: &'a DataPlane,
-        link: &'a Arc<Link>,
-        inputs: &'a mpsc::Sender<Input>,
+        plane: &Arc<DataPlane>,
+        link: &Arc<Link>,
+        inputs: &mpsc::Sender<Input>,
     ) -> Self {
-        let number = usize::try_from(link.id().0).unwrap_or(0);
-        Self {
-            queue: plane.tun().map(|tun| tun.queue(number)),
-            link: Some((link, inputs)),
-            ..Self::without_link(plane)
-        }
+        Self { inputs: Some(inputs.clone()), ..Self::for_data(plane, link) }
     }
 
+    /// For the data packets of `link`.
+    fn for_data(plane: &Arc<DataPlane>, link: &Arc<Link>) -> Self {
+        Self {
+            queue: usize::try_from(link.id().0).unwrap_or(0),
+            link: Some(Arc::clone(link)),
+            ..Self::without_link(Arc::clone(plane))
+        }
+    }
+}
+
+impl<P: Deref<Target = DataPlane>> Ingress<P> {
     /// For packets that waited.
-    pub(crate) fn without_link(plane: &'a DataPlane) -> Self {
+    pub(crate) fn without_link(plane: P) -> Self {
         Self {
             plane,
             link: None,
-            queue: plane.tun().map(|tun| tun.queue(0)),
+            inputs: None,
+            queue: 0,
             coalescer: Coalescer::default(),
             source: None,
             target: None,
@@ -113,7 +123,7 @@ impl<'a> Ingress<'a> {
     pub(crate) fn deliver_one(&mut self, packet: &mut [u8], from: &Arc<Destination>) {
         if let Ok(Some((Frame::Data(data), size))) = frame::parse(packet) {
             let header = data.header;
-            self.source = Some(Source::new(self.plane, Arc::clone(from)));
+            self.source = Some(Source::new(&self.plane, Arc::clone(from)));
             self.deliver(packet, 0..size, header, Instant::now());
             self.flush_tun(packet);
         }
@@ -134,7 +144,7 @@ impl<'a> Ingress<'a> {
         let prefix = Prefix::of(header.source);
         if self.source.as_ref().is_none_or(|source| source.node.prefix != prefix) {
             let node = self.plane.table.get(prefix);
-            self.source = node.map(|node| Source::new(self.plane, node));
+            self.source = node.map(|node| Source::new(&self.plane, node));
         }
         let Some(Source { node, channel }) = &self.source else {
             if prefix != self.plane.own {
@@ -238,9 +248,9 @@ impl<'a> Ingress<'a> {
         {
             return;
         }
-        let Some(queue) = &mut self.queue else { return };
+        let Some(tun) = self.plane.tun() else { return };
         bytes[at.start + HOP_LIMIT_OFFSET] = header.hop_limit;
-        self.coalescer.push(bytes, at, queue);
+        self.coalescer.push(bytes, at, &mut tun.queue(self.queue));
         count(&self.plane.counters.received, 1);
     }
 
@@ -251,14 +261,20 @@ impl<'a> Ingress<'a> {
             let body = &bytes[at.start + DATA_HEADER_SIZE..at.end];
             return self.plane.refuse(header, body, IcmpError::TimeExceeded);
         }
-        bytes[at.start + DATA_HOP_LIMIT_OFFSET] = header.hop_limit - 1;
         let prefix = Prefix::of(header.destination);
         if self.target.as_ref().is_none_or(|(target, _)| target.prefix != prefix) {
             self.target = self.plane.route(prefix);
         }
-        let Some((_, link)) = &self.target else {
+        bytes[at.start + DATA_HOP_LIMIT_OFFSET] = header.hop_limit - 1;
+        let Some((to, link)) = &self.target else {
             return self.plane.hold(prefix, Kind::Transit, &bytes[at], now);
         };
+        if let Some(mtu) = too_big_for(to, link, at.len()) {
+            count(&self.plane.counters.too_big, 1);
+            let body = &bytes[at.start + DATA_HEADER_SIZE..at.end];
+            let error = IcmpError::PacketTooBig { mtu: mtu.into() };
+            return self.plane.refuse(header, body, error);
+        }
         count(&self.plane.counters.forwarded, 1);
         match &mut self.run {
             Some((to, run)) if Arc::ptr_eq(to, link) && run.end == at.start => run.end = at.end,
@@ -277,15 +293,18 @@ impl<'a> Ingress<'a> {
     }
 
     fn flush_tun(&mut self, bytes: &[u8]) {
-        if let Some(queue) = &mut self.queue {
-            self.coalescer.flush(bytes, queue);
+        if let Some(tun) = self.plane.tun() {
+            self.coalescer.flush(bytes, &mut tun.queue(self.queue));
         }
     }
 
     /// Keeps a control packet for the router.
     fn control(&mut self, tlv: Tlv) {
+        if self.inputs.is_none() {
+            return;
+        }
         // Only the owner of a subnet is no way at all from it.
-        if let (Some(update), Some((link, _))) = (tlv.update(), self.link)
+        if let (Some(update), Some(link)) = (tlv.update(), &self.link)
             && update.metric == Metric::ZERO
         {
             link.introduced(&update.router_id);
@@ -317,7 +336,7 @@ impl<'a> Ingress<'a> {
     }
 }
 
-impl Inbound for Ingress<'_> {
+impl<P: Deref<Target = DataPlane> + Send> Taker for Ingress<P> {
     fn packets(&mut self, bytes: &mut [u8]) -> Result<usize, FrameError> {
         let now = Instant::now();
         // Routes change between reads.
@@ -330,21 +349,30 @@ impl Inbound for Ingress<'_> {
     }
 
     fn arrived(&mut self, size: usize) {
-        let Some((link, _)) = self.link else { return };
+        let Some(link) = &self.link else { return };
         if link.heard(size) && self.plane.signals.try_send(Signal::Heard(Arc::clone(link))).is_err()
         {
             link.listen();
         }
     }
+}
 
+impl Inbound for Ingress<Arc<DataPlane>> {
     async fn settle(&mut self) -> Result<(), LinkError> {
-        let Some((link, inputs)) = self.link else { return Ok(()) };
+        let (Some(link), Some(inputs)) = (&self.link, &self.inputs) else { return Ok(()) };
         for tlv in self.tlvs.drain(..) {
             // Waits while the router is busy, and with it the peer.
             let input = Input::Received(link.id(), tlv);
             inputs.send(input).await.map_err(|_| LinkError::Stopping)?;
         }
         Ok(())
+    }
+
+    fn data_taker(&self) -> Box<dyn Taker> {
+        Box::new(match &self.link {
+            Some(link) => Self::for_data(&self.plane, link),
+            None => Self::without_link(Arc::clone(&self.plane)),
+        })
     }
 }
 
@@ -383,6 +411,17 @@ impl DataPlane {
         let Some(destination) = self.table.get(Prefix::of(message.original_destination)) else {
             return;
         };
+        if let IcmpError::PacketTooBig { mtu } = message.error
+            && message.original.is_empty()
+        {
+            // It was too large to be sent back, so nothing shows that it was ours. Whoever says so without
+            // being on the way has us send what all nodes take, and no less.
+            if is_honest {
+                let mtu = u16::try_from(mtu).unwrap_or(MTU_MAX).clamp(MTU, MTU_MAX);
+                destination.limit(mtu, Instant::now());
+            }
+            return;
+        }
         let mut original = message.original.to_vec();
         let (from, to) = (message.destination, message.original_destination);
         let packet = self.reopen(&destination, from, to, &mut original);

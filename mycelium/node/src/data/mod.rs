@@ -91,6 +91,8 @@ pub(crate) struct Counters {
     pub(crate) without_route: AtomicU64,
     /// Packets whose hop limit was used up.
     pub(crate) expired: AtomicU64,
+    /// Packets that the next link does not take for their size.
+    pub(crate) too_big: AtomicU64,
     /// Packets that no key opened, or whose inside does not match their outside.
     pub(crate) forged: AtomicU64,
 }
@@ -202,9 +204,14 @@ impl DataPlane {
         for Held { kind, mut bytes } in packets {
             match (kind, destination.link()) {
                 (Kind::Arrived, _) => arrived.deliver_one(&mut bytes, &destination),
-                (Kind::Transit, Some(link)) => link.send_data(&bytes, now),
+                // It came to a node without a route, so it is the first that is dropped for its size.
+                (Kind::Transit, Some(link))
+                    if too_big_for(&destination, &link, bytes.len()).is_none() =>
+                {
+                    link.send_data(&bytes, now);
+                }
                 (Kind::Own, Some(link)) => self.dispatch(&destination, &link, &mut bytes, now),
-                (Kind::Transit | Kind::Own, None) => {}
+                (Kind::Transit, _) | (Kind::Own, None) => {}
             }
         }
     }
@@ -332,6 +339,17 @@ fn write_headers(
     let header = DataHeader { hop_limit, source, destination, length };
     packet[..DATA_HEADER_SIZE].copy_from_slice(&header.encode());
     packet[DATA_HEADER_SIZE..PAYLOAD_OFFSET].copy_from_slice(&inner_type.header());
+}
+
+/// The MTU of a link, when a data packet of `size` bytes that is passed on carries more. By how much its form
+/// adds least, a few bytes too many are let pass, which no node minds.
+fn too_big_for(to: &Destination, link: &Link, size: usize) -> Option<u16> {
+    let inside = size.saturating_sub(DATA_OVERHEAD);
+    if inside <= PAYLOAD_SIZE_MAX {
+        return None;
+    }
+    let mtu = link.mtu(to.public_key());
+    (inside > usize::from(mtu)).then_some(mtu)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -51,6 +51,8 @@ pub(crate) struct Destination {
     is_used: AtomicBool,
     /// Packets of this node's own hosts were among them.
     is_used_here: AtomicBool,
+    /// The largest packet that a node on the way takes, and when it said so.
+    limit: ArcSwapOption<(u16, Instant)>,
 }
 
 impl Destination {
@@ -96,6 +98,18 @@ impl Destination {
         self.is_used_here.swap(false, Ordering::Relaxed)
     }
 
+    /// A node on the way takes no larger packets than this.
+    pub(crate) fn limit(&self, mtu: u16, now: Instant) {
+        self.limit.store(Some(Arc::new((mtu, now))));
+    }
+
+    /// The largest packet that nodes on the way take, as far as it is known.
+    pub(crate) fn limited(&self, now: Instant) -> Option<u16> {
+        let limit = self.limit.load();
+        let (mtu, since) = limit.as_deref()?;
+        (now.saturating_duration_since(*since) < LIMIT_KEPT).then_some(*mtu)
+    }
+
     /// The router wants to know of the next use.
     pub(crate) fn listen(&self) {
         self.is_used.store(false, Ordering::Relaxed);
@@ -112,6 +126,9 @@ type Shard = HashMap<Prefix, Arc<Destination>>;
 
 /// Maps that the table consists of.
 const SHARD_COUNT: usize = 64;
+/// How long it is remembered what nodes on the way take. Routes change; hosts try larger packets again after
+/// ten minutes (RFC 8201 §4).
+const LIMIT_KEPT: Duration = Duration::from_secs(60);
 /// How long a key is kept without a route.
 pub(crate) const KEY_KEPT: Duration = Duration::from_secs(600);
 /// Keys that are kept without a route.
@@ -199,6 +216,7 @@ impl TableWriter {
             link: ArcSwapOption::new(Some(link)),
             is_used: AtomicBool::new(false),
             is_used_here: AtomicBool::new(false),
+            limit: ArcSwapOption::empty(),
         });
         self.table.insert(Arc::clone(&destination));
         Some(destination)

@@ -12,7 +12,7 @@ use mycelium_wire::inner;
 use super::table::TableWriter;
 use super::*;
 use crate::link::Carrier;
-use crate::link::stream::{Inbound, StreamCarrier};
+use crate::link::stream::{StreamCarrier, Taker};
 
 /// A node without a device.
 pub(super) struct Station {
@@ -64,7 +64,7 @@ impl Station {
 
     /// Takes what came over a link.
     pub(super) fn take(&self, bytes: &mut [u8]) {
-        let mut ingress = ingress::Ingress::without_link(&self.plane);
+        let mut ingress = ingress::Ingress::without_link(&*self.plane);
         assert_eq!(ingress.packets(bytes), Ok(bytes.len()));
     }
 

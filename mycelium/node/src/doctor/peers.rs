@@ -16,8 +16,8 @@ use super::{Finding, RunningNode};
 use crate::config::Config;
 use crate::endpoint::{Address, Endpoint, Protocol};
 use crate::link::Link;
-use crate::link::stream::{Inbound, LinkError};
-use crate::link::udp::socket::Sockets;
+use crate::link::stream::{Inbound, LinkError, Taker};
+use crate::link::udp::socket::{SocketSettings, Sockets};
 use crate::peers::connect::{Connection, Connector, resolve};
 use crate::peers::private::PrivateNetwork;
 use crate::peers::quic;
@@ -90,15 +90,13 @@ fn connector(config: &Config) -> anyhow::Result<Connector> {
     Ok(connector)
 }
 
-/// Sockets that dial as a node of another key would, for as long as the runtime lives.
+/// Sockets that dial as a node of another key would.
 fn udp_sockets() -> anyhow::Result<Arc<Sockets>> {
     // Nobody is told of the port, so nobody dials.
     let (accepted, _) = mpsc::channel(1);
-    let sockets = Sockets::open(SecretKey::generate()?, (0, MTU), |_| Ok(()), accepted)?;
-    let sockets = Arc::new(sockets);
-    tokio::spawn(Arc::clone(&sockets).receive(false));
-    tokio::spawn(Arc::clone(&sockets).receive(true));
-    Ok(sockets)
+    let secret = SecretKey::generate()?;
+    let settings = SocketSettings { port: 0, takes: MTU, reader_count: 1 };
+    Ok(Sockets::open(secret, settings, |_| Ok(()), accepted)?)
 }
 
 async fn examine_one(
@@ -243,7 +241,7 @@ enum Heard {
     Something,
 }
 
-impl Inbound for Ears {
+impl Taker for Ears {
     fn packets(&mut self, bytes: &mut [u8]) -> Result<usize, FrameError> {
         let mut at = 0;
         while let Some((frame, size)) = frame::parse(&bytes[at..])? {
@@ -262,12 +260,18 @@ impl Inbound for Ears {
     }
 
     fn arrived(&mut self, _size: usize) {}
+}
 
+impl Inbound for Ears {
     async fn settle(&mut self) -> Result<(), LinkError> {
         match self.heard {
             Some(Heard::Key(_)) => Err(LinkError::Stopping),
             _ => Ok(()),
         }
+    }
+
+    fn data_taker(&self) -> Box<dyn Taker> {
+        Box::new(Self::default())
     }
 }
 

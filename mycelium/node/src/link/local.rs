@@ -253,6 +253,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::link::stream::Taker;
 
     /// Counts data packets, by the order of their hop limits.
     #[derive(Default)]
@@ -261,7 +262,7 @@ mod tests {
         size: usize,
     }
 
-    impl Inbound for Counter {
+    impl Taker for Counter {
         fn packets(&mut self, bytes: &mut [u8]) -> Result<usize, FrameError> {
             let mut at = 0;
             while let Some((frame, size)) = frame::parse(&bytes[at..])? {
@@ -276,11 +277,17 @@ mod tests {
         fn arrived(&mut self, size: usize) {
             self.size += size;
         }
+    }
 
+    impl Inbound for Counter {
         async fn settle(&mut self) -> Result<(), LinkError> {
             // Slow, so that the sender has to wait.
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(())
+        }
+
+        fn data_taker(&self) -> Box<dyn Taker> {
+            Box::new(Self::default())
         }
     }
 

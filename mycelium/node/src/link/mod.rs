@@ -20,15 +20,14 @@ use std::time::Instant;
 
 use mycelium_router::LinkId;
 use mycelium_wire::control::Tlv;
-use mycelium_wire::frame::DATA_OVERHEAD;
 use mycelium_wire::identity::{PublicKey, RouterId};
 use mycelium_wire::session;
 
 use crate::link::local::LocalCarrier;
-use crate::link::quic::{QuicCarrier, UDP_SIZE_MAX};
+use crate::link::quic::QuicCarrier;
 use crate::link::stream::{Inbound, LinkError, StreamCarrier};
 use crate::link::udp::UdpCarrier;
-use crate::tun::MTU;
+use crate::tun::{MTU, MTU_MAX};
 
 /// What moves a link's packets.
 pub(crate) enum Carrier {
@@ -118,19 +117,24 @@ impl Link {
         }
     }
 
-    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or, to a
-    /// neighbour that says so, more.
+    /// The largest IPv6 packet that may go this way to the owner of `key`: what every node takes, or more. A
+    /// neighbour of this kind says what it takes for itself, and refuses what it can't pass on.
     pub(crate) fn mtu(&self, key: PublicKey) -> u16 {
         match &self.carrier {
             Carrier::Udp(udp) if udp.peer() == key => udp.takes(),
-            _ => MTU,
+            Carrier::Udp(_) => MTU_MAX,
+            Carrier::Stream(_) | Carrier::Local(_) | Carrier::Quic(_) => MTU,
         }
     }
 
     /// The largest IPv6 packet that the neighbour can send this way, if some that nodes send are larger.
     pub(crate) fn brings_at_most(&self) -> Option<u16> {
-        let is_narrow = matches!(self.carrier, Carrier::Quic(_));
-        (is_narrow && !self.is_of_ours.load(Ordering::Relaxed)).then_some(EXISTING_QUIC_SIZE_MAX)
+        match &self.carrier {
+            Carrier::Quic(quic) if !self.is_of_ours.load(Ordering::Relaxed) => {
+                Some(quic.existing_node_brings_at_most())
+            }
+            _ => None,
+        }
     }
 
     /// Notes what the neighbour announces of itself.
@@ -194,13 +198,3 @@ impl std::fmt::Debug for Link {
 
 /// Room for a proved update of a /64, the largest packet that is usual.
 const CONTROL_SIZE_USUAL: usize = 136;
-
-/// The largest IPv6 packet that an existing node sends in a datagram of QUIC: what is left of the largest
-/// that we take when both have added their headers. What is larger ends the link.
-const EXISTING_QUIC_SIZE_MAX: u16 = UDP_SIZE_MAX - QUIC_OVERHEAD_MAX - EXISTING_OVERHEAD;
-/// What a datagram of QUIC has besides its payload, as quinn reckons: flags 1, connection id 8, packet
-/// number 4, tag 16, frame 9; and two more.
-const QUIC_OVERHEAD_MAX: u16 = 40;
-/// What existing nodes add to an IPv6 packet.
-const EXISTING_OVERHEAD: u16 = 72;
-const _: () = assert!(EXISTING_OVERHEAD as usize == DATA_OVERHEAD);

@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use mycelium_wire::frame::{self, PACKET_SIZE_MAX};
+use mycelium_wire::frame::{self, DATA_OVERHEAD, PACKET_SIZE_MAX};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
@@ -38,6 +38,14 @@ pub(crate) struct QuicCarrier {
 /// existing node begins with 1500 bytes, which few paths carry, or with what its peer says it takes, if that
 /// is less; so this is what keeps its packets from getting lost, whatever it finds out later.
 pub(crate) const UDP_SIZE_MAX: u16 = 1444;
+/// What every path of QUIC takes (RFC 9000 §14), and where it falls back to.
+const UDP_SIZE_MIN: u16 = 1200;
+/// What a datagram of QUIC has besides its payload, as quinn reckons: flags 1, connection id 8, packet
+/// number 4, tag 16, frame 9; and two more.
+const QUIC_OVERHEAD_MAX: u16 = 40;
+/// What existing nodes add to an IPv6 packet.
+const EXISTING_OVERHEAD: u16 = 72;
+const _: () = assert!(EXISTING_OVERHEAD as usize == DATA_OVERHEAD);
 /// Memory for what the stream brings at once.
 const STREAM_BUFFER_SIZE: usize = 2 * PACKET_SIZE_MAX;
 /// Memory for datagrams that are looked at together.
@@ -106,6 +114,15 @@ impl QuicCarrier {
     /// Data packets that were dropped before the stream.
     pub(crate) fn dropped(&self) -> u64 {
         self.outbound().dropped()
+    }
+
+    /// The largest IPv6 packet that an existing node at the other end is sure to send in a datagram; one
+    /// that is larger ends the link. Where this end did not find that the path takes what both may send,
+    /// the other will have found so as well, and fallen back to the least.
+    pub(crate) fn existing_node_brings_at_most(&self) -> u16 {
+        let is_wide = self.connection.stats().path.current_mtu >= UDP_SIZE_MAX;
+        let udp_size = if is_wide { UDP_SIZE_MAX } else { UDP_SIZE_MIN };
+        udp_size - QUIC_OVERHEAD_MAX - EXISTING_OVERHEAD
     }
 
     /// Carries packets both ways until the connection ends.

@@ -51,15 +51,22 @@ pub(crate) enum LinkError {
     Stopping,
 }
 
-/// Takes what a link's peer sends.
-pub(crate) trait Inbound {
+/// Takes packets of a link's peer without waiting, in whatever thread has read them.
+pub(crate) trait Taker: Send {
     /// Takes the packets at the front of `bytes` and gives how many bytes they were. Bodies are opened in
     /// place.
     fn packets(&mut self, bytes: &mut [u8]) -> Result<usize, FrameError>;
     /// Bytes arrived.
     fn arrived(&mut self, size: usize);
+}
+
+/// Takes what a link's peer sends, in the link's task.
+pub(crate) trait Inbound: Taker {
     /// Does what can't be done without waiting, before more is read.
     fn settle(&mut self) -> impl Future<Output = Result<(), LinkError>> + Send;
+    /// One more for the data packets of this link, which passes over control packets: a thread that reads
+    /// for many links must not wait for one.
+    fn data_taker(&self) -> Box<dyn Taker>;
 }
 
 /// Memory for what a link reads at once. Pages that are never touched cost nothing.

@@ -259,30 +259,37 @@ fn a_node_that_wants_none_gets_no_direct_way() {
 }
 
 #[test]
-fn larger_packets_go_to_neighbours_that_take_them_and_1400_bytes_to_all_others() {
+fn larger_packets_go_as_far_as_all_links_take_them_and_1400_bytes_elsewhere() {
     const SENT: &str = "mycelium_router_packets_routed{verdict=\"sent\"}";
-    let Some(mut lab) = Lab::new(3) else { return };
-    let (_, b) = lab.join(0, 1);
-    let (_, c) = lab.join(1, 2);
+    const TOO_BIG: &str = "mycelium_router_packets_routed{verdict=\"too_big\"}";
+    let Some(mut lab) = Lab::new(4) else { return };
+    let peers = [("udp", 9652), ("udp", 9652), ("tcp", 9651)];
+    let peers: Vec<String> = (0..3)
+        .map(|at| format!("{}://{}:{}", peers[at].0, lab.join(at, at + 1).1, peers[at].1))
+        .collect();
     let large = [ALONE, "--tun-mtu", "8900", "--disable-direct"];
-    let peer = format!("udp://{b}:9652");
-    let first = lab.start(0, &[&large[..], &METRICS, &["--peers", &peer]].concat());
-    let peer = format!("udp://{c}:9652");
-    let middle = lab.start(1, &[&large[..], &["--peers", &peer]].concat());
-    let last = lab.start(2, &large);
-    for (at, node) in [(1, &middle), (2, &last)] {
+    let nodes: Vec<Node> = (0..4)
+        .map(|at| match peers.get(at) {
+            Some(peer) => lab.start(at, &[&large[..], &METRICS, &["--peers", peer]].concat()),
+            None => lab.start(at, &large),
+        })
+        .collect();
+    for (at, node) in nodes.iter().enumerate().skip(1) {
         lab.echo(at, node.address);
         assert!(lab.reach(0, node.address, 100, PATIENCE).is_some());
     }
     let size = 8 << 20;
     let mut sent = metric(&lab, 0, SENT);
-    let mut packets_for = |to: usize, address| {
-        lab.transfer(0, to, address, size);
+    let mut packets_for = |to: usize| {
+        lab.transfer(0, to, nodes[to].address, size);
         let before = std::mem::replace(&mut sent, metric(&lab, 0, SENT));
         sent - before
     };
-    let (near, far) = (packets_for(1, middle.address), packets_for(2, last.address));
-    println!("{near} packets to the neighbour, {far} to the node behind it");
-    assert!(near < size as u64 / 6000 && far > size as u64 / 1400);
-    assert!(first.stop() && middle.stop() && last.stop());
+    let counts = [1, 2, 3].map(packets_for);
+    println!("{counts:?} packets to the nodes behind one, two and three links");
+    assert!(counts[..2].iter().all(|count| *count < size as u64 / 6000), "{counts:?}");
+    // The last link is no UDP one: the node before it says so, and is believed.
+    assert!(counts[2] > size as u64 / 1400, "{counts:?}");
+    assert!((1..100).contains(&metric(&lab, 2, TOO_BIG)));
+    assert!(nodes.into_iter().all(Node::stop));
 }

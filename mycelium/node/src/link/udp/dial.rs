@@ -34,9 +34,9 @@ impl Dialing {
     ) -> UdpCarrier {
         let sockets = Arc::clone(&self.sockets);
         // Dialers may move between networks, so their own address is the kernel's choice.
-        let (carrier, link) = sockets.carrier(self.index, established, address, None, finish);
-        sockets.entries().0.insert(self.index, Entry::Link(link));
-        carrier
+        let link = sockets.link(self.index, established, address, None, finish);
+        sockets.entries().0.insert(self.index, Entry::Link(Arc::clone(&link)));
+        UdpCarrier::new(link)
     }
 }
 

@@ -58,6 +58,8 @@ pub(crate) struct Engine {
     answers: VecDeque<(SocketAddr, Vec<u8>)>,
     keep_alive_at: Instant,
     takes: u16,
+    /// The deadline is an earlier one since the carrier was told.
+    is_hurried: bool,
 }
 
 /// An address that must show that it is the peer's.
@@ -103,6 +105,7 @@ impl Engine {
             // At once: the peer may wait for it to know that the handshake is over.
             keep_alive_at: now,
             takes,
+            is_hurried: false,
         }
     }
 
@@ -148,9 +151,14 @@ impl Engine {
             count += 1;
         }
         if count > 0 {
-            self.path.used();
+            self.is_hurried |= self.path.used();
         }
         count
+    }
+
+    /// Whether data that was sent made the deadline an earlier one.
+    pub(crate) fn hurried(&mut self) -> bool {
+        std::mem::take(&mut self.is_hurried)
     }
 
     /// Appends the next datagram to send, and says where to. None when there is nothing now.

@@ -2,22 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::link::udp::UdpLink;
 use crate::link::udp::handshake::Pending;
 use crate::link::udp::packet::{COOKIE_SIZE, split_sealed};
-use crate::link::udp::pool::Buffer;
-
-/// A run of sealed datagrams for one link.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) bytes: Buffer,
-    /// Size of each datagram but the last.
-    pub(crate) stride: usize,
-    pub(crate) from: SocketAddr,
-}
 
 /// What a dialer is told.
 #[derive(Debug)]
@@ -29,7 +21,7 @@ pub(crate) enum Reply {
 /// Who is meant by an index.
 #[derive(Debug)]
 pub(crate) enum Entry {
-    Link(mpsc::Sender<Batch>),
+    Link(Arc<UdpLink>),
     Dialing(mpsc::Sender<Reply>),
     Pending(Box<Pending>),
 }
@@ -83,9 +75,8 @@ impl Entries {
     }
 }
 
-/// Whether the first datagram of a batch proves that IK's dialer is there.
-pub(crate) fn is_proof(pending: &Pending, batch: &mut Batch) -> bool {
-    let size = batch.stride.min(batch.bytes.len());
-    let proof = split_sealed(&mut batch.bytes[..size]);
+/// Whether a sealed datagram proves that IK's dialer is there.
+pub(crate) fn is_proof(pending: &Pending, datagram: &mut [u8]) -> bool {
+    let proof = split_sealed(datagram);
     proof.is_some_and(|(counter, sealed)| pending.is_proved_by(counter, sealed))
 }

@@ -7,8 +7,9 @@
 //!
 //! ```text
 //!  any thread ─ send_data ─> cut, seal, UDP_SEGMENT ──> socket   full? ──> outbound (CoDel) ─┐
-//!  router ─ send_control ─> engine: numbers, times ───> socket <──────── the link's task ────┘
-//!  socket ─> receive task ─ whole buffers ─> link's task: open, join ─> Inbound
+//!  router ─ send_control ─> engine: numbers, times ───> socket <──────── the link's task ────┤
+//!  socket ─> reading thread: open, join ─ data ─> Taker                                      │
+//!                                       └─ control packets, what is to be answered ──────────┘
 //! ```
 //!
 //! | module | what |
@@ -21,7 +22,8 @@
 //! | `arq` | control packets: all, in order |
 //! | `mtu` | how large a datagram may be |
 //! | `engine` | one end of a link, without I/O |
-//! | `socket`, `pool`, `entries` | the sockets, who reads them, into what, and for whom |
+//! | `socket`, `entries` | the sockets, and whom an index means |
+//! | `reader`, `receive` | threads that read them, and what they do for each link |
 //! | `limits` | against floods |
 
 mod arq;
@@ -34,7 +36,8 @@ mod limits;
 mod mtu;
 mod packet;
 mod pieces;
-mod pool;
+mod reader;
+mod receive;
 pub(crate) mod socket;
 #[cfg(test)]
 mod tests;
@@ -44,27 +47,32 @@ pub(crate) use packet::mapped;
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mycelium_wire::identity::PublicKey;
 use rustix::io::Errno;
-use tokio::sync::{Notify, mpsc};
-use tokio::time::sleep_until;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::time::{sleep, sleep_until};
 
 use crate::link::outbound::{Outbound, Sent, Transmit};
 use crate::link::stream::{Inbound, LinkError};
 use crate::link::udp::crypt::Opener;
-use crate::link::udp::engine::{Engine, Outcome, Start};
-use crate::link::udp::entries::Batch;
-use crate::link::udp::packet::{Payload, split_sealed};
-use crate::link::udp::pieces::{Cuts, Joiner, whole_before};
+use crate::link::udp::engine::{Engine, Start};
+use crate::link::udp::pieces::{Cuts, whole_before};
+use crate::link::udp::receive::Receiver;
 use crate::link::udp::socket::Sockets;
 use crate::tun::MTU;
 
+/// The owner of a link: when it is dropped, datagrams for the link are from nowhere.
+pub(crate) struct UdpCarrier(Arc<UdpLink>);
+
 /// A link, and what waits to leave on it.
-pub(crate) struct UdpCarrier {
+pub(crate) struct UdpLink {
     sockets: Arc<Sockets>,
     index: u32,
     peer: PublicKey,
@@ -74,43 +82,20 @@ pub(crate) struct UdpCarrier {
     /// Data that the socket did not take.
     outbound: Mutex<Outbound>,
     has_waiting: AtomicBool,
-    /// Taken by the link's task.
-    receiver: Mutex<Option<Receiver>>,
+    /// Locked before the engine, never while that is.
+    receiver: Mutex<Receiver>,
     /// The link's task has something to do.
     wake: Notify,
     is_closed: AtomicBool,
+    is_carried: AtomicBool,
     sent_size: AtomicU64,
     lost_count: AtomicU64,
     /// The largest IPv6 packet that the peer takes for itself.
     takes: AtomicU16,
 }
 
-/// The receiving half.
-struct Receiver {
-    opener: Opener,
-    joiner: Joiner,
-    inbox: mpsc::Receiver<Batch>,
-    /// Where the peer was last.
-    address: SocketAddr,
-    is_confirmed: bool,
-    /// Data packets of some batches, one behind the other, and the front of one more.
-    stream: Vec<u8>,
-    /// Control packets that came with them.
-    control: Vec<u8>,
-}
-
-impl Receiver {
-    /// Gives back memory that an idle link does not need.
-    fn shrink(&mut self) {
-        self.stream.shrink_to(SIZE_KEPT);
-        self.control.shrink_to(SIZE_KEPT);
-    }
-}
-
-/// Batches that are taken together, so that packets of a flow can be joined.
-const BATCH_COUNT_MAX: usize = 4;
-/// Memory that an idle link keeps.
-const SIZE_KEPT: usize = 4 << 10;
+/// How long data waits when it can't be known whether the socket takes more.
+const REST: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// Where datagrams are made; what is in it is of no use after a call.
@@ -118,35 +103,52 @@ thread_local! {
 }
 
 impl UdpCarrier {
-    fn new(
+    pub(super) fn new(link: Arc<UdpLink>) -> Self {
+        Self(link)
+    }
+}
+
+impl Deref for UdpCarrier {
+    type Target = UdpLink;
+
+    fn deref(&self) -> &UdpLink {
+        &self.0
+    }
+}
+
+impl Drop for UdpCarrier {
+    fn drop(&mut self) {
+        self.sockets.forget(self.index);
+    }
+}
+
+impl std::fmt::Debug for UdpCarrier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl UdpLink {
+    pub(super) fn new(
         sockets: Arc<Sockets>,
         index: u32,
         peer: PublicKey,
         start: Start,
         local: Option<IpAddr>,
         opener: Opener,
-        inbox: mpsc::Receiver<Batch>,
     ) -> Self {
-        let receiver = Receiver {
-            opener,
-            joiner: Joiner::default(),
-            inbox,
-            address: start.address,
-            is_confirmed: false,
-            stream: Vec::new(),
-            control: Vec::new(),
-        };
         Self {
             sockets,
             index,
             peer,
             local,
+            receiver: Mutex::new(Receiver::new(opener, start.address)),
             engine: Mutex::new(Engine::new(start, Instant::now())),
             outbound: Mutex::default(),
             has_waiting: AtomicBool::new(false),
-            receiver: Mutex::new(Some(receiver)),
             wake: Notify::new(),
             is_closed: AtomicBool::new(false),
+            is_carried: AtomicBool::new(false),
             sent_size: AtomicU64::new(0),
             lost_count: AtomicU64::new(0),
             takes: AtomicU16::new(MTU),
@@ -176,8 +178,9 @@ impl UdpCarrier {
         if done < packets.len() {
             // The socket takes nothing here, so this only queues and can't fail.
             let _ = lock(&self.outbound).send_data(&Later, &packets[done..], now);
-            self.has_waiting.store(true, Ordering::Release);
-            self.wake.notify_one();
+            if !self.has_waiting.swap(true, Ordering::AcqRel) {
+                self.wake.notify_one();
+            }
         }
     }
 
@@ -214,9 +217,13 @@ impl UdpCarrier {
         lock(&self.outbound).dropped() + self.lost_count.load(Ordering::Relaxed)
     }
 
-    /// Carries packets both ways until the link ends.
+    /// Carries packets both ways until the link ends. It can be done once.
     pub(crate) async fn run(&self, inbound: &mut impl Inbound) -> LinkError {
-        let Some(mut receiver) = lock(&self.receiver).take() else { return LinkError::Closed };
+        if self.is_carried.swap(true, Ordering::AcqRel) {
+            return LinkError::Closed;
+        }
+        let _carried = Carried::begin(self, inbound);
+        let mut watched: Option<(SocketAddr, AsyncFd<OwnedFd>)> = None;
         loop {
             self.flush(Instant::now());
             let (deadline, address) = {
@@ -224,16 +231,19 @@ impl UdpCarrier {
                 (engine.deadline(), engine.address())
             };
             let has_waiting = self.has_waiting.load(Ordering::Acquire);
+            // Watched no longer than that: a socket that is wakes its watcher with each datagram that left.
+            watched = watched.filter(|(to, _)| has_waiting && *to == address);
+            if has_waiting && watched.is_none() {
+                watched = self.sockets.watch(address).ok().map(|socket| (address, socket));
+            }
+            let socket = watched.as_ref().map(|(_, socket)| socket);
             tokio::select! {
-                batch = receiver.inbox.recv() => {
-                    let Some(batch) = batch else { return LinkError::Closed };
-                    if let Err(error) = self.receive(&mut receiver, batch, inbound).await {
-                        return error;
-                    }
-                }
                 () = self.wake.notified() => {}
-                () = self.sockets.writable(address), if has_waiting => self.drain(),
-                () = sleep_until(deadline.into()) => receiver.shrink(),
+                () = self.drain_when_writable(socket), if has_waiting => {}
+                () = sleep_until(deadline.into()) => {}
+            }
+            if let Err(error) = self.settle(inbound).await {
+                return error;
             }
             if self.is_closed.load(Ordering::Acquire) {
                 return LinkError::Closed;
@@ -245,72 +255,27 @@ impl UdpCarrier {
         }
     }
 
-    /// Takes a batch and those behind it.
-    async fn receive(
-        &self,
-        receiver: &mut Receiver,
-        first: Batch,
-        inbound: &mut impl Inbound,
-    ) -> Result<(), LinkError> {
-        let mut size = self.open(receiver, first);
-        for _ in 1..BATCH_COUNT_MAX {
-            let Ok(batch) = receiver.inbox.try_recv() else { break };
-            size += self.open(receiver, batch);
-        }
-        if size > 0 {
-            inbound.arrived(size);
-            let whole = receiver.joiner.whole_size(&receiver.stream);
-            inbound.packets(&mut receiver.stream[..whole])?;
-            receiver.joiner.taken(&mut receiver.stream);
-            if inbound.packets(&mut receiver.control)? != receiver.control.len() {
+    /// Takes the control packets that came.
+    async fn settle(&self, inbound: &mut impl Inbound) -> Result<(), LinkError> {
+        let mut control = self.control_packets()?;
+        if !control.is_empty() {
+            if inbound.packets(&mut control)? != control.len() {
                 tracing::debug!("a control packet is cut off");
             }
-            receiver.control.clear();
             inbound.settle().await?;
         }
         Ok(())
     }
 
-    /// Opens the datagrams of a batch, and gives how many bytes were genuine.
-    fn open(&self, receiver: &mut Receiver, mut batch: Batch) -> usize {
-        let (now, from, mut size) = (Instant::now(), batch.from, 0);
-        for datagram in batch.bytes.chunks_mut(batch.stride) {
-            let datagram_size = datagram.len();
-            let Some((counter, sealed)) = split_sealed(datagram) else { continue };
-            let Ok(payload) = receiver.opener.open(counter, sealed) else { continue };
-            size += datagram_size;
-            if !receiver.is_confirmed {
-                receiver.is_confirmed = true;
-                self.engine().confirmed();
-            }
-            if from != receiver.address && receiver.opener.is_newest(counter) {
-                self.engine().heard_elsewhere(from, now);
-            }
-            match Payload::parse(payload) {
-                Some(Payload::Data { first, piece }) => {
-                    receiver.joiner.add(counter, first, piece, &mut receiver.stream);
-                }
-                Some(payload) => self.take(payload, receiver, from, now),
-                None => {}
-            }
-        }
-        size
+    /// The peer said where it sees this node, and what it takes.
+    fn observed(&self, address: SocketAddr, takes: u16, now: Instant) {
+        self.takes.store(takes, Ordering::Relaxed);
+        self.sockets.observations().note(self.peer, address, now);
     }
 
-    fn take(&self, payload: Payload<'_>, receiver: &mut Receiver, from: SocketAddr, now: Instant) {
-        let outcome = self.engine().received(payload, from, now, &mut receiver.control);
-        match outcome {
-            Outcome::Nothing => {}
-            Outcome::Observed { address, takes } => {
-                self.takes.store(takes, Ordering::Relaxed);
-                self.sockets.observations().note(self.peer, address, now);
-            }
-            Outcome::Moved(address) => {
-                tracing::info!(peer = %self.peer, %address, "a peer has moved");
-                receiver.address = address;
-            }
-            Outcome::Closed => self.is_closed.store(true, Ordering::Release),
-        }
+    /// The peer has ended the link.
+    fn closed(&self) {
+        self.is_closed.store(true, Ordering::Release);
     }
 
     /// Sends what the engine has to say.
@@ -328,18 +293,33 @@ impl UdpCarrier {
         self.wake.notify_one();
     }
 
-    /// Sends what waits, as far as the socket takes it.
-    fn drain(&self) {
+    /// Sends what waits when the socket takes more, as far as it does.
+    async fn drain_when_writable(&self, watched: Option<&AsyncFd<OwnedFd>>) {
+        let Some(watched) = watched else {
+            sleep(REST).await;
+            self.drain();
+            return;
+        };
+        let Ok(mut ready) = watched.writable().await else { return };
+        if !self.drain() {
+            ready.clear_ready();
+        }
+    }
+
+    /// Sends what waits, as far as the socket takes it. Whether it took all.
+    fn drain(&self) -> bool {
         let mut outbound = lock(&self.outbound);
-        if matches!(outbound.drain(self, Instant::now()), Ok(Sent::Done)) {
+        let is_done = matches!(outbound.drain(self, Instant::now()), Ok(Sent::Done));
+        if is_done {
             self.has_waiting.store(false, Ordering::Release);
         }
+        is_done
     }
 
     /// Sends packets, and gives how many bytes of whole ones are done with: sent, or lost for good.
     fn send_now(&self, packets: &[u8]) -> usize {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut engine = self.engine();
+        let mut engine = self.engine();
+        let done = SCRATCH.with_borrow_mut(|scratch| {
             let (to, stride) = (engine.address(), engine.datagram_size());
             let count_max = self.sockets.count_max(to, stride);
             let mut cuts = Cuts::new(packets, engine.piece_size());
@@ -364,7 +344,11 @@ impl UdpCarrier {
                     }
                 }
             }
-        })
+        });
+        if engine.hurried() {
+            self.wake.notify_one();
+        }
+        done
     }
 
     fn engine(&self) -> MutexGuard<'_, Engine> {
@@ -372,15 +356,26 @@ impl UdpCarrier {
     }
 }
 
-impl Drop for UdpCarrier {
-    fn drop(&mut self) {
-        self.sockets.forget(self.index);
+impl std::fmt::Debug for UdpLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "UdpLink({})", self.peer)
     }
 }
 
-impl std::fmt::Debug for UdpCarrier {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "UdpCarrier({})", self.peer)
+/// A link whose data packets are taken, until the end of its scope: also when the runtime drops its task.
+struct Carried<'a>(&'a UdpLink);
+
+impl<'a> Carried<'a> {
+    fn begin(link: &'a UdpLink, inbound: &impl Inbound) -> Self {
+        link.give_data_to(Some(inbound.data_taker()));
+        Self(link)
+    }
+}
+
+impl Drop for Carried<'_> {
+    fn drop(&mut self) {
+        // It knows of the link, which would live for ever.
+        self.0.give_data_to(None);
     }
 }
 
@@ -396,7 +391,7 @@ impl Transmit for Later {
     }
 }
 
-impl Transmit for UdpCarrier {
+impl Transmit for UdpLink {
     fn transmit(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.send_now(bytes) {
             0 => Err(io::ErrorKind::WouldBlock.into()),

@@ -74,9 +74,9 @@ impl Search {
         usize::from(SIZES[self.good])
     }
 
-    /// Data was sent.
-    pub(crate) fn used(&mut self) {
-        self.is_used = true;
+    /// Data was sent. True when that made the deadline an earlier one.
+    pub(crate) fn used(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_used, true)
     }
 
     /// The next probe to send, as its id and size.

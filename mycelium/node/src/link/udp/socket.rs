@@ -1,40 +1,38 @@
-//! The node's UDP sockets: one for IPv4 and one for IPv6, shared by all links, dialers and punches, so
+//! The node's UDP sockets, at one port for IPv4 and IPv6, shared by all links, dialers and punches, so
 //! that a NAT sees one port.
 //!
-//! A task for each socket reads what arrives, many datagrams at once (`recvmmsg` with UDP GRO), and
-//! gives runs of sealed datagrams to the link that their index names, a whole buffer at a time. All else
-//! belongs to handshakes and is done here. Memory is bounded: by the buffers that all links together
-//! may hold, and by what each may have waiting; what comes on top is lost, as on any network.
+//! There are as many sockets of a family as threads that read them ([`super::reader`]; `SO_REUSEPORT`):
+//! the kernel spreads peers over them by address and port, and keeps those of one peer together and in
+//! order. What is sealed goes to the link that its index names. All else belongs to handshakes and is done
+//! here.
+//!
+//! The runtime does not watch these sockets: with each datagram that leaves or comes it would wake a
+//! thread for nothing. Only a link that waits for room has one watched, for as long as it waits.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Instant;
 
 use mycelium_wire::identity::SecretKey;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use crate::link::udp::UdpCarrier;
 use crate::link::udp::dial::Dialing;
 use crate::link::udp::engine::Start;
-use crate::link::udp::entries::{Batch, Entries, Entry, Reply, is_proof};
+use crate::link::udp::entries::{Entries, Entry, Reply, is_proof};
 use crate::link::udp::handshake::{Admission, Doorman, Established, Pending};
 use crate::link::udp::limits::{Observations, Restraint};
 use crate::link::udp::packet::{COOKIE_SIZE, Datagram, Kind, PUNCH, sealed_receiver};
-use crate::link::udp::pool::{BUFFER_SIZE, Buffer, Pool};
+use crate::link::udp::reader::{Reader, Run};
+use crate::link::udp::{UdpCarrier, UdpLink};
+use crate::sys;
 
-/// Buffers that one call fills.
-const RECEIVE_COUNT: usize = 4;
-/// Runs smaller than this are copied, and their buffer stays.
-const COPY_SIZE_MAX: usize = 4 << 10;
-/// Runs that wait for one link.
-const BATCH_COUNT_MAX: usize = 64;
 /// Links that are made and not yet taken by the node.
 pub(crate) const ACCEPTED_COUNT_MAX: usize = 32;
 /// What the kernel may hold until it is read: some joined datagrams of 64 KiB. What it holds unsent is
@@ -44,70 +42,126 @@ const RECEIVE_BUFFER_SIZE: usize = 4 << 20;
 const REPLY_COUNT_MAX: usize = 8;
 /// Bytes that one call sends.
 const SEND_SIZE_MAX: usize = 65_000;
-/// How long reading rests when the kernel has no memory.
-const REST: Duration = Duration::from_millis(100);
+
+/// What sockets are opened with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SocketSettings {
+    /// Zero: any that is free.
+    pub(crate) port: u16,
+    /// The largest IPv6 packet for this node itself.
+    pub(crate) takes: u16,
+    /// Threads that read each family.
+    pub(crate) reader_count: usize,
+}
 
 /// Sockets, and who uses them.
 pub(crate) struct Sockets {
     pub(crate) secret: SecretKey,
-    /// The largest IPv6 packet for this node itself.
+    port: u16,
     takes: u16,
-    v4: Socket,
-    v6: Option<Socket>,
+    v4: Vec<Arc<Socket>>,
+    /// Empty where there is no IPv6.
+    v6: Vec<Arc<Socket>>,
     entries: Mutex<Entries>,
     doorman: Mutex<Doorman>,
     restraint: Mutex<Restraint>,
     observations: Mutex<Observations>,
-    pool: Pool,
     accepted: mpsc::Sender<UdpCarrier>,
-    overflowed: AtomicU64,
+    /// Readable when the threads are to end.
+    stop: Arc<OwnedFd>,
 }
 
-struct Socket {
-    io: UdpSocket,
-    state: UdpSocketState,
+/// One of them.
+pub(super) struct Socket {
+    pub(super) file: OwnedFd,
+    pub(super) state: UdpSocketState,
 }
 
 impl Socket {
     fn open(address: SocketAddr, mark: impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<Self> {
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
-        if address.is_ipv6() {
-            sockopt::set_ipv6_v6only(&socket, true)?;
-        }
-        mark(&socket)?;
-        rustix::net::bind(&socket, &address)?;
-        let state = UdpSocketState::new((&socket).into())?;
+        let file = unbound(address, &mark)?;
+        Self::bind(file, address)
+    }
+
+    fn bind(file: OwnedFd, address: SocketAddr) -> io::Result<Self> {
+        rustix::net::bind(&file, &address)?;
+        let state = UdpSocketState::new((&file).into())?;
         // Beyond the system's limit as far as this process may; else what the kernel gives.
-        if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_SIZE).is_err() {
-            let _ = state.set_recv_buffer_size((&socket).into(), RECEIVE_BUFFER_SIZE);
+        if sockopt::set_socket_recv_buffer_size_force(&file, RECEIVE_BUFFER_SIZE).is_err() {
+            let _ = state.set_recv_buffer_size((&file).into(), RECEIVE_BUFFER_SIZE);
         }
-        Ok(Self { io: UdpSocket::from_std(socket.into())?, state })
+        Ok(Self { file, state })
+    }
+
+    fn port(&self) -> io::Result<u16> {
+        let address = SocketAddr::try_from(rustix::net::getsockname(&self.file)?)?;
+        Ok(address.port())
+    }
+
+    /// One more at the same port, to which the kernel gives a part of the peers.
+    fn another(
+        &self,
+        address: SocketAddr,
+        mark: impl Fn(&OwnedFd) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        // Only now, so that the first one is sure to have the port alone.
+        sockopt::set_socket_reuseport(&self.file, true)?;
+        let file = unbound(address, &mark)?;
+        sockopt::set_socket_reuseport(&file, true)?;
+        Self::bind(file, address)
     }
 }
 
+/// A socket without an address.
+fn unbound(address: SocketAddr, mark: &impl Fn(&OwnedFd) -> io::Result<()>) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let file = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&file, true)?;
+    }
+    mark(&file)?;
+    Ok(file)
+}
+
+/// Sockets at one address, at least one and at most `count`.
+fn open_all(
+    address: SocketAddr,
+    count: usize,
+    mark: impl Fn(&OwnedFd) -> io::Result<()>,
+) -> io::Result<Vec<Arc<Socket>>> {
+    let first = Arc::new(Socket::open(address, &mark)?);
+    let address = SocketAddr::new(address.ip(), first.port()?);
+    let others = (1..count).map_while(|_| {
+        let another = first.another(address, &mark);
+        // One is enough; more are faster.
+        another.inspect_err(|error| tracing::debug!(%error, "fewer UDP sockets")).ok()
+    });
+    Ok(std::iter::once(Arc::clone(&first)).chain(others.map(Arc::new)).collect())
+}
+
 impl Sockets {
-    /// Opens both sockets at `port`, or the one for IPv4 alone where there is no IPv6. Packets for this node
-    /// itself may have `takes` bytes. New links that others dialed go to `accepted`. Must be called inside a
-    /// runtime.
+    /// Opens sockets of both families, or those of IPv4 alone where there is no IPv6, and reads them for as
+    /// long as they live. New links that others dialed go to `accepted`.
     pub(crate) fn open(
         secret: SecretKey,
-        (port, takes): (u16, u16),
+        settings: SocketSettings,
         mark: impl Fn(&OwnedFd) -> io::Result<()>,
         accepted: mpsc::Sender<UdpCarrier>,
-    ) -> io::Result<Self> {
+    ) -> io::Result<Arc<Self>> {
+        let SocketSettings { port, takes, reader_count } = settings;
         let now = Instant::now();
-        let v4 = Socket::open((Ipv4Addr::UNSPECIFIED, port).into(), &mark)?;
+        let v4 = open_all((Ipv4Addr::UNSPECIFIED, port).into(), reader_count, &mark)?;
         // Any port means: the same for both.
-        let port = v4.io.local_addr()?.port();
-        let v6 = match Socket::open((Ipv6Addr::UNSPECIFIED, port).into(), &mark) {
+        let port = v4[0].port()?;
+        let v6 = match open_all((Ipv6Addr::UNSPECIFIED, port).into(), reader_count, &mark) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             // A kernel without IPv6 still has peers.
-            v6 => v6.ok(),
+            v6 => v6.unwrap_or_default(),
         };
-        Ok(Self {
+        let sockets = Arc::new(Self {
             secret,
+            port,
             takes,
             v4,
             v6,
@@ -115,98 +169,72 @@ impl Sockets {
             doorman: Mutex::new(Doorman::new(now).map_err(io::Error::other)?),
             restraint: Mutex::new(Restraint::new(now)),
             observations: Mutex::default(),
-            pool: Pool::default(),
             accepted,
-            overflowed: AtomicU64::new(0),
-        })
-    }
-
-    /// The port of both sockets.
-    pub(crate) fn port(&self) -> u16 {
-        self.v4.io.local_addr().map_or(0, |address| address.port())
-    }
-
-    /// The socket of one family.
-    fn socket(&self, is_ipv6: bool) -> Option<&Socket> {
-        if is_ipv6 { self.v6.as_ref() } else { Some(&self.v4) }
-    }
-
-    /// Reads the socket of one family for as long as the node runs.
-    pub(crate) async fn receive(self: Arc<Self>, is_ipv6: bool) {
-        let Some(socket) = self.socket(is_ipv6) else { return };
-        let mut buffers: [Vec<u8>; RECEIVE_COUNT] = std::array::from_fn(|_| vec![0; BUFFER_SIZE]);
-        let mut metas = [RecvMeta::default(); RECEIVE_COUNT];
-        loop {
-            if socket.io.readable().await.is_err() {
-                return;
-            }
-            let received = socket.io.try_io(Interest::READABLE, || {
-                let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
-                socket.state.recv((&socket.io).into(), &mut slices, &mut metas)
-            });
-            match received {
-                Ok(count) => {
-                    for (buffer, meta) in buffers.iter_mut().zip(&metas).take(count) {
-                        self.take(buffer, meta);
-                    }
-                    // Their links take these while they are in the processor's cache.
-                    tokio::task::yield_now().await;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => {
-                    tracing::debug!(%error, "nothing can be read from a UDP socket for a moment");
-                    tokio::time::sleep(REST).await;
-                }
-            }
+            stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?),
+        });
+        for (number, socket) in sockets.v4.iter().chain(&sockets.v6).enumerate() {
+            let reader = Reader {
+                socket: Arc::clone(socket),
+                stop: Arc::clone(&sockets.stop),
+                sockets: Arc::downgrade(&sockets),
+            };
+            let builder = thread::Builder::new().name(format!("udp-{number}"));
+            builder.spawn(move || reader.run())?;
         }
+        Ok(sockets)
     }
 
-    /// Takes what one buffer holds.
-    fn take(self: &Arc<Self>, buffer: &mut Vec<u8>, meta: &RecvMeta) {
-        let (size, stride) = (meta.len.min(buffer.len()), meta.stride.max(1));
+    /// The port of all sockets.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A socket of one family, to send with.
+    fn socket(&self, is_ipv6: bool) -> Option<&Arc<Socket>> {
+        if is_ipv6 { self.v6.first() } else { self.v4.first() }
+    }
+
+    /// Takes what one buffer holds: notes runs of sealed datagrams for links, and does the rest.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        number: usize,
+        bytes: &mut [u8],
+        meta: &RecvMeta,
+        runs: &mut Vec<Run>,
+    ) {
+        let (size, stride) = (meta.len.min(bytes.len()), meta.stride.max(1));
         let from = canonical(meta.addr);
         let mut at = 0;
         while at < size {
             let end = size.min(at + stride);
-            let Some(receiver) = sealed_receiver(&buffer[at..end]) else {
-                self.handshake(&buffer[at..end], from, meta.dst_ip);
+            let Some(receiver) = sealed_receiver(&bytes[at..end]) else {
+                self.handshake(&bytes[at..end], from, meta.dst_ip);
                 at = end;
                 continue;
             };
             let mut run_end = end;
             while run_end < size
-                && sealed_receiver(&buffer[run_end..size.min(run_end + stride)]) == Some(receiver)
+                && sealed_receiver(&bytes[run_end..size.min(run_end + stride)]) == Some(receiver)
             {
                 run_end = size.min(run_end + stride);
             }
-            let bytes = if run_end - at == size && size > COPY_SIZE_MAX {
-                match self.pool.exchange(buffer, size) {
-                    Some(bytes) => bytes,
-                    None => return self.overflow(),
-                }
-            } else {
-                Buffer::copy(&buffer[at..run_end])
-            };
-            self.deliver(receiver, Batch { bytes, stride, from });
+            if let Some(link) = self.receiver(receiver, &mut bytes[at..end]) {
+                runs.push(Run { link, buffer: number, at: at..run_end, stride, from });
+            }
             at = run_end;
         }
     }
 
-    /// Gives a run to its link.
-    fn deliver(self: &Arc<Self>, receiver: u32, mut batch: Batch) {
+    /// Whom a run of datagrams is for, of which this is the first.
+    fn receiver(self: &Arc<Self>, index: u32, first: &mut [u8]) -> Option<Arc<UdpLink>> {
         let mut entries = self.entries();
-        let link = match entries.0.get(&receiver) {
-            Some(Entry::Link(link)) => Some(link.clone()),
-            Some(Entry::Pending(pending)) if is_proof(pending, &mut batch) => {
-                let pending = entries.take_pending(receiver);
-                pending.and_then(|pending| self.accept(&mut entries, receiver, pending))
+        match entries.0.get(&index) {
+            Some(Entry::Link(link)) => Some(Arc::clone(link)),
+            Some(Entry::Pending(pending)) if is_proof(pending, first) => {
+                let pending = entries.take_pending(index)?;
+                self.accept(&mut entries, index, pending)
             }
             _ => None,
-        };
-        drop(entries);
-        if let Some(Err(mpsc::error::TrySendError::Full(_))) = link.map(|link| link.try_send(batch))
-        {
-            self.overflow();
         }
     }
 
@@ -216,30 +244,28 @@ impl Sockets {
         entries: &mut Entries,
         index: u32,
         pending: Pending,
-    ) -> Option<mpsc::Sender<Batch>> {
+    ) -> Option<Arc<UdpLink>> {
         let (from, local) = (pending.from, pending.local);
         let established = pending.establish(&self.secret).ok()?;
         let permit = self.accepted.try_reserve().ok()?;
-        let (carrier, link) = self.carrier(index, established, from, local, None);
-        entries.0.insert(index, Entry::Link(link.clone()));
-        permit.send(carrier);
+        let link = self.link(index, established, from, local, None);
+        entries.0.insert(index, Entry::Link(Arc::clone(&link)));
+        permit.send(UdpCarrier::new(Arc::clone(&link)));
         Some(link)
     }
 
-    /// A link's carrier, and what its datagrams go to.
-    pub(super) fn carrier(
+    /// A new link.
+    pub(super) fn link(
         self: &Arc<Self>,
         index: u32,
         established: Established,
         address: SocketAddr,
         local: Option<IpAddr>,
         finish: Option<Vec<u8>>,
-    ) -> (UdpCarrier, mpsc::Sender<Batch>) {
+    ) -> Arc<UdpLink> {
         let Established { peer, peer_index, sealer, opener } = established;
-        let (sender, inbox) = mpsc::channel(BATCH_COUNT_MAX);
         let start = Start { sealer, peer_index, address, finish, takes: self.takes };
-        let carrier = UdpCarrier::new(Arc::clone(self), index, peer, start, local, opener, inbox);
-        (carrier, sender)
+        Arc::new(UdpLink::new(Arc::clone(self), index, peer, start, local, opener))
     }
 
     /// Takes a datagram that belongs to a handshake, or to nothing.
@@ -335,9 +361,7 @@ impl Sockets {
         let segment_size = (bytes.len() > stride).then_some(stride);
         let transmit =
             Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: local };
-        socket
-            .io
-            .try_io(Interest::WRITABLE, || socket.state.try_send((&socket.io).into(), &transmit))
+        socket.state.try_send((&socket.file).into(), &transmit)
     }
 
     /// Datagrams of a size that one call takes.
@@ -347,13 +371,11 @@ impl Sockets {
         by_kernel.min(SEND_SIZE_MAX / datagram_size.max(1)).max(1)
     }
 
-    /// Waits until the socket that reaches `to` takes more.
-    pub(crate) async fn writable(&self, to: SocketAddr) {
-        match self.socket(to.is_ipv6()) {
-            // An error is found by the next who sends.
-            Some(socket) => drop(socket.io.writable().await),
-            None => std::future::pending().await,
-        }
+    /// Watches whether the socket that reaches `to` takes more. Must be called inside a runtime.
+    pub(crate) fn watch(&self, to: SocketAddr) -> io::Result<AsyncFd<OwnedFd>> {
+        let socket = self.socket(to.is_ipv6()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        // A descriptor of its own: several links may wait.
+        sys::watch_room(socket.file.try_clone()?)
     }
 
     /// Sends a datagram that may get lost.
@@ -386,9 +408,11 @@ impl Sockets {
         self.entries().0.remove(&index);
     }
 
-    /// Runs of datagrams that were lost since links were too slow.
+    /// Datagrams that were lost since they came faster than they were read.
     pub(crate) fn overflowed(&self) -> u64 {
-        self.overflowed.load(Ordering::Relaxed)
+        let sockets = self.v4.iter().chain(&self.v6);
+        // An old kernel does not tell.
+        sockets.map(|socket| u64::from(sys::dropped_count(&socket.file).unwrap_or(0))).sum()
     }
 
     /// Links, dialers, and handshakes that wait.
@@ -397,12 +421,15 @@ impl Sockets {
         self.entries().0.len()
     }
 
-    fn overflow(&self) {
-        self.overflowed.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(super) fn entries(&self) -> MutexGuard<'_, Entries> {
         lock(&self.entries)
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        // Nobody else writes to it, so it takes eight bytes.
+        let _ = rustix::io::write(&*self.stop, &1_u64.to_le_bytes());
     }
 }
 

@@ -6,14 +6,15 @@ use std::time::Duration;
 use mycelium_wire::frame::{self, DataHeader, Frame, FrameError};
 use mycelium_wire::identity::SecretKey;
 use tokio::net::UdpSocket;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::dial::{Reason, dial};
 use super::handshake::{Dialer, HandshakeError};
 use super::packet::{COOKIE_SIZE, Datagram};
-use super::socket::ACCEPTED_COUNT_MAX;
+use super::socket::{ACCEPTED_COUNT_MAX, SocketSettings};
 use super::*;
+use crate::link::stream::Taker;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,10 +30,8 @@ impl Station {
         let secret = SecretKey::from_bytes([number; 32]);
         let (sender, accepted) = mpsc::channel(ACCEPTED_COUNT_MAX);
         let key = secret.public();
-        let sockets = Sockets::open(secret, (0, 1400), |_| Ok(()), sender).unwrap();
-        let sockets = Arc::new(sockets);
-        tokio::spawn(Arc::clone(&sockets).receive(false));
-        tokio::spawn(Arc::clone(&sockets).receive(true));
+        let settings = SocketSettings { port: 0, takes: 1400, reader_count: 2 };
+        let sockets = Sockets::open(secret, settings, |_| Ok(()), sender).unwrap();
         Self { sockets, accepted, key }
     }
 
@@ -60,9 +59,10 @@ struct Seen {
     control: Vec<u16>,
 }
 
+#[derive(Clone)]
 struct Collector(watch::Sender<Seen>);
 
-impl Inbound for Collector {
+impl Taker for Collector {
     fn packets(&mut self, mut bytes: &mut [u8]) -> Result<usize, FrameError> {
         let total = bytes.len();
         while let Some((frame, size)) = frame::parse(bytes)? {
@@ -81,9 +81,15 @@ impl Inbound for Collector {
     fn arrived(&mut self, size: usize) {
         assert!(size > 0);
     }
+}
 
+impl Inbound for Collector {
     async fn settle(&mut self) -> Result<(), LinkError> {
         Ok(())
+    }
+
+    fn data_taker(&self) -> Box<dyn Taker> {
+        Box::new(self.clone())
     }
 }
 
