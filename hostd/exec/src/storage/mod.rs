@@ -14,7 +14,7 @@
 //! ```
 //!
 //! What is used is what is promised: a disk that is allocated can't run out of space later, and a volume
-//! is held to its promise by its file system ([`quota`]), or by who serves it (`quota=` of `vmm`'s
+//! is held to its promise by its file system (`quota`), or by who serves it (`quota=` of `vmm`'s
 //! directories, which counts by itself where the file system does not). Nothing is ever promised that a
 //! pool has not got.
 //!
@@ -23,7 +23,7 @@
 //!
 //! Each step can be repeated, and a crash between any two leaves either what was before or what was
 //! wanted. A pool that is broken keeps what it has: nothing that may be on it is made anew elsewhere, and
-//! a [`ledger`] says what may be.
+//! a ledger says what may be.
 
 mod disk;
 pub mod disks;
