@@ -200,7 +200,7 @@ mod tests {
                 Some(rest) => assert!(described.insert(rest.split(' ').next().unwrap()), "{line}"),
                 None if line.starts_with('#') => {}
                 None => {
-                    assert!(described.contains(line.split(['{', ' ']).next().unwrap()), "{line}")
+                    assert!(described.contains(line.split(['{', ' ']).next().unwrap()), "{line}");
                 }
             }
         }
