@@ -478,7 +478,8 @@ impl Host for Machine {
     }
 
     fn unfit(&self) -> Option<String> {
-        power::unfit(Path::new("/dev/kvm"))
+        let unfit = self.inner.disks.unfit().map(str::to_owned);
+        unfit.or_else(|| power::unfit(Path::new("/dev/kvm")))
     }
 
     fn check(&self) -> Doing<'_, Vec<String>> {
