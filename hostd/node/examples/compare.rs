@@ -22,6 +22,7 @@ use hostd_node::engine::Engine;
 use hostd_node::host::{About, Doing, Host, HostError, Pool, Resources, Task, UpdateError};
 use hostd_node::tfchain::TfChain;
 use hostd_node::{EngineConfig, Store, StoreKey};
+use hostd_rmb::twins::CachedTwins;
 use rustix::time::{ClockId, clock_gettime};
 
 use user::{Failure, User};
@@ -52,7 +53,8 @@ async fn main() -> Result<(), Failure> {
 
     let folder = std::env::temp_dir().join(format!("compare-{}", std::process::id()));
     let store = Store::open(&folder, StoreKey::from_seed(&[NODE; 32]))?;
-    let ledger = Arc::new(TfChain::new(node.chain.clone(), node_id));
+    let twins = Arc::new(CachedTwins::new(Arc::new(node.chain.chain().clone())));
+    let ledger = Arc::new(TfChain::new(node.chain.clone(), node_id, twins));
     let host = Arc::new(Machine::default());
     let config = EngineConfig::new(node_id);
     let engine = Engine::start(config, store, ledger, Arc::clone(&host) as Arc<dyn Host>).await?;

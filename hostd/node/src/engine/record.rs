@@ -347,9 +347,7 @@ impl Record {
     pub(super) fn restorations(&self) -> Vec<(Rank, Task)> {
         let Standing::Confirmed(version) = self.standing else { return Vec::new() };
         let is_wanted = |name: &Name| self.workload(version, name).is_some();
-        let missing = self
-            .running()
-            .filter(|(name, _, place)| (place.is_missing || is_wanted(name) && false));
+        let missing = self.running().filter(|(name, _, place)| place.is_missing && is_wanted(name));
         let mut tasks: Vec<_> = missing
             .filter_map(|(name, workload, place)| {
                 Some((rank(workload), self.task(place.running?, name)?))

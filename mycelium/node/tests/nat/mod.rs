@@ -280,7 +280,7 @@ fn larger_packets_go_as_far_as_all_links_take_them_and_1400_bytes_elsewhere() {
     }
     let size = 8 << 20;
     let mut sent = metric(&lab, 0, SENT);
-    let mut packets_for = |to: usize| {
+    let packets_for = |to: usize| {
         lab.transfer(0, to, nodes[to].address, size);
         let before = std::mem::replace(&mut sent, metric(&lab, 0, SENT));
         sent - before
