@@ -149,9 +149,8 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
         eprintln!("boot: {} instructions", machine.boot_tsc());
         eprintln!("command: {} instructions", output.instructions());
     }
-    match (&args.then, output.outcome) {
-        (Some(program), Outcome::Exited(0)) => talk(&machine, program, timeout)?,
-        _ => {}
+    if let (Some(program), Outcome::Exited(0)) = (&args.then, output.outcome) {
+        talk(&machine, program, timeout)?;
     }
     Ok(match output.outcome {
         Outcome::Exited(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),

@@ -63,7 +63,7 @@ impl Journal for Written {
             if self.is_broken.load(Ordering::Relaxed) {
                 return Err(std::io::ErrorKind::StorageFull.into());
             }
-            self.entries.lock().unwrap().push(entry);
+            self.entries.lock().expect("no test panicked").push(entry);
             Ok(())
         })
     }

@@ -2,6 +2,8 @@
 //! compared byte by byte. And disks that somebody has changed, which end in an error and in nothing
 //! else.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
