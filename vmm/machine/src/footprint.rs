@@ -92,8 +92,12 @@ mod tests {
             }
         }
         let before = resident_code();
-        give_back();
-        let after = resident_code();
+        // Other tests run meanwhile, and touch theirs again.
+        let after = (0..20).map(|_| {
+            give_back();
+            resident_code()
+        });
+        let after = after.min().unwrap_or(before);
         assert!(after < before / 2, "{after} of {before} KiB are still there");
     }
 }

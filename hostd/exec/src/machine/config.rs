@@ -218,7 +218,7 @@ mod tests {
         let more = if lines.is_empty() { String::new() } else { format!(", {lines}") };
         serde_json::from_str(&format!(
             "{{\"state\": \"/s\", \"runtime\": \"/r\", \"supervisor\": \"/x\", \
-             \"programs\": {{\"vmm\": \"/v\", \"flist\": \"/f\", \"mycelium\": \"/m\", \"zdb\": \"/z\"}}, \
+             \"programs\": {{\"vmm\": \"/v\", \"flist\": \"/f\", \"mycelium\": \"/m\", \"zdb\": \"/z\", \"guestio\": \"/g\"}}, \
              \"guest\": {{\"kernel\": \"/k\", \"initramfs\": \"/i\"}}{more}}}"
         ))
     }
