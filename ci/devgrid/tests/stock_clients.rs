@@ -114,19 +114,23 @@ fn run_clients(installed: &Path) {
     assert!(grid.terminate());
 }
 
-/// Runs `command` to its good end, or kills it when it takes too long.
+/// Runs `command` to its good end, or kills it when it takes too long. What it said is shown only then.
 fn run(mut command: Command, time_max: Duration) {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let output = log.reopen().unwrap();
+    command.stdout(output.try_clone().unwrap()).stderr(output);
+    let said = || String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let end = Instant::now() + time_max;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{command:?}: {status}");
+            assert!(status.success(), "{}\n{command:?}: {status}", said());
             return;
         }
         if Instant::now() > end {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("{command:?} takes longer than {time_max:?}");
+            panic!("{}\n{command:?} takes longer than {time_max:?}", said());
         }
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use hostd_exec::storage::HardDisk;
@@ -100,8 +101,17 @@ fn program(name: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// A free port that the system gives to no client by itself: one of those could be in use, as the near
+/// end of some connection, when the server comes to bind it.
 fn free_port() -> u16 {
-    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = u16::try_from(std::process::id() * 97 % 12_000).unwrap();
+    loop {
+        let port = 20_000 + (spread + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        if TcpListener::bind((Ipv6Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 fn id(name: &str) -> WorkloadId {
