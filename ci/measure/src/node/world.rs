@@ -130,7 +130,8 @@ impl World {
         let description = folder.join("vm.json");
         let spec: Value = serde_json::from_slice(&fs::read(&description)?)?;
         let socket = PathBuf::from(spec["api_socket"].as_str().context("no api_socket")?);
-        let name = socket.file_stem().context("a socket's name")?.to_string_lossy().into_owned();
+        let name = socket.parent().and_then(Path::file_name).context("a socket's folder")?;
+        let name = name.to_string_lossy().into_owned();
         let supervisor = Client::connect(SUPERVISOR)?;
         supervisor.stop(&format!("vm-{name}"), Duration::ZERO)?;
         let namespace = format!("--net={}", first(Path::new("/run/netns"))?.display());
