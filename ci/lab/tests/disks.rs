@@ -21,6 +21,9 @@ const BOOT_MAX: Duration = Duration::from_secs(300);
 const TIME_MAX: Duration = Duration::from_secs(180);
 const PROGRAM: &str = "/pools";
 const MKFS: &str = "/sbin/mkfs.ext4";
+/// Sizes of the SCSI disks, by which they are told apart.
+const FAST_MIB: u64 = 2304;
+const SLOW_MIB: u64 = 2560;
 const MIB: u64 = 1 << 20;
 
 /// Disks whose names their machine gives them in this order: `vda` …
@@ -44,8 +47,8 @@ impl World {
     }
 
     /// A SCSI disk of `sd…`, with words for QEMU about the device and its speed.
-    fn scsi(&mut self, name: &str, words: &str, operations: Option<u32>) -> Disk {
-        let disk = self.lab.disk(name, 2048).unwrap();
+    fn scsi(&mut self, name: &str, size_mib: u64, words: &str, operations: Option<u32>) -> Disk {
+        let disk = self.lab.disk(name, size_mib).unwrap();
         let file = format!(
             "driver=raw,node-name={name}-raw,file.driver=file,file.filename={}",
             disk.path().display()
@@ -124,11 +127,10 @@ fn of<'a>(disks: &'a [Value], name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {disks:?}"))
 }
 
-fn by_serial<'a>(disks: &'a [Value], serial: &str) -> &'a Value {
-    // The kernel tells it with the maker's name before it.
-    let has_it = |disk: &&Value| disk["serial"].as_str().is_some_and(|text| text.contains(serial));
-    let found = disks.iter().find(has_it);
-    found.unwrap_or_else(|| panic!("no disk {serial} in {disks:?}"))
+/// A disk by its size, where its name is not known.
+fn of_mib(disks: &[Value], size_mib: u64) -> &Value {
+    let found = disks.iter().find(|disk| disk["size"] == size_mib * MIB);
+    found.unwrap_or_else(|| panic!("no disk of {size_mib} MiB in {disks:?}"))
 }
 
 /// The first bytes of a disk, and its last.
@@ -154,8 +156,8 @@ fn blank_disks_become_pools_and_others_are_left_alone() {
     let unknown = world.disk("unknown", 1024);
     std::fs::write(&unknown, b"what is this?").unwrap();
     std::fs::File::options().write(true).open(&unknown).unwrap().set_len(1 << 30).unwrap();
-    let _fast = world.scsi("fast", ",rotation_rate=1", None);
-    let _slow = world.scsi("slow", ",rotation_rate=7200", Some(40));
+    let _fast = world.scsi("fast", FAST_MIB, ",rotation_rate=1", None);
+    let _slow = world.scsi("slow", SLOW_MIB, ",rotation_rate=7200", Some(40));
     let before = [ends(&foreign), ends(&unknown)];
 
     let machine = world.boot();
@@ -174,7 +176,7 @@ fn blank_disks_become_pools_and_others_are_left_alone() {
         of(&made, "vdc")["what"].as_str().unwrap().starts_with("left alone: it holds something")
     );
     // The kernel looks at SCSI disks all at once, and calls first what answers first.
-    let types = ["fast", "slow"].map(|serial| &by_serial(&made, serial)["type"]);
+    let types = [FAST_MIB, SLOW_MIB].map(|size| &of_mib(&made, size)["type"]);
     assert_eq!(types, ["ssd", "hdd"]);
     assert_eq!(prepare(&machine, "/absent"), made, "what is made was made again");
     assert!(made.iter().all(|disk| disk["name"] != "sr0"));
@@ -188,8 +190,8 @@ fn blank_disks_become_pools_and_others_are_left_alone() {
         assert_eq!((&old["pool"], &old["type"]), (&new["pool"], &new["type"]));
     };
     same(of(&made, "vda"), of(&again, "vdc"));
-    for serial in ["fast", "slow"] {
-        same(by_serial(&made, serial), by_serial(&again, serial));
+    for size in [FAST_MIB, SLOW_MIB] {
+        same(of_mib(&made, size), of_mib(&again, size));
     }
     assert_eq!([ends(&foreign), ends(&unknown)], before, "a disk of others was touched");
 }
