@@ -93,7 +93,7 @@ fn pools() -> &'static Path {
     let (_, path) = PROGRAM.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
-        let words = ["build", "--quiet", "--message-format", "json", "-p", "hostd-exec"];
+        let words = ["build", "--quiet", "--message-format", "json", "--workspace"];
         build.args(words).args(["--example", "pools"]).stderr(Stdio::inherit());
         let output = build.output().unwrap();
         assert!(output.status.success(), "the program is not built");
