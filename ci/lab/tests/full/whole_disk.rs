@@ -29,7 +29,8 @@ const HASH: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 
 #[test]
 fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
-    let folder = tempfile::tempdir().unwrap();
+    // Not below /tmp: the machine has its own there.
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let (packed, place) = pack(folder.path());
     let lab = Lab::new("whole-disk").unwrap();
     let builder = lab.machine("node").nested_kvm().memory_mib(2048).cpus(2).life(TIME_MAX * 2);
