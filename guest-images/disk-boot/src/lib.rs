@@ -21,7 +21,7 @@
 //! | [`volumes`] | all file systems of a disk, by the names that boot loaders give them |
 //! | [`config`] | what boot loaders would do, one file each |
 //! | [`choice`] | which kernel that is |
-//! | [`extract`] | kernel and initial file systems, copied |
+//! | [`mod@extract`] | kernel and initial file systems, copied |
 //!
 //! Everything on the disk is the guest's, and hostile: what is read is checked, and every loop, list and
 //! size has a named limit. Whoever runs this for a stranger does it in the jail of the `disk-boot`

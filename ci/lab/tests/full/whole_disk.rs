@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{Disk, Lab};
+use lab::{Disk, Lab, Outcome};
 
 use crate::guest_files::{succeed, workspace};
 use crate::parts::{disk_of, program};
@@ -49,7 +49,7 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
         succeed(Command::new("strip").arg("-o").arg(&stripped).arg(path));
         builder = builder.program(stripped);
     }
-    let machine = builder.program("/bin/cat").boot().unwrap();
+    let machine = builder.program("/bin/cat").program("/usr/bin/test").boot().unwrap();
     for mount in [&["/dev/vda", place.to_str().unwrap(), "ro"][..], &["/dev/vdb", "/data"]] {
         let mount = [&["/init", "mount", "ext4"], mount].concat();
         machine.run(&mount).unwrap().success().unwrap();
@@ -58,6 +58,10 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
     let supervise = [&at("supervise"), "--socket", "/run/supervise.sock"];
     let supervise = machine.command(&supervise).timeout(TIME_MAX * 2).spawn().unwrap();
     let start = Instant::now();
+    let listens = ["/usr/bin/test", "-S", "/run/supervise.sock"];
+    while machine.run(&listens).unwrap().outcome != Outcome::Exited(0) {
+        assert!(start.elapsed() < Duration::from_secs(60), "no supervisor");
+    }
     let programs = programs.to_str().unwrap();
     let run = [&at("whole_disk"), "/data", programs, "/run/supervise.sock", HASH];
     let output = machine.command(&run).timeout(TIME_MAX).run().unwrap();
