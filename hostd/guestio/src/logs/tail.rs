@@ -139,26 +139,27 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::io::Write as _;
 
     use super::*;
 
-    struct Log {
+    /// A log that is written and rotated.
+    pub(in super::super) struct Log {
         folder: tempfile::TempDir,
     }
 
     impl Log {
-        fn new() -> Self {
+        pub(in super::super) fn new() -> Self {
             Self { folder: tempfile::tempdir().unwrap() }
         }
 
-        fn path(&self) -> PathBuf {
+        pub(in super::super) fn path(&self) -> PathBuf {
             self.folder.path().join("console.log")
         }
 
-        fn write(&self, text: &str) {
+        pub(in super::super) fn write(&self, text: &str) {
             let mut options = File::options();
             let mut file = options.create(true).append(true).open(self.path()).unwrap();
             file.write_all(text.as_bytes()).unwrap();

@@ -1,12 +1,12 @@
 //! A log, and servers that take it, or don't.
 
-use std::fs::File;
 use std::io::{BufReader, Read as _};
 use std::net::TcpListener;
 
 use flate2::read::GzDecoder;
 
 use super::sink::tests::begun;
+use super::tail::tests::Log;
 use super::*;
 
 fn unpacked(piece: &[u8]) -> String {
@@ -15,25 +15,7 @@ fn unpacked(piece: &[u8]) -> String {
     text
 }
 
-struct Log {
-    folder: tempfile::TempDir,
-}
-
 impl Log {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("console.log")
-    }
-
-    fn write(&self, text: &str) {
-        let mut options = File::options();
-        let mut file = options.create(true).append(true).open(self.path()).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-    }
-
     fn sender(&self, url: String) -> Sender<impl Fn() -> Result<Sink, SinkError>> {
         let tls = sink::tls().unwrap();
         let connect = move || begun(&url, &tls);
@@ -166,7 +148,7 @@ fn a_server_that_babbles_is_left() {
 #[test]
 fn a_configuration_that_is_wrong_shows_nothing_secret() {
     let log = Log::new();
-    let path = log.folder.path().join("config.json");
+    let path = log.path().with_file_name("config.json");
     let say = |text: &str| {
         std::fs::write(&path, text).unwrap();
         Config::read(&path).err().map(|error| format!("{error:#}"))
