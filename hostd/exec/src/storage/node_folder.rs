@@ -215,7 +215,8 @@ mod tests {
         fs::rename(away, folder.path().join("one")).unwrap();
         // Clocks of file systems stand still for milliseconds.
         let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
-        fs::File::open(&first.path).unwrap().set_modified(long_ago).unwrap();
+        let volume = first.path.parent().unwrap();
+        fs::File::open(volume).unwrap().set_modified(long_ago).unwrap();
         let storage = Storage::open(&both).unwrap();
         assert_eq!(storage.node_folder().unwrap().unwrap().pool, "two");
         assert!(storage.inventory().unwrap().is_empty());
