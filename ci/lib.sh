@@ -23,9 +23,10 @@ build_measured() {
         tokio-tungstenite vmm-spec; do
         own+=(--config "profile.dev.package.$crate.opt-level=3")
     done
+    local examples=(transactions throughput idle verify deploy compare)
     CARGO_BUILD_BUILD_DIR="$CARGO_TARGET_DIR" CARGO_TARGET_DIR="$measured" CARGO_INCREMENTAL=0 \
-        cargo build --quiet "${own[@]}" -p measure -p devgrid -p devchain -p rmb-relay -p hostd-chain -p hostd-grid \
-        -p hostd-daemon -p hostd-node -p supervise --bins --examples
+        cargo build --quiet "${own[@]}" --workspace --bin measure --bin devgrid --bin hostd --bin supervise \
+        "${examples[@]/#/--example=}"
 }
 # The node, its grid and who deploys there as tests are built, with which they share all but that.
 build_node_as_tests() {
