@@ -74,7 +74,7 @@ pub struct Found {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Its maker's number for it.
+    /// Its maker's number for it, by which it is found in the machine.
     pub serial: Option<String>,
     /// The pool that it has.
     pub pool: Option<String>,
@@ -268,8 +268,9 @@ fn copies(devices: &[Device], outcomes: &[io::Result<Outcome>]) -> BTreeMap<Guid
     let several = seen.into_iter().filter(|(_, devices)| devices.len() > 1);
     several
         .map(|(id, devices)| {
-            let serial = &devices[0].serial;
-            let is_one = serial.is_some() && devices.iter().all(|other| other.serial == *serial);
+            let identity = &devices[0].identity;
+            let is_one =
+                identity.is_some() && devices.iter().all(|other| other.identity == *identity);
             (id, if is_one { devices[0].name.clone() } else { String::new() })
         })
         .collect()

@@ -172,9 +172,13 @@ impl Tree {
     }
 
     pub(super) fn set(&self, disk: &str, file: &str, text: &str) {
+        self.set_bytes(disk, file, text.as_bytes());
+    }
+
+    pub(super) fn set_bytes(&self, disk: &str, file: &str, bytes: &[u8]) {
         let path: PathBuf = self.0.path().join("sys/block").join(disk).join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 
     pub(super) fn set_number(&self, name: &str, number: &str) {

@@ -32,6 +32,7 @@ impl Machine {
             refusal: None,
             user: None,
             serial: None,
+            identity: None,
             partitions: Vec::new(),
         };
         let (formatted, ids) = (RefCell::default(), RefCell::new(0));
@@ -329,9 +330,11 @@ fn what_others_read_is_what_we_mean() {
 #[test]
 fn copies_of_a_disk_are_told_from_ways_to_it() {
     let id = Guid::from_random([1; 16]);
-    let device = |name: &str, serial: Option<&str>| Device {
+    let device = |name: &str, identity: Option<&str>| Device {
         name: name.to_owned(),
-        serial: serial.map(str::to_owned),
+        // A controller of NVMe gives all its disks the same.
+        serial: Some("serial".to_owned()),
+        identity: identity.map(str::to_owned),
         partitions: Vec::<Partition>::new(),
         ..Machine::new(Memory::new(SIZE)).device
     };
