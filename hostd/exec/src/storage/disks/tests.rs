@@ -203,7 +203,6 @@ fn what_holds_anything_is_left_alone() {
     for (place, bytes, reason) in [
         (1080, &[0x53, 0xef][..], "it holds ext4"),
         (65_600, b"_BHRfS_M", "it holds btrfs"),
-        (510, &[0x55, 0xaa], "it holds a partition table"),
         (SIZE - 0x1_0000, &[0xfc, 0x4e, 0x2b, 0xa9], "it holds a part of a RAID array"),
         (77_777, b"x", "it holds something; zeros at its begin and end would free it"),
         (SIZE - 1, b"x", "it holds something; zeros at its begin and end would free it"),
@@ -267,6 +266,37 @@ fn of_a_disk_with_partitions_the_largest_free_piece_is_taken() {
     assert_eq!(reason_of(&machine), "others have partitions on it, and no 5 GiB are free");
     let machine = Machine::new(foreign(&[(1, 61_000, boot)]));
     assert_eq!(reason_of(&machine), "others have partitions on it, and no 5 GiB are free");
+}
+
+#[test]
+fn disks_with_an_mbr_are_left_alone_and_their_farmer_is_told_how_they_are_used() {
+    // A boot partition, a blank one for Linux, and 40 GiB free.
+    let entry = |kind: u8, first: u32, count: u32| {
+        let mut entry = [0; 16];
+        entry[4] = kind;
+        entry[8..12].copy_from_slice(&first.to_le_bytes());
+        entry[12..].copy_from_slice(&count.to_le_bytes());
+        entry
+    };
+    let used = [entry(0x0c, 2048, 1 << 20), entry(0x83, 2 << 20, 40 << 20)];
+    for entries in [&used[..], &used[1..], &[]] {
+        let disk = Memory::new(SIZE);
+        for (index, entry) in entries.iter().enumerate() {
+            disk.write_at(entry, 446 + 16 * index as u64).unwrap();
+        }
+        disk.write_at(&[0x55, 0xaa], 510).unwrap();
+        let reason = reason_of(&Machine::new(disk));
+        assert!(reason.starts_with("it has an MBR") && reason.contains("sgdisk"), "{reason}");
+    }
+    // What stands before a GPT that is broken is none; nor is the first sector of a file system.
+    let disk = Memory::new(SIZE);
+    disk.write_at(&entry(0xee, 1, u32::MAX), 446).unwrap();
+    disk.write_at(&[0x55, 0xaa], 510).unwrap();
+    assert_eq!(reason_of(&Machine::new(disk)), "it holds a partition table");
+    let disk = Memory::new(SIZE);
+    disk.write_at(b"FAT32   ", 82).unwrap();
+    disk.write_at(&[0x55, 0xaa], 510).unwrap();
+    assert_eq!(reason_of(&Machine::new(disk)), "it holds FAT");
 }
 
 #[test]
