@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Where the kernel has what is made of other things.
+const MADE_BY_KERNEL: &str = "/virtual/block/";
 /// Bytes of the unit in which the kernel tells sizes, whatever sectors a disk has.
 const SIZE_UNIT: u64 = 512;
 /// Disks that are looked at: more than any machine has.
@@ -107,11 +109,21 @@ impl Roots {
         Ok(points.map(PathBuf::from).collect())
     }
 
+    /// The disk that has this number, or a partition that has.
+    pub(super) fn disk_numbered(&self, number: &str) -> io::Result<String> {
+        let folder = fs::canonicalize(self.sys.join("dev/block").join(number))?;
+        let is_partition = folder.join("partition").exists();
+        let disk = if is_partition { folder.parent() } else { Some(&*folder) };
+        let disk = disk.filter(|disk| !disk.to_string_lossy().contains(MADE_BY_KERNEL));
+        let name = disk.and_then(|disk| disk.file_name()).and_then(|name| name.to_str());
+        name.map(str::to_owned).ok_or_else(|| io::Error::other("it is no disk of the machine"))
+    }
+
     fn disk(&self, name: &str, busy: &Busy) -> Option<Device> {
         let folder = self.sys.join("block").join(name);
         let place = fs::canonicalize(&folder).ok()?;
         let place = place.to_str()?;
-        let is_disk = !place.contains("/virtual/block/")
+        let is_disk = !place.contains(MADE_BY_KERNEL)
             && !name.starts_with("sr")
             && !name.starts_with("fd")
             && !(name.starts_with("mmcblk") && (name.contains("boot") || name.contains("rpmb")))

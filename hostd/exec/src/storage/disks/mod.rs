@@ -10,6 +10,8 @@
 //! known by its partition's type and called by the partition's own number, whatever the kernel calls its
 //! disk; two disks with the same number are copies of each other, and nobody can tell which one counts.
 //!
+//! Hard disks that nobody has anything on rest ([`Rest`]).
+//!
 //! Nothing is remembered but on the disks themselves and, in [`remember`], the names of pools that there
 //! once were: one that is missing is broken, and not forgotten.
 
@@ -20,6 +22,7 @@ mod gpt;
 mod guid;
 mod judge;
 mod kernel;
+mod rest;
 mod seek;
 #[cfg(test)]
 mod testing;
@@ -38,6 +41,7 @@ use self::found::{Device, Roots};
 use self::guid::Guid;
 use self::judge::{Verdict, judge};
 use self::kernel::Linux;
+pub use self::rest::{Asked, Drives, Rest};
 use super::{PoolConfig, PoolKind};
 
 /// The file of a pool that says what it is made of, as existing nodes have it.

@@ -186,6 +186,15 @@ impl Tree {
         fs::write(path, number).unwrap();
     }
 
+    /// Shows a disk or partition under its number, as the kernel does.
+    pub(super) fn number(&self, name: &str, number: &str) {
+        self.set_number(name, number);
+        let folder = fs::canonicalize(self.0.path().join("sys/class/block").join(name)).unwrap();
+        let numbers = self.0.path().join("sys/dev/block");
+        fs::create_dir_all(&numbers).unwrap();
+        std::os::unix::fs::symlink(folder, numbers.join(number)).unwrap();
+    }
+
     pub(super) fn mounts(&self, lines: &[&str]) {
         let text = lines.join("\n") + "\n";
         fs::write(self.0.path().join("proc/self/mountinfo"), text).unwrap();
