@@ -298,6 +298,7 @@ impl Config {
             runtime: self.runtime.join("zdb"),
             logs: Some(logs.to_owned()),
             start_time_max: ZdbConfig::START_TIME_MAX,
+            book: self.state.join("namespaces.json"),
             servers: servers.collect(),
         })
     }
