@@ -74,10 +74,10 @@ impl Book {
     }
 
     /// What disks have that are not among these pools: each name with its pool.
-    pub(super) fn missing<'a>(
-        &'a self,
+    pub(super) fn missing(
+        &self,
         is_there: impl Fn(&str) -> bool,
-    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+    ) -> impl Iterator<Item = (&str, &str)> {
         let missing = self.pages.pools.iter().filter(move |(pool, _)| !is_there(pool));
         missing.flat_map(|(pool, names)| names.iter().map(|name| (name.as_str(), pool.as_str())))
     }

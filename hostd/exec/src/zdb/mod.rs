@@ -15,7 +15,7 @@
 //! of folders, if the disk is really there, which the folder of the server's own namespace shows. Of a disk
 //! that can't be read nobody knows what is on it, and nothing that may be there is made elsewhere. Who
 //! was in vain at a server a moment ago is not kept waiting for it again. What a disk has that is missing
-//! altogether, [`book`] says.
+//! altogether, `book` says.
 
 mod book;
 mod namespace;
