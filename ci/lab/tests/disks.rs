@@ -2,7 +2,7 @@
 //!
 //! What becomes of a disk when the plug is pulled at each of its sectors is proven in memory
 //! (`hostd/exec/src/storage/disks/tests.rs`). Here the kernel reads the partitions, `mkfs.ext4` makes the
-//! file systems, and ext4 holds volumes to their quotas.
+//! file systems, ext4 holds volumes to their quotas, and disks get commands.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use lab::{Disk, Lab, Machine, MachineBuilder};
+use lab::{Disk, Flavour, Lab, Machine, MachineBuilder};
 use serde_json::Value;
 
 /// How long a machine may live, and take to boot, on a host with other things to do.
@@ -48,6 +48,21 @@ impl World {
 
     /// A SCSI disk of `sd…`, with words for QEMU about the device and its speed.
     fn scsi(&mut self, name: &str, size_mib: u64, words: &str, operations: Option<u32>) -> Disk {
+        self.throttled(name, size_mib, operations, &format!("scsi-hd,bus=scsi0.0{words}"))
+    }
+
+    /// An ATA disk of `sd…`, and its speed.
+    fn ata(&mut self, name: &str, size_mib: u64, operations: Option<u32>) -> Disk {
+        self.throttled(name, size_mib, operations, "ide-hd,bus=ide.0,rotation_rate=7200")
+    }
+
+    fn throttled(
+        &mut self,
+        name: &str,
+        size_mib: u64,
+        operations: Option<u32>,
+        device: &str,
+    ) -> Disk {
         let disk = self.lab.disk(name, size_mib).unwrap();
         let file = format!(
             "driver=raw,node-name={name}-raw,file.driver=file,file.filename={}",
@@ -63,7 +78,7 @@ impl World {
             self.arguments.extend(["-object".to_owned(), group, "-blockdev".to_owned(), slow]);
             node = format!("{name}-node");
         }
-        let device = format!("scsi-hd,bus=scsi0.0,drive={node},serial={name}{words}");
+        let device = format!("{device},drive={node},serial={name}");
         self.arguments.extend(["-device".to_owned(), device]);
         disk
     }
@@ -194,6 +209,50 @@ fn blank_disks_become_pools_and_others_are_left_alone() {
         same(of_mib(&made, size), of_mib(&again, size));
     }
     assert_eq!([ends(&foreign), ends(&unknown)], before, "a disk of others was touched");
+}
+
+/// Commands as QEMU tells them: "stand by" of ATA, and "start or stop" of SCSI.
+const STAND_BY_ATA: &str = "cmd 0xe0";
+const STAND_BY_SCSI: &str = "command 27 ";
+
+#[test]
+fn hard_disks_that_nobody_uses_are_told_to_stand_by_and_work_when_they_are_used() {
+    let mut world = World::new("disks-rest");
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("commands");
+    let trace = format!("events={}", folder.path().join("events").display());
+    std::fs::write(folder.path().join("events"), "ide_exec_cmd\nscsi_req_parsed\n").unwrap();
+    world.arguments.extend(["-trace", &trace, "-D", log.to_str().unwrap()].map(str::to_owned));
+    let _scsi = world.scsi("slow", SLOW_MIB, ",rotation_rate=7200", Some(40));
+    let _ata = world.ata("old", 2048, Some(40));
+    // One of which nobody can be told anything.
+    world.disk("blank", 1536);
+    let builder = world.builder().kernel(Flavour::Full).modules(&["ahci"]);
+    let machine = builder.boot().unwrap();
+    let made = prepare(&machine, MKFS);
+    let hard_disk = |size_mib| {
+        let disk = of_mib(&made, size_mib);
+        assert_eq!((&disk["what"], &disk["type"]), (&"a pool".into(), &"hdd".into()), "{made:?}");
+        disk["name"].as_str().unwrap().to_owned()
+    };
+    let (scsi, ata) = (hard_disk(SLOW_MIB), hard_disk(2048));
+    assert_eq!(of_mib(&made, SLOW_MIB)["serial"], "slow");
+    assert_eq!(of_mib(&made, 2048)["serial"], "old");
+    let said = || std::fs::read_to_string(&log).unwrap();
+    let are_told = || [STAND_BY_ATA, STAND_BY_SCSI].map(|command| said().contains(command));
+    assert_eq!(are_told(), [false, false]);
+
+    let resting = run(&machine, &["rest", "/mnt"]);
+    let mut expected = [ata, scsi];
+    expected.sort();
+    let mut resting: Vec<_> = resting.split(' ').collect();
+    resting.sort_unstable();
+    assert_eq!(resting, expected);
+    assert_eq!(are_told(), [true, true]);
+    // They are what they were.
+    assert_eq!(prepare(&machine, "/absent"), made);
+    let pool = of_mib(&made, SLOW_MIB)["pool"].as_str().unwrap();
+    run(&machine, &["free", &format!("/mnt/{pool}")]);
 }
 
 #[test]

@@ -47,8 +47,8 @@ pub(crate) fn disks(arguments: DisksArguments) -> anyhow::Result<()> {
 fn described(found: &[Found]) -> String {
     let line = |disk: &Found| {
         let (pool, kind) = (disk.pool.as_deref().unwrap_or("-"), disk.kind.unwrap_or("-"));
-        let gib = disk.size >> 30;
-        format!("{:<10}{gib:>8} GiB  {pool:<14}{kind:<5}{}\n", disk.name, disk.what)
+        let (gib, serial) = (disk.size >> 30, disk.serial.as_deref().unwrap_or("-"));
+        format!("{:<10}{gib:>8} GiB  {serial:<21}{pool:<14}{kind:<5}{}\n", disk.name, disk.what)
     };
     found.iter().map(line).collect()
 }
@@ -62,7 +62,7 @@ mod tests {
         let disk = |name: &str, pool: Option<&str>, what: &str| Found {
             name: name.to_owned(),
             size: 100 << 30,
-            serial: None,
+            serial: pool.map(|_| "WD-WX12D5".to_owned()),
             pool: pool.map(str::to_owned),
             kind: pool.map(|_| "ssd"),
             what: what.to_owned(),
@@ -73,8 +73,8 @@ mod tests {
         ];
         assert_eq!(
             described(&found),
-            "vda            100 GiB  zos-1a2b3c4d  ssd  a pool\n\
-             vdb            100 GiB  -             -    left alone: it holds ext4\n"
+            "vda            100 GiB  WD-WX12D5            zos-1a2b3c4d  ssd  a pool\n\
+             vdb            100 GiB  -                    -             -    left alone: it holds ext4\n"
         );
     }
 }

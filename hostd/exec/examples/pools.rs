@@ -8,6 +8,7 @@
 //! pools fill FILE                               write without privileges until it ends: bytes, and why
 //! pools free FOLDER                             bytes that it has, and that are free
 //! pools cache MOUNTS PLACE                      the node's own folder, mounted: its size
+//! pools rest MOUNTS                             have hard disks rest, none of which anybody uses: those that do
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "who runs it by hand sees why it ends")]
@@ -15,12 +16,18 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use hostd_exec::storage::disks::{DisksConfig, prepare};
+use hostd_exec::storage::disks::{DisksConfig, Rest, prepare};
 use hostd_exec::storage::{Kind, Storage};
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::{ContractId, Name, TwinId};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+/// How long disks are looked at until they rest, and how often: a file system that was just made writes
+/// for a while.
+const REST_TIME_MAX: Duration = Duration::from_secs(90);
+const LOOK_INTERVAL: Duration = Duration::from_secs(3);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +55,7 @@ fn main() {
             let folder = storage(mounts).mount_node_folder(Path::new(place)).unwrap();
             println!("{folder:?}");
         }
+        ["rest", mounts] => println!("{}", rest(mounts).join(" ")),
         _ => panic!("see the file's begin for what there is"),
     }
 }
@@ -60,6 +68,24 @@ fn config(mounts: &str, mkfs: &str) -> DisksConfig {
 fn storage(mounts: &str) -> Storage {
     // Nothing is left to be made.
     Storage::open(&prepare(&config(mounts, "/absent")).unwrap().pools).unwrap()
+}
+
+/// Looks until all hard disks rest, or for long enough.
+fn rest(mounts: &str) -> Vec<String> {
+    let prepared = prepare(&config(mounts, "/absent")).unwrap();
+    let storage = Storage::open(&prepared.pools).unwrap();
+    let nothing = prepared.pools.iter().map(|pool| (pool.name.clone(), 0)).collect();
+    let disks = prepared.disks.iter().filter(|disk| disk.kind == Some("hdd"));
+    let disks: Vec<_> = disks.map(|disk| disk.name.clone()).collect();
+    let (mut rest, end) = (<Rest>::default(), Instant::now() + REST_TIME_MAX);
+    loop {
+        rest.look(&storage.empty_hard_disks(&nothing));
+        let resting: Vec<_> = disks.iter().filter(|disk| rest.rests(disk)).cloned().collect();
+        if resting.len() == disks.len() || Instant::now() >= end {
+            return resting;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
 }
 
 fn id(name: &str) -> WorkloadId {

@@ -66,6 +66,7 @@ impl Node {
             runtime: folder.path().join("run"),
             logs: Some(folder.path().to_owned()),
             start_time_max: ZdbConfig::START_TIME_MAX,
+            book: folder.path().join("namespaces.json"),
             servers: servers.to_vec(),
         };
         Some(Self { folder, process, supervisor, config })
@@ -368,6 +369,51 @@ fn another_program_serves_the_same_data_and_deletes_nothing() {
     user.select("7-99-data", None).unwrap();
     assert_eq!(user.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
     assert_eq!(std::fs::read(old.join("zdb-data-00000")).unwrap(), b"old data");
+}
+
+#[test]
+fn what_a_missing_disk_has_is_made_on_no_other() {
+    let Some(mut node) = Node::start() else { return };
+    let wanted = zdb(MIB, "user", "", true);
+    let zdbs = node.open();
+    let made = zdbs.provision(&id("data"), &wanted).unwrap();
+    let mut user = node.user(made.port);
+    user.select("7-99-data", None).unwrap();
+    user.set(b"k", b"v").unwrap();
+    drop(zdbs);
+
+    let all = node.config.servers.clone();
+    let its = all.iter().position(|server| server.port == made.port).unwrap();
+    node.config.servers.remove(its);
+    let zdbs = node.open();
+    // It is there, as far as anybody can tell, and can't be had.
+    assert_eq!(zdbs.inventory().unwrap(), [id("data")]);
+    let pool = &all[its].disk.pool;
+    let missing = format!("zdb server of pool {pool} is not available: its disk is missing");
+    let refused = |error: Option<ZdbError>| assert_eq!(error.unwrap().to_string(), missing);
+    refused(zdbs.provision(&id("data"), &wanted).err());
+    refused(zdbs.update(&id("data"), &wanted).err());
+    refused(zdbs.freeze(&id("data")).err());
+    // Everybody else is served.
+    let other = zdbs.provision(&id("other"), &wanted).unwrap();
+    assert_ne!(other.port, made.port);
+    zdbs.remove(&id("other")).unwrap();
+    drop(zdbs);
+
+    node.config.servers = all;
+    let zdbs = node.open();
+    assert_eq!(zdbs.provision(&id("data"), &wanted).unwrap(), made);
+    assert_eq!(user.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    drop(zdbs);
+
+    // What is over while its disk is missing is not asked for any more, and found when the disk comes back.
+    let server = node.config.servers.remove(its);
+    let zdbs = node.open();
+    zdbs.remove(&id("data")).unwrap();
+    assert_eq!(zdbs.inventory().unwrap(), []);
+    drop(zdbs);
+    node.config.servers.insert(its, server);
+    assert_eq!(node.open().inventory().unwrap(), [id("data")]);
 }
 
 fn admin(node: &Node, name: &str) -> Client {

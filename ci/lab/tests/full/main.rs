@@ -12,6 +12,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
+mod blank;
 mod block;
 mod cgroup;
 mod clones;

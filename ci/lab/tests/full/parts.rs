@@ -14,7 +14,7 @@ use crate::world::{TIME_MAX, is_soon};
 /// What a node consists of.
 const PROGRAMS: [&str; 7] = ["hostd", "supervise", "vmm", "guestio", "flist", "mycelium", "zdb"];
 /// What a test has in the machine to look around, beside what the leak checker needs.
-const TOOLS: [&str; 3] = ["/bin/sh", "/bin/cat", "/bin/ls"];
+const TOOLS: [&str; 4] = ["/bin/sh", "/bin/cat", "/bin/ls", "/bin/sync"];
 /// What networks of users take of the kernel.
 const MODULES: [&str; 16] = [
     "tun",
@@ -39,8 +39,14 @@ pub(crate) const LIFE: Duration = Duration::from_secs(1800);
 /// What a disk of today writes whole or not at all. In smaller pieces, ext4's own superblock may be torn.
 const SECTOR_SIZE: usize = 4096;
 
-/// The node's machine.
-pub(crate) fn describe(lab: &Lab, folder: &Path, image: &Path, data: &Disk) -> MachineBuilder {
+/// The node's machine. `has_disks` of its own, beside those that are described here.
+pub(crate) fn describe(
+    lab: &Lab,
+    folder: &Path,
+    image: &Path,
+    data: &Disk,
+    has_disks: bool,
+) -> MachineBuilder {
     let builder = lab.machine("node").nested_kvm().cpus(2).host_network();
     let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
     let builder = builder.disk(&Disk::file("guest", image).read_only());
@@ -65,8 +71,27 @@ pub(crate) fn describe(lab: &Lab, folder: &Path, image: &Path, data: &Disk) -> M
             builder = builder.file(&format!("/{name}"), 0o644, text);
         }
     }
+    if has_disks {
+        let builder = builder.modules(&DISK_MODULES).qemu_arguments(&SCSI);
+        let builder = builder.program("/sbin/mkfs.ext4").program("/sbin/e2fsck");
+        let config = CONFIG.replace(POOLS, DISKS).replace(STATE, STATE_ON_DISKS);
+        return builder.file("/hostd.toml", 0o644, config.replace("[machine.programs]", MAKERS));
+    }
     builder.file("/hostd.toml", 0o644, CONFIG)
 }
+
+/// What disks take of the kernel, and where they are plugged in.
+const DISK_MODULES: [&str; 3] = ["virtio_scsi", "sd_mod", "quota_v2"];
+const SCSI: [&str; 2] = ["-device", "virtio-scsi-pci,id=scsi0"];
+/// Where a node has what must survive, and its pools: in folders, or on disks that it finds.
+const STATE: &str = "\"/data/";
+const STATE_ON_DISKS: &str = "\"/var/cache/";
+const POOLS: &str = r#"pools = [
+    { name = "ssd", path = "/data/ssd", kind = "ssd" },
+    { name = "hdd", path = "/data/hdd", kind = "hdd" },
+]"#;
+const DISKS: &str = "disks = \"auto\"\ncache = \"/var/cache\"";
+const MAKERS: &str = "[machine.programs]\nmkfs = \"/sbin/mkfs.ext4\"\nfsck = \"/sbin/e2fsck\"";
 
 const CONFIG: &str = r#"
 state = "/data/hostd"

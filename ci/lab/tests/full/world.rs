@@ -12,7 +12,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -64,12 +64,33 @@ pub(crate) struct Options {
     pub(crate) disk_mib: u64,
     /// The plug will be pulled.
     pub(crate) loses_power: bool,
+    /// Blank disks that are the node's, beside its other one. All that it has is on them then.
+    pub(crate) blank: &'static [Blank],
 }
+
+/// A blank SCSI disk.
+pub(crate) struct Blank {
+    /// Its serial number.
+    pub(crate) name: &'static str,
+    pub(crate) size_mib: u64,
+    /// Whether it turns. It is as slow as if it did.
+    pub(crate) is_rotational: bool,
+}
+
+/// One that is there.
+pub(crate) type Plugged = (&'static Blank, Disk);
 
 impl Default for Options {
     fn default() -> Self {
-        let (memory_mib, disk_mib, loses_power) = (3584, 6144, false);
-        Self { name: "grid", farm: "testers", devgrid: &[], memory_mib, disk_mib, loses_power }
+        Self {
+            name: "grid",
+            farm: "testers",
+            devgrid: &[],
+            memory_mib: 3584,
+            disk_mib: 6144,
+            loses_power: false,
+            blank: &[],
+        }
     }
 }
 
@@ -80,6 +101,8 @@ pub(crate) struct World {
     builder: MachineBuilder,
     image_folder: String,
     data: Disk,
+    /// Those that were blank, without those that were pulled out.
+    disks: RefCell<Vec<Plugged>>,
     /// Of the machine that is on.
     node: RefCell<Option<On>>,
     _devgrid: Process,
@@ -110,11 +133,17 @@ impl World {
         let data = Disk::file("data", &data);
         let data = if options.loses_power { data.logged() } else { data };
         let lab = Lab::new(options.name).unwrap();
-        let builder = describe(&lab, folder.path(), disk, &data).memory_mib(options.memory_mib);
+        let has_disks = !options.blank.is_empty();
+        let builder = describe(&lab, folder.path(), disk, &data, has_disks);
+        let builder = builder.memory_mib(options.memory_mib);
         let image_folder = image_folder.clone();
+        let blank = options.blank.iter();
+        let disks = blank.map(|blank| (blank, lab.disk(blank.name, blank.size_mib).unwrap()));
+        let disks = RefCell::new(disks.collect());
         let node = RefCell::default();
         let (_devgrid, _lab) = (devgrid, lab);
-        let world = Self { folder, options, builder, image_folder, data, node, _devgrid, _lab };
+        let world =
+            Self { folder, options, builder, image_folder, data, disks, node, _devgrid, _lab };
         world.boot();
         world.join();
         world.start_hostd();
@@ -129,7 +158,12 @@ impl World {
             copy.args(["--sparse=always", "--reflink=auto"]);
             succeed(copy.arg(self.data.path()).arg(self.before()));
         }
-        let machine = self.builder.clone().boot().unwrap();
+        let plugged = self.disks.borrow();
+        let disks = plugged.iter().flat_map(|(blank, disk)| scsi(blank, disk.path()));
+        let disks: Vec<String> = disks.collect();
+        drop(plugged);
+        let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
+        let machine = self.builder.clone().qemu_arguments(&disks).boot().unwrap();
         for mount in [
             &["/dev/vda", self.image_folder.as_str(), "ro"][..],
             &["/dev/vdb", "/opt", "ro"],
@@ -198,6 +232,14 @@ impl World {
     pub(crate) fn pull_plug(&self, chance: &mut Chance) {
         self.node.take().unwrap().machine.power_cut();
         leave_what_was_flushed(&self.data, &self.before(), self.options.disk_mib, chance);
+        self.boot();
+        self.start_hostd();
+    }
+
+    /// Switches the machine off and on again without asking anybody. In between, its disks may be changed.
+    pub(crate) fn power_cycle(&self, between: impl FnOnce(&mut Vec<Plugged>)) {
+        self.node.take().unwrap().machine.power_cut();
+        between(&mut self.disks.borrow_mut());
         self.boot();
         self.start_hostd();
     }
@@ -378,6 +420,25 @@ impl World {
     fn on<T>(&self, work: impl FnOnce(&mut On) -> T) -> T {
         work(self.node.borrow_mut().as_mut().expect("the machine is on"))
     }
+}
+
+/// Words for QEMU about a SCSI disk.
+fn scsi(blank: &Blank, path: &Path) -> Vec<String> {
+    let Blank { name, is_rotational, .. } = blank;
+    let path = path.display();
+    let raw = format!("driver=raw,node-name={name}-raw,file.driver=file,file.filename={path}");
+    let mut words = vec!["-blockdev".to_owned(), raw];
+    let (mut node, mut rate) = (format!("{name}-raw"), 1);
+    if *is_rotational {
+        let group = format!("throttle-group,id={name}-slow,x-iops-read=40");
+        let slow =
+            format!("driver=throttle,node-name={name}-node,throttle-group={name}-slow,file={node}");
+        words.extend(["-object".to_owned(), group, "-blockdev".to_owned(), slow]);
+        (node, rate) = (format!("{name}-node"), 7200);
+    }
+    let disk = format!("scsi-hd,bus=scsi0.0,drive={node},serial={name},rotation_rate={rate}");
+    words.extend(["-device".to_owned(), disk]);
+    words
 }
 
 impl Drop for World {

@@ -41,7 +41,7 @@
 //!
 //! [machine.zdb]                             # optional
 //! listen = "::"
-//! port = 9900                               # of the first server; one each for the others
+//! port = 9900                               # of the first disk; each keeps its own
 //! addresses = ["2001:db8::7"]               # what users are told; the machine's own if absent
 //! ```
 

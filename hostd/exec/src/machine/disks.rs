@@ -6,18 +6,20 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostd_node::host::Module;
 use tracing::{error, warn};
 
 use super::{Config, Inner, OpenError};
 use crate::storage::Storage;
-use crate::storage::disks::{self, DiskUse, Found};
+use crate::storage::disks::{self, DiskUse, Found, Rest};
 use crate::storage::node_folder::{IN_MEMORY, NodeFolder};
 
 /// How often the node's folder is fitted to what is in it.
 const FIT_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How often it is looked which hard disks nobody uses (`reference: zero-os 4.4`).
+const REST_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Names of the pools that there once were.
 const NAMES: &str = "pools.json";
 /// Which of them has what.
@@ -32,6 +34,8 @@ pub(super) struct Disks {
     found: Vec<Found>,
     /// None if the configuration wants none.
     folder: Mutex<Option<NodeFolder>>,
+    /// Hard disks that nobody uses.
+    rest: Mutex<Rest>,
 }
 
 impl Config {
@@ -59,11 +63,15 @@ impl Config {
         self.pools.extend(pools);
         let storage = Storage::open(&self.pools)?.with_missing_ssd(self.missing_ssd);
         let storage = storage.with_ledger(&self.state.join(LEDGER))?;
-        Ok((Disks { found: prepared.disks, folder: Mutex::new(folder) }, storage))
+        Ok((Disks::new(prepared.disks, folder), storage))
     }
 }
 
 impl Disks {
+    fn new(found: Vec<Found>, folder: Option<NodeFolder>) -> Self {
+        Self { found, folder: Mutex::new(folder), rest: Mutex::default() }
+    }
+
     /// Bytes that the node keeps of its SSDs; `otherwise` if it has no folder of its own there.
     pub(super) fn reserved(&self, otherwise: u64) -> u64 {
         match &*self.folder() {
@@ -76,12 +84,17 @@ impl Disks {
     /// How disks and the node's folder are, as parts of the node.
     pub(super) fn modules(&self, state: &Path) -> BTreeMap<String, Module> {
         let mut modules = BTreeMap::new();
+        // While disks are told to rest, which takes its time, nobody waits for this word.
+        let rest = self.rest.try_lock().ok();
         for disk in &self.found {
             // Of a pool, the pool says what is wrong.
-            let status = match &disk.pool {
+            let mut status = match &disk.pool {
                 Some(pool) => format!("{} bytes, {}: {pool}", disk.size, disk.what),
                 None => format!("{} bytes, {}", disk.size, disk.what),
             };
+            if rest.as_ref().is_some_and(|rest| rest.rests(&disk.name)) {
+                status.push_str(", rests");
+            }
             let module = Module { status, error: String::new() };
             modules.insert(format!("disk-{}", disk.name), module);
         }
@@ -106,24 +119,30 @@ impl Disks {
     fn folder(&self) -> MutexGuard<'_, Option<NodeFolder>> {
         self.folder.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn rest(&self) -> MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Fits the node's folder to what is in it, for as long as the machine is there.
+/// Fits the node's folder to what is in it, and has disks rest that nobody uses, for as long as the
+/// machine is there.
 pub(super) fn look_after(inner: &Arc<Inner>) {
-    let is_none = !matches!(&*inner.disks.folder(), Some(NodeFolder::Pool(_)));
-    if is_none {
-        return;
-    }
     let weak = Arc::downgrade(inner);
-    let fit = move || {
+    let look = move || {
+        let mut rested: Option<Instant> = None;
         while let Some(inner) = weak.upgrade() {
             inner.fit_folder();
+            if rested.is_none_or(|at| at.elapsed() >= REST_INTERVAL) {
+                rested = Some(Instant::now());
+                inner.rest_disks();
+            }
             drop(inner);
             std::thread::sleep(FIT_INTERVAL);
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("disks".to_owned()).spawn(fit) {
-        error!(%error, "the node's folder keeps its size");
+    if let Err(error) = std::thread::Builder::new().name("disks".to_owned()).spawn(look) {
+        error!(%error, "disks are not looked after");
     }
 }
 
@@ -135,6 +154,11 @@ impl Inner {
             Ok(now) => *space = now,
             Err(error) => warn!(%error, "the node's folder keeps its size"),
         }
+    }
+
+    fn rest_disks(&self) {
+        let empty = self.storage.empty_hard_disks(&self.zdbs.promised());
+        self.disks.rest().look(&empty);
     }
 }
 
@@ -208,7 +232,7 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_written_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        let disks = |folder| Disks { found: Vec::new(), folder: Mutex::new(folder) };
+        let disks = |folder| Disks::new(Vec::new(), folder);
         let error = |disks: &Disks, path: &Path| disks.modules(path)["cache"].error.clone();
         assert_eq!(error(&disks(None), folder.path()), "");
         let gone = folder.path().join("absent");

@@ -25,11 +25,12 @@ mod config;
 mod disks;
 mod guestio;
 mod machines;
+mod ports;
 mod power;
 mod space;
 mod whole_disk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -76,6 +77,8 @@ const SUPPORTED: &[WorkloadType] = &[
 const TOLERATED: &[WorkloadType] = &[WorkloadType::ZMachine];
 /// What else it can do, by the names that clients look for.
 const EXTRA_FEATURES: &[&str] = &["mycelium"];
+/// The file with ports of servers of namespaces.
+const ZDB_PORTS: &str = "zdb-ports.json";
 /// How long a machine that nobody reserved may take.
 const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(30);
 /// Locks for workloads. More than there are steps at a time.
@@ -264,7 +267,7 @@ impl Config {
             mycelium: self.programs.mycelium.clone(),
             logs: Some(logs.to_owned()),
             mycelium_peers: settings.mycelium_peers.clone(),
-            node_ports: self.node_ports(&usual.node_ports),
+            node_ports: self.node_ports(&usual.node_ports)?,
             uplink: settings.uplink.clone().unwrap_or_else(|| usual.uplink.clone()),
             reachable: reachable.map_err(|error| OpenError::Config {
                 key: "network.reachable".to_owned(),
@@ -275,29 +278,40 @@ impl Config {
     }
 
     /// Ports that networks reach: of the node's mycelium, and of its servers of namespaces.
-    fn node_ports(&self, usual: &[u16]) -> Vec<u16> {
+    fn node_ports(&self, usual: &[u16]) -> Result<Vec<u16>, OpenError> {
         let mut ports = self.network.node_ports.clone().unwrap_or_else(|| usual.to_vec());
-        let disks = self.pools.iter().filter(|pool| pool.kind == PoolKind::Hdd);
-        ports.extend(disks.zip(self.zdb.port..).map(|(_, port)| port));
-        ports
+        ports.extend(self.zdb_ports()?.into_values());
+        Ok(ports)
+    }
+
+    /// Ports of servers of namespaces, by their pools.
+    fn zdb_ports(&self) -> Result<BTreeMap<String, u16>, OpenError> {
+        let file = self.state.join(ZDB_PORTS);
+        let pools = self.pools.iter().filter(|pool| pool.kind == PoolKind::Hdd);
+        let names = pools.map(|pool| pool.name.as_str());
+        let ports = ports::of_pools(&file, self.zdb.port, names);
+        ports.map_err(|source| OpenError::Io { path: file, source })
     }
 
     fn zdbs(&self, logs: &std::path::Path, storage: &Storage) -> Result<ZdbConfig, OpenError> {
-        let ZdbSettings { listen, port, addresses } = &self.zdb;
+        let ZdbSettings { listen, addresses, .. } = &self.zdb;
         let own = || {
             let interfaces = Facts::read().interfaces().into_values().flatten();
             interfaces.chain([NODE_ADDRESS.into()]).collect()
         };
         let addresses = if addresses.is_empty() { own() } else { addresses.clone() };
-        let servers = storage.hard_disks()?.into_iter().zip(*port..).map(|(disk, port)| {
-            let (listen, addresses) = (*listen, addresses.clone());
-            ServerConfig { disk, listen, port, addresses, network_namespace: None }
+        let ports = self.zdb_ports()?;
+        let servers = storage.hard_disks()?.into_iter().filter_map(|disk| {
+            let (listen, port) = (*listen, *ports.get(&disk.pool)?);
+            let addresses = addresses.clone();
+            Some(ServerConfig { disk, listen, port, addresses, network_namespace: None })
         });
         Ok(ZdbConfig {
             program: self.programs.zdb.clone(),
             runtime: self.runtime.join("zdb"),
             logs: Some(logs.to_owned()),
             start_time_max: ZdbConfig::START_TIME_MAX,
+            book: self.state.join("namespaces.json"),
             servers: servers.collect(),
         })
     }

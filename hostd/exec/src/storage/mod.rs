@@ -274,6 +274,19 @@ impl Storage {
             .collect()
     }
 
+    /// Folders of hard disks that work and that nobody has anything on. `elsewhere` is what others have
+    /// promised of a pool, by its name; one of which nobody knows that is not among them.
+    pub fn empty_hard_disks(&self, elsewhere: &BTreeMap<String, u64>) -> Vec<PathBuf> {
+        let pools = self.lock();
+        let is_empty = |pool: &&Pool| {
+            let is_hard_disk = pool.is_good() && pool.kind() == PoolKind::Hdd;
+            is_hard_disk
+                && elsewhere.get(pool.name()) == Some(&0)
+                && pool.promised().is_ok_and(|promised| promised == 0)
+        };
+        pools.iter().filter(is_empty).map(|pool| pool.path().to_owned()).collect()
+    }
+
     /// Folders of pools that work, where a copy of what must not be lost may be.
     pub fn folders(&self) -> Vec<PathBuf> {
         let pools = self.lock();

@@ -1,7 +1,8 @@
-//! What the kernel offers for disks and no safe crate wraps: partitions read anew, and project quotas.
+//! What the kernel offers for disks and no safe crate wraps: partitions read anew, project quotas, and
+//! commands that a disk gets as they are.
 //!
-//! The one module of storage with `unsafe`. Numbers and layouts are those of `linux/fs.h` and
-//! `linux/quota.h`.
+//! The one module of storage with `unsafe`. Numbers and layouts are those of `linux/fs.h`,
+//! `linux/quota.h` and `scsi/sg.h`.
 
 #![allow(unsafe_code, reason = "system calls that have no safe wrapper")]
 
@@ -10,8 +11,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr;
+use std::time::Duration;
 
-use rustix::ioctl::{Getter, NoArg, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{Getter, NoArg, Opcode, Setter, Updater, ioctl, opcode};
 
 /// Bytes of the unit in which the kernel counts limits of quotas (`QIF_DQBLKSIZE`).
 const QUOTA_BLOCK_SIZE: u64 = 1024;
@@ -90,6 +92,87 @@ fn quotactl(folder: &File, command: c_int, project: u32, quota: &mut Quota) -> i
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What became of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CommandStatus {
+    /// Of the disk (SAM-5 §5.3); 0 is good.
+    pub(super) disk: u8,
+    /// Of what the disk is plugged into.
+    pub(super) host: u16,
+    /// Of its driver.
+    pub(super) driver: u16,
+}
+
+/// Gives a disk a SCSI command that moves no data, and waits until it is done.
+pub(super) fn command(
+    disk: &File,
+    command: &[u8],
+    time_max: Duration,
+) -> io::Result<CommandStatus> {
+    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let mut sense = [0_u8; SENSE_SIZE];
+    let mut request = ScsiRequest {
+        interface: c_int::from(b'S'),
+        direction: SG_DXFER_NONE,
+        command_size: u8::try_from(command.len()).map_err(too_long)?,
+        sense_size_max: u8::try_from(sense.len()).map_err(too_long)?,
+        piece_count: 0,
+        data_size: 0,
+        data: ptr::null_mut(),
+        command: command.as_ptr(),
+        sense: sense.as_mut_ptr(),
+        time_max_ms: u32::try_from(time_max.as_millis()).map_err(too_long)?,
+        flags: 0,
+        id: 0,
+        user: ptr::null_mut(),
+        status: 0,
+        masked_status: 0,
+        message_status: 0,
+        sense_size: 0,
+        host_status: 0,
+        driver_status: 0,
+        residue: 0,
+        duration: 0,
+        info: 0,
+    };
+    // SAFETY: `SG_IO` reads and fills a `struct sg_io_hdr`, which `ScsiRequest` is. During the call the
+    // kernel reads `command_size` bytes of `command`, which are there, and writes at most
+    // `sense_size_max` bytes to `sense`, which are there, too; with no data it follows no other pointer.
+    unsafe { ioctl(disk, Updater::<SG_IO, _>::new(&mut request)) }?;
+    Ok(CommandStatus {
+        disk: request.status,
+        host: request.host_status,
+        driver: request.driver_status,
+    })
+}
+
+/// `struct sg_io_hdr`.
+#[repr(C)]
+struct ScsiRequest {
+    interface: c_int,
+    direction: c_int,
+    command_size: u8,
+    sense_size_max: u8,
+    piece_count: u16,
+    data_size: u32,
+    data: *mut c_void,
+    command: *const u8,
+    sense: *mut u8,
+    time_max_ms: u32,
+    flags: u32,
+    id: c_int,
+    user: *mut c_void,
+    status: u8,
+    masked_status: u8,
+    message_status: u8,
+    sense_size: u8,
+    host_status: u16,
+    driver_status: u16,
+    residue: c_int,
+    duration: u32,
+    info: u32,
+}
+
 /// `struct fsxattr`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -132,6 +215,11 @@ const NO_QUOTA: Quota = Quota {
 
 /// `_IO(0x12, 95)`.
 const BLKRRPART: Opcode = opcode::none(0x12, 95);
+/// Older than numbers that tell sizes.
+const SG_IO: Opcode = 0x2285;
+const SG_DXFER_NONE: c_int = -1;
+/// Bytes of what a disk says about a command that failed.
+const SENSE_SIZE: usize = 32;
 const FS_IOC_FSGETXATTR: Opcode = opcode::read::<FileAttributes>(b'X', 31);
 const FS_IOC_FSSETXATTR: Opcode = opcode::write::<FileAttributes>(b'X', 32);
 const FS_XFLAG_PROJINHERIT: u32 = 0x200;
@@ -150,7 +238,17 @@ mod tests {
     fn structures_have_the_kernels_sizes() {
         assert_eq!(size_of::<FileAttributes>(), 28);
         assert_eq!(size_of::<Quota>(), 72);
+        assert_eq!(size_of::<ScsiRequest>(), 88);
         assert_eq!((BLKRRPART, FS_IOC_FSGETXATTR), (0x125f, 0x801c_581f));
         assert_eq!(FS_IOC_FSSETXATTR, 0x401c_5820);
+    }
+
+    #[test]
+    fn what_is_no_disk_takes_no_commands() {
+        let file = tempfile::tempfile().unwrap();
+        let time_max = Duration::from_secs(1);
+        assert!(command(&file, &[0; 6], time_max).is_err());
+        let error = command(&file, &[0; 300], time_max).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

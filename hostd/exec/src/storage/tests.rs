@@ -165,6 +165,34 @@ fn no_more_is_promised_than_there_is() {
 }
 
 #[test]
+fn a_hard_disk_is_empty_if_nothing_on_it_is_anybodys() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ssd, hdd) = (PoolKind::Ssd, PoolKind::Hdd);
+    let pools = several(folder.path(), &[("ssd", ssd, 8), ("one", hdd, 8), ("two", hdd, 8)]);
+    let storage = Storage::open(&pools).unwrap();
+    let names = |storage: &Storage, promised: &[(&str, u64)]| {
+        let promised = promised.iter().map(|(pool, size)| ((*pool).to_owned(), *size)).collect();
+        let folders = storage.empty_hard_disks(&promised);
+        let name = |folder: PathBuf| folder.file_name().unwrap().to_str().unwrap().to_owned();
+        folders.into_iter().map(name).collect::<Vec<_>>()
+    };
+    let nothing = [("ssd", 0), ("one", 0), ("two", 0)];
+    assert_eq!(names(&storage, &nothing), ["one", "two"]);
+    assert_eq!(names(&storage, &[("one", MIB), ("two", 0)]), ["two"]);
+    // Of a server that does not answer, nobody knows.
+    assert_eq!(names(&storage, &[("two", 0)]), ["two"]);
+    drop(storage);
+    // One that stands for an SSD has what that would have.
+    let storage = Storage::open(&pools[1..]).unwrap().with_missing_ssd(true);
+    storage.create(Kind::Volume, &id("a"), MIB).unwrap();
+    let on = storage.find(Kind::Volume, &id("a")).unwrap().unwrap().pool;
+    let left = if on == "one" { "two" } else { "one" };
+    assert_eq!(names(&storage, &nothing), [left]);
+    storage.remove(Kind::Volume, &id("a")).unwrap();
+    assert_eq!(names(&storage, &nothing), ["one", "two"]);
+}
+
+#[test]
 fn names_of_users_are_no_paths() {
     let folder = tempfile::tempdir().unwrap();
     let storage = open(folder.path());

@@ -14,12 +14,15 @@
 //! A server that can't be asked holds up nobody but its own users. What it has, its disk says: the names
 //! of folders, if the disk is really there, which the folder of the server's own namespace shows. Of a disk
 //! that can't be read nobody knows what is on it, and nothing that may be there is made elsewhere. Who
-//! was in vain at a server a moment ago is not kept waiting for it again.
+//! was in vain at a server a moment ago is not kept waiting for it again. What a disk has that is missing
+//! altogether, `book` says.
 
+mod book;
 mod namespace;
 mod server;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -28,6 +31,7 @@ use std::time::Duration;
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::workload::{Zdb, ZdbMode, ZdbResult};
 
+use self::book::Book;
 use self::namespace::Admin;
 use self::server::Server;
 use crate::storage::{HardDisk, file_name, parse};
@@ -43,6 +47,8 @@ pub struct ZdbConfig {
     pub logs: Option<PathBuf>,
     /// Longest time until a server that was started answers.
     pub start_time_max: Duration,
+    /// The file in which it is written down what each disk has.
+    pub book: PathBuf,
     /// The servers.
     pub servers: Vec<ServerConfig>,
 }
@@ -110,8 +116,13 @@ pub enum ZdbError {
         /// What it says.
         reason: String,
     },
+    /// What disks have can't be written down.
+    #[error("the list of namespaces: {0}")]
+    Book(io::Error),
 }
 
+/// Why a namespace can't be had whose disk is missing.
+const MISSING: &str = "its disk is missing";
 /// Longest password, in bytes: of the server's `NSSET`.
 pub const PASSWORD_SIZE_MAX: usize = 63;
 /// What the server takes for no password.
@@ -122,6 +133,8 @@ const NO_PASSWORD: &str = "*";
 pub struct Zdbs {
     /// One change at a time: to find room and to take it are one step.
     servers: Mutex<Vec<Server>>,
+    /// What disks have. Locked after the servers.
+    book: Mutex<Book>,
 }
 
 impl Zdbs {
@@ -129,19 +142,26 @@ impl Zdbs {
     /// tried again when it is needed.
     ///
     /// # Errors
-    /// The folder for sockets can't be made, or a pool's name can't be a program's.
+    /// The folder for sockets can't be made, a pool's name can't be a program's, or the book can't be
+    /// written.
     pub fn open(config: &ZdbConfig, supervisor: &supervise::Client) -> Result<Self, ZdbError> {
         let servers = config
             .servers
             .iter()
             .map(|server| Server::new(config, server.clone(), supervisor.clone()))
             .collect::<Result<Vec<_>, _>>()?;
+        let mut book = Book::open(&config.book).map_err(ZdbError::Book)?;
         for server in &servers {
-            if let Err(error) = server.admin() {
+            let names = server.admin().and_then(|mut admin| admin.names()).or_else(|error| {
                 tracing::error!(%error, "a zdb server does not start");
+                server.names_on_disk().ok_or(error)
+            });
+            if let Ok(names) = names {
+                let ours = names.into_iter().filter(|name| parse(name).is_some());
+                book.set(server.pool(), ours.collect()).map_err(ZdbError::Book)?;
             }
         }
-        Ok(Self { servers: Mutex::new(servers) })
+        Ok(Self { servers: Mutex::new(servers), book: Mutex::new(book) })
     }
 
     /// Makes a namespace, or finds it made.
@@ -164,7 +184,9 @@ impl Zdbs {
             }
             return Ok(server.result(&name));
         }
+        self.must_be_absent(&servers, &name)?;
         let (server, mut admin) = roomiest(&servers, wanted.size)?;
+        self.book().note(server.pool(), &name).map_err(ZdbError::Book)?;
         admin.make(&name, &wanted)?;
         tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
         Ok(server.result(&name))
@@ -178,6 +200,7 @@ impl Zdbs {
         let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
         let servers = self.lock();
         let Some((server, mut admin)) = find(&servers, &name)? else {
+            self.must_be_absent(&servers, &name)?;
             return Err(ZdbError::Absent(id.clone()));
         };
         let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
@@ -209,7 +232,8 @@ impl Zdbs {
         self.set_frozen(id, false)
     }
 
-    /// Removes a namespace with all its data, wherever it is. What is not there is no error.
+    /// Removes a namespace with all its data, wherever it is. What is not there is no error. What a disk has
+    /// that is missing is nobody's when it comes back.
     ///
     /// # Errors
     /// A server that may have it can't be asked; to repeat it is safe.
@@ -220,22 +244,26 @@ impl Zdbs {
             admin.remove(&name)?;
             tracing::info!(%id, pool = server.pool(), "namespace removed");
         }
-        Ok(())
+        self.book().forget(&name).map_err(ZdbError::Book)
     }
 
-    /// Namespaces of all servers; of one that can't be asked, those that its disk has.
+    /// Namespaces of all servers; of one that can't be asked, those that its disk has; and those of disks
+    /// that are missing, which are not to be made elsewhere.
     ///
     /// # Errors
     /// A server can't be asked, and its disk can't be read.
     pub fn inventory(&self) -> Result<Vec<WorkloadId>, ZdbError> {
+        let servers = self.lock();
         let mut ids = Vec::new();
-        for server in self.lock().iter() {
+        for server in servers.iter() {
             let names = match server.admin().and_then(|mut admin| admin.names()) {
                 Ok(names) => names,
                 Err(error) => server.names_on_disk().ok_or(error)?,
             };
             ids.extend(names.iter().filter_map(|name| parse(name)));
         }
+        let book = self.book();
+        ids.extend(book.missing(is_among(&servers)).filter_map(|(name, _)| parse(name)));
         Ok(ids)
     }
 
@@ -264,14 +292,36 @@ impl Zdbs {
         let servers = self.lock();
         match find(&servers, &name)? {
             Some((_, mut admin)) => admin.set_frozen(&name, is_frozen),
-            None => Err(ZdbError::Absent(id.clone())),
+            None => {
+                self.must_be_absent(&servers, &name)?;
+                Err(ZdbError::Absent(id.clone()))
+            }
         }
+    }
+
+    /// What no server has must not be on a disk that is missing.
+    fn must_be_absent(&self, servers: &[Server], name: &str) -> Result<(), ZdbError> {
+        let book = self.book();
+        let found = book.missing(is_among(servers)).find(|(other, _)| *other == name);
+        found.map_or(Ok(()), |(_, pool)| {
+            Err(ZdbError::Unavailable { pool: pool.to_owned(), reason: MISSING.to_owned() })
+        })
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // It is written before it is changed.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Server>> {
         // What the servers know is as good after a panic as before.
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a pool's server is among these.
+fn is_among(servers: &[Server]) -> impl Fn(&str) -> bool {
+    move |pool| servers.iter().any(|server| server.pool() == pool)
 }
 
 /// A namespace that a server can have.

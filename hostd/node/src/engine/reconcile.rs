@@ -3,15 +3,18 @@
 //! At start, and then from time to time, since events get lost and hosts lose things. Whoever compares
 //! must not be fooled by half an answer: if the chain does not answer, its half is left out; a
 //! deployment goes only when its contract is neither in the list of the node nor there by its number;
-//! and what is on the host goes only when its deployment is surely unknown, not when it can't be read.
+//! and what is on the host goes only when its deployment is surely unknown, not when it can't be read or
+//! was lost with the disk that it was on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hostd_grid::derived::WorkloadId;
 use hostd_grid::{ContractId, Name};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
 
 use super::record::{Presence, Standing};
 use super::{Engine, Shared, Slot, now};
@@ -21,6 +24,8 @@ use crate::store::{Entry, Key};
 
 /// How long it can be seen why a deployment was rejected, in seconds.
 const REJECTED_TIME: i64 = 3600;
+/// How long the chain is waited for before what is on the host is left alone. Starts wait for it, too.
+const STRAY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why a comparison is not complete. What was not compared stays as it is.
 #[derive(Debug, thiserror::Error)]
@@ -95,18 +100,44 @@ impl Shared {
                 _ => Presence::Absent,
             });
         }
+        let mut strays = Vec::new();
         for id in whole.union(&parts) {
             let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
             if self.damaged.contains(&key) {
                 continue;
             }
-            if let Some(slot) = self.slot(key) {
-                // Of what it knows, it knows by now. Its own task removes the rest, between its other steps.
-                let mut record = slot.record();
-                if record.place(&id.name).is_none() {
-                    record.find(id.name.clone());
-                    slot.wake.notify_one();
-                }
+            let Some(slot) = self.slot(key) else {
+                strays.push(id.clone());
+                continue;
+            };
+            // Of what it knows, it knows by now. Its own task removes the rest, between its other steps.
+            let mut record = slot.record();
+            if record.place(&id.name).is_none() {
+                record.find(id.name.clone());
+                slot.wake.notify_one();
+            }
+        }
+        self.remove_strays(strays).await;
+        Ok(())
+    }
+
+    /// Removes what no deployment knows, unless the chain says that somebody pays for it: a node that lost
+    /// the disk with its deployments must not remove what its other disks hold of them.
+    async fn remove_strays(&self, strays: Vec<WorkloadId>) {
+        if strays.is_empty() {
+            return;
+        }
+        let asked = timeout(STRAY_TIME_MAX, self.ledger.active_contracts()).await;
+        let active: BTreeSet<ContractId> = match asked {
+            Ok(Ok(active)) => active.into_iter().collect(),
+            Ok(Err(error)) => return warn!(%error, "what nobody reserved stays for now"),
+            Err(_) => {
+                return warn!("what nobody reserved stays for now: the chain does not answer");
+            }
+        };
+        for id in strays {
+            if active.contains(&id.contract_id) {
+                error!(workload = %id, "its contract is active and its deployment is lost: left alone");
                 continue;
             }
             warn!(workload = %id, "nobody reserved it: removed");
@@ -114,7 +145,6 @@ impl Shared {
                 warn!(workload = %id, %error, "not removed");
             }
         }
-        Ok(())
     }
 
     /// Compares deployments with contracts.

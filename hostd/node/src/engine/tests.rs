@@ -268,6 +268,27 @@ async fn what_the_host_lost_is_made_again_and_what_nobody_knows_goes() {
 }
 
 #[tokio::test]
+async fn what_somebody_pays_for_stays_though_its_deployment_is_lost() {
+    let bench = Bench::new();
+    let (paid, unpaid) = (WorkloadIdOf(1, 5, "disk").id(), WorkloadIdOf(3, 4, "x").id());
+    bench.ledger.pay(&Body::of(&["disk"], &["disk"]));
+    *bench.host.there.lock().unwrap() = [paid, unpaid].into();
+    // Without the chain, nobody knows.
+    bench.ledger.set_gone(true);
+    let engine = bench.start().await;
+    assert_eq!(bench.host.take_calls(), [""; 0]);
+    assert!(engine.reconcile().await.is_err());
+    assert_eq!(bench.host.take_calls(), [""; 0]);
+    bench.ledger.set_gone(false);
+    engine.reconcile().await.unwrap();
+    assert_eq!(bench.host.take_calls(), ["remove 3-4-x"]);
+    // When it is not paid for any more, it goes.
+    bench.ledger.contracts.lock().unwrap().clear();
+    engine.reconcile().await.unwrap();
+    assert_eq!(bench.host.take_calls(), ["remove 1-5-disk"]);
+}
+
+#[tokio::test]
 async fn a_machine_whose_disk_failed_is_not_made() {
     let bench = Bench::new();
     bench.host.failing.lock().unwrap().insert("disk".into());

@@ -100,7 +100,7 @@ impl Ends {
         }
         (self.tail.len() == END_SIZE && self.tail[END_SIZE - 512..].starts_with(b"EFI PART"))
             .then_some("the rest of a partition table")
-            .or_else(|| self.starts_at(510, &[0x55, 0xaa]).then_some("a partition table"))
+            .or_else(|| self.starts_at(510, &[0x55, 0xaa]).then_some(TABLE))
     }
 
     fn starts_at(&self, place: usize, magic: &[u8]) -> bool {
@@ -108,6 +108,8 @@ impl Ends {
     }
 }
 
+/// What a disk with partitions holds.
+pub(super) const TABLE: &str = "a partition table";
 const MD_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
 
 /// Names, places and bytes. File systems before the first sectors of disks, which they may look like.
@@ -143,8 +145,8 @@ const SIGNATURES: &[(&str, usize, &[u8])] = &[
     ("HFS+", 1024, b"H+"),
     ("APFS", 32, b"NXSB"),
     ("UFS", 8192 + 1372, &[0x54, 0x19, 0x01, 0x00]),
-    ("a partition table", 512, b"EFI PART"),
-    ("a partition table", 4096, b"EFI PART"),
+    (TABLE, 512, b"EFI PART"),
+    (TABLE, 4096, b"EFI PART"),
 ];
 
 #[cfg(test)]
@@ -186,7 +188,7 @@ mod tests {
         };
         assert_eq!(known(&[(1080, &[0x53, 0xef])]), "ext4");
         assert_eq!(known(&[(65_600, b"_BHRfS_M")]), "btrfs");
-        assert_eq!(known(&[(510, &[0x55, 0xaa])]), "a partition table");
+        assert_eq!(known(&[(510, &[0x55, 0xaa])]), TABLE);
         assert_eq!(known(&[(SIZE - 512, b"EFI PART")]), "the rest of a partition table");
         assert_eq!(known(&[((128 << 10) + 4096, &[0x0c, 0xb1, 0xba, 0])]), "ZFS");
         let raid = "a part of a RAID array";

@@ -9,12 +9,21 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Where the kernel has what is made of other things.
+const MADE_BY_KERNEL: &str = "/virtual/block/";
 /// Bytes of the unit in which the kernel tells sizes, whatever sectors a disk has.
 const SIZE_UNIT: u64 = 512;
 /// Disks that are looked at: more than any machine has.
 const DISK_COUNT_MAX: usize = 1024;
 /// Bytes of a file of the kernel's that are read.
 const TEXT_SIZE_MAX: u64 = 4 << 20;
+/// Bytes of what a disk says of itself that are read.
+const PAGE_SIZE_MAX: u64 = 4096;
+/// Bytes of a number by which a disk is told from others. ATA has 20 (ACS-3 §7.12.7.10), NVMe 20, and the
+/// kernel's names of SCSI disks, which hold maker, kind and number, some more than 64.
+const NUMBER_SIZE_MAX: usize = 128;
+/// The code of the page.
+const UNIT_SERIAL_NUMBER: u8 = 0x80;
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,8 +40,10 @@ pub(super) struct Device {
     pub(super) refusal: Option<&'static str>,
     /// Who uses it or a part of it, in words.
     pub(super) user: Option<String>,
-    /// Its maker's number for it, if it has one.
+    /// Its maker's number for it, if it has one: what is printed on it.
     pub(super) serial: Option<String>,
+    /// What no other disk in the world has, if it says so itself: two ways to one disk have the same.
+    pub(super) identity: Option<String>,
     /// Its partitions.
     pub(super) partitions: Vec<Partition>,
 }
@@ -98,11 +109,21 @@ impl Roots {
         Ok(points.map(PathBuf::from).collect())
     }
 
+    /// The disk that has this number, or a partition that has.
+    pub(super) fn disk_numbered(&self, number: &str) -> io::Result<String> {
+        let folder = fs::canonicalize(self.sys.join("dev/block").join(number))?;
+        let is_partition = folder.join("partition").exists();
+        let disk = if is_partition { folder.parent() } else { Some(&*folder) };
+        let disk = disk.filter(|disk| !disk.to_string_lossy().contains(MADE_BY_KERNEL));
+        let name = disk.and_then(|disk| disk.file_name()).and_then(|name| name.to_str());
+        name.map(str::to_owned).ok_or_else(|| io::Error::other("it is no disk of the machine"))
+    }
+
     fn disk(&self, name: &str, busy: &Busy) -> Option<Device> {
         let folder = self.sys.join("block").join(name);
         let place = fs::canonicalize(&folder).ok()?;
         let place = place.to_str()?;
-        let is_disk = !place.contains("/virtual/block/")
+        let is_disk = !place.contains(MADE_BY_KERNEL)
             && !name.starts_with("sr")
             && !name.starts_with("fd")
             && !(name.starts_with("mmcblk") && (name.contains("boot") || name.contains("rpmb")))
@@ -124,6 +145,7 @@ impl Roots {
         };
         let parts = partitions.iter().map(|partition| partition.name.as_str());
         let user = [name].into_iter().chain(parts).find_map(|name| self.used(name, busy));
+        let serial = serial(&folder);
         Some(Device {
             name: name.to_owned(),
             size,
@@ -131,10 +153,11 @@ impl Roots {
             is_rotational: flag(&folder.join("queue/rotational")) != Some(false),
             refusal,
             user,
-            serial: ["device/wwid", "wwid", "device/serial", "serial"]
+            identity: ["device/wwid", "wwid"]
                 .into_iter()
-                .filter_map(|file| read(&folder.join(file)))
-                .find(|text| !text.is_empty()),
+                .find_map(|file| printable(&read_bytes(&folder.join(file))?))
+                .or_else(|| serial.clone()),
+            serial,
             partitions,
         })
     }
@@ -191,6 +214,32 @@ fn partitions(folder: &Path, disk: &str) -> Vec<Partition> {
     found.collect()
 }
 
+/// The number that a disk's maker gave it. ATA disks of today's kernels are SCSI disks, too.
+fn serial(disk: &Path) -> Option<String> {
+    // NVMe's is its controller's, and virtio's the disk's own.
+    let texts = ["device/serial", "serial"];
+    let text = || texts.into_iter().find_map(|file| printable(&read_bytes(&disk.join(file))?));
+    let page = || unit_serial_number(&read_bytes(&disk.join("device/vpd_pg80"))?);
+    page().or_else(text)
+}
+
+/// The number in a page of Vital Product Data "Unit Serial Number" (SPC-4 §7.8.18): its kind, its code,
+/// the count of bytes, and so many.
+fn unit_serial_number(page: &[u8]) -> Option<String> {
+    let [_, UNIT_SERIAL_NUMBER, high, low, rest @ ..] = page else { return None };
+    printable(rest.get(..usize::from(u16::from_be_bytes([*high, *low])))?)
+}
+
+/// What a disk says of itself, if that can be shown to people: disks say what they like.
+fn printable(bytes: &[u8]) -> Option<String> {
+    let is_end = |byte: &u8| *byte == 0 || byte.is_ascii_whitespace();
+    let first = bytes.iter().position(|byte| !is_end(byte))?;
+    let last = bytes.iter().rposition(|byte| !is_end(byte))?;
+    let bytes = bytes.get(first..=last).filter(|bytes| bytes.len() <= NUMBER_SIZE_MAX)?;
+    let is_shown = bytes.iter().all(|byte| *byte == b' ' || byte.is_ascii_graphic());
+    is_shown.then(|| String::from_utf8_lossy(bytes).into_owned())
+}
+
 fn flag(path: &Path) -> Option<bool> {
     read(path).map(|text| text != "0")
 }
@@ -201,6 +250,15 @@ fn read(path: &Path) -> Option<String> {
     let mut text = String::new();
     fs::File::open(path).ok()?.take(TEXT_SIZE_MAX).read_to_string(&mut text).ok()?;
     Some(text.trim().to_owned())
+}
+
+/// What a disk says of itself.
+fn read_bytes(path: &Path) -> Option<Vec<u8>> {
+    use std::io::Read as _;
+
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(PAGE_SIZE_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// A path as it is, without the kernel's octal escapes of spaces.
@@ -251,9 +309,77 @@ mod tests {
         );
         assert_eq!((disks[0].size, disks[0].sector), (200 << 30, 512));
         assert_eq!((disks[0].is_rotational, disks[4].is_rotational), (false, true));
-        assert_eq!(disks[0].serial.as_deref(), Some("eui.0025"));
+        assert_eq!(disks[0].identity.as_deref(), Some("eui.0025"));
+        assert_eq!(disks[0].serial, None);
         assert_eq!(tree.roots().again("vda").unwrap().unwrap(), disks[4]);
         assert_eq!(tree.roots().again("vdz").unwrap(), None);
+    }
+
+    /// A page as a disk gives it.
+    fn page(number: &[u8]) -> Vec<u8> {
+        let size = u8::try_from(number.len()).unwrap();
+        [&[0, UNIT_SERIAL_NUMBER, 0, size], number].concat()
+    }
+
+    #[test]
+    fn disks_are_known_by_the_number_that_is_printed_on_them() {
+        let tree = Tree::new();
+        for (name, bus) in [("sda", "ata1"), ("nvme0n1", "nvme/nvme0"), ("vda", "virtio0")] {
+            tree.disk(name, &format!("pci0/{bus}"), 8 << 30);
+        }
+        tree.set_bytes("sda", "device/vpd_pg80", &page(b"        WD-WX12D5 0"));
+        tree.set("sda", "device/wwid", "naa.50014ee2b5f6a4c1\n");
+        tree.set("nvme0n1", "device/serial", "S4EWNX0R123456      \n");
+        tree.set("nvme0n1", "wwid", "eui.0025385b01234567\n");
+        tree.set("vda", "serial", "data");
+        let disks = tree.roots().disks().unwrap();
+        let seen: Vec<_> = disks
+            .iter()
+            .map(|disk| (disk.serial.as_deref().unwrap(), disk.identity.as_deref().unwrap()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                ("S4EWNX0R123456", "eui.0025385b01234567"),
+                ("WD-WX12D5 0", "naa.50014ee2b5f6a4c1"),
+                ("data", "data"),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_disk_says_of_itself_is_not_believed_to_be_a_number() {
+        let long = [b'7'; NUMBER_SIZE_MAX + 1];
+        assert_eq!(unit_serial_number(&page(&long[1..])).unwrap().len(), NUMBER_SIZE_MAX);
+        for bytes in [
+            page(&long),
+            // Blanks are how a disk says that it has none.
+            page(b"      "),
+            page(b"\0\0\0\0"),
+            page(b""),
+            page(b"a\x1b[31mb"),
+            page("caf\u{e9}".as_bytes()),
+            // More than there is; less than a head; another page.
+            vec![0, UNIT_SERIAL_NUMBER, 0, 9, b'7'],
+            vec![0, UNIT_SERIAL_NUMBER, 0xff, 0xff],
+            vec![0, UNIT_SERIAL_NUMBER, 0],
+            vec![0, 0x83, 0, 1, b'7'],
+            Vec::new(),
+        ] {
+            assert_eq!(unit_serial_number(&bytes), None, "{bytes:?}");
+        }
+        // What stands behind the number is none of it.
+        assert_eq!(unit_serial_number(&[0, 0x80, 0, 1, b'7', b'8']).as_deref(), Some("7"));
+
+        // A disk that lies about one of them has the other.
+        let tree = Tree::new();
+        tree.disk("sda", "pci0/ata1", 8 << 30);
+        tree.set_bytes("sda", "device/vpd_pg80", &[0xff; 10_000]);
+        tree.set_bytes("sda", "device/wwid", &[b'x'; 10_000]);
+        tree.set("sda", "device/serial", "good");
+        let disks = tree.roots().disks().unwrap();
+        assert_eq!(disks[0].serial.as_deref(), Some("good"));
+        assert_eq!(disks[0].identity.as_deref(), Some("good"));
     }
 
     #[test]

@@ -407,6 +407,13 @@ pub(super) fn is_protective(sector: &[u8]) -> bool {
     is_signed && is_first && entries.all(|entry| entry.iter().all(|byte| *byte == 0))
 }
 
+/// Whether a first sector is an MBR in its own right, and none that stands before a table like these.
+pub(super) fn is_mbr(sector: &[u8]) -> bool {
+    let mut entries = sector.get(446..510).unwrap_or_default().chunks_exact(16);
+    let is_signed = sector.get(510..512) == Some(&[0x55, 0xaa]);
+    is_signed && entries.all(|entry| matches!(entry[0], 0 | 0x80) && entry[4] != 0xee)
+}
+
 fn protective(geometry: Geometry) -> Vec<u8> {
     let mut bytes = vec![0; buffer_size(geometry.sector)];
     let size = u32::try_from(geometry.last()).unwrap_or(u32::MAX);

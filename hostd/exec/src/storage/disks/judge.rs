@@ -9,12 +9,13 @@
 //! ```
 //!
 //! The disk itself says how far it is, so that who comes after a pulled plug goes on there. Each step is
-//! safe to do again up to the type `POOL`, behind which somebody's data may be.
+//! safe to do again up to the type `POOL`, behind which somebody's data may be. So disks are used by tables
+//! of GPT alone: in an MBR, there is no place to say it.
 
 use std::io;
 
 use super::Block;
-use super::contents::{Contents, Ends};
+use super::contents::{Contents, Ends, TABLE};
 use super::found::Device;
 use super::gpt::{self, Copies, Geometry, LINUX, MAKING, POOL, Table};
 use super::guid::Guid;
@@ -27,6 +28,12 @@ pub(super) const PART_SIZE_MIN: u64 = 5 << 30;
 const SUPERBLOCK_AT: u64 = 1024;
 const EXT4_MAGIC: (usize, [u8; 2]) = (0x38, [0x53, 0xef]);
 const EXT4_MOUNT_TIME: usize = 0x2c;
+
+/// Why a disk with an MBR is left alone, and what its farmer can do. Such a table has one byte for what a
+/// partition is, and no number for it: a pool that is begun there could not be told from what somebody
+/// else began, nor a pool from another.
+const MBR: &str = "it has an MBR, where nothing says whose a partition is; once that is a GPT \
+    (`sgdisk --mbrtogpt`), what is free of it is used";
 
 /// What becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +119,9 @@ fn without_table(ends: &Ends, geometry: Geometry, new: Guid) -> Verdict {
     if let Some(id) = gpt::half_written(ends.parts(), geometry) {
         return Verdict::Write(Table::of_our_own(id, geometry));
     }
+    let [(head, _), _] = ends.parts();
     match ends.contents() {
+        Contents::Known(TABLE) if gpt::is_mbr(head) => Verdict::Leave(MBR.to_owned()),
         Contents::Blank => Verdict::Write(Table::of_our_own(new, geometry)),
         Contents::Known(name) => Verdict::Leave(format!("it holds {name}")),
         Contents::Unknown => Verdict::Leave(

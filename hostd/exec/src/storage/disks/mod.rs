@@ -10,6 +10,8 @@
 //! known by its partition's type and called by the partition's own number, whatever the kernel calls its
 //! disk; two disks with the same number are copies of each other, and nobody can tell which one counts.
 //!
+//! Hard disks that nobody has anything on rest ([`Rest`]).
+//!
 //! Nothing is remembered but on the disks themselves and, in [`remember`], the names of pools that there
 //! once were: one that is missing is broken, and not forgotten.
 
@@ -20,6 +22,7 @@ mod gpt;
 mod guid;
 mod judge;
 mod kernel;
+mod rest;
 mod seek;
 #[cfg(test)]
 mod testing;
@@ -38,6 +41,7 @@ use self::found::{Device, Roots};
 use self::guid::Guid;
 use self::judge::{Verdict, judge};
 use self::kernel::Linux;
+pub use self::rest::{Asked, Drives, Rest};
 use super::{PoolConfig, PoolKind};
 
 /// The file of a pool that says what it is made of, as existing nodes have it.
@@ -74,7 +78,7 @@ pub struct Found {
     pub name: String,
     /// Bytes.
     pub size: u64,
-    /// Its maker's number for it.
+    /// Its maker's number for it, by which it is found in the machine.
     pub serial: Option<String>,
     /// The pool that it has.
     pub pool: Option<String>,
@@ -268,8 +272,9 @@ fn copies(devices: &[Device], outcomes: &[io::Result<Outcome>]) -> BTreeMap<Guid
     let several = seen.into_iter().filter(|(_, devices)| devices.len() > 1);
     several
         .map(|(id, devices)| {
-            let serial = &devices[0].serial;
-            let is_one = serial.is_some() && devices.iter().all(|other| other.serial == *serial);
+            let identity = &devices[0].identity;
+            let is_one =
+                identity.is_some() && devices.iter().all(|other| other.identity == *identity);
             (id, if is_one { devices[0].name.clone() } else { String::new() })
         })
         .collect()

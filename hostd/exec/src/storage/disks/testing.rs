@@ -172,14 +172,27 @@ impl Tree {
     }
 
     pub(super) fn set(&self, disk: &str, file: &str, text: &str) {
+        self.set_bytes(disk, file, text.as_bytes());
+    }
+
+    pub(super) fn set_bytes(&self, disk: &str, file: &str, bytes: &[u8]) {
         let path: PathBuf = self.0.path().join("sys/block").join(disk).join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 
     pub(super) fn set_number(&self, name: &str, number: &str) {
         let path = self.0.path().join("sys/class/block").join(name).join("dev");
         fs::write(path, number).unwrap();
+    }
+
+    /// Shows a disk or partition under its number, as the kernel does.
+    pub(super) fn number(&self, name: &str, number: &str) {
+        self.set_number(name, number);
+        let folder = fs::canonicalize(self.0.path().join("sys/class/block").join(name)).unwrap();
+        let numbers = self.0.path().join("sys/dev/block");
+        fs::create_dir_all(&numbers).unwrap();
+        std::os::unix::fs::symlink(folder, numbers.join(number)).unwrap();
     }
 
     pub(super) fn mounts(&self, lines: &[&str]) {

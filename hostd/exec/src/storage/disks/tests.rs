@@ -32,6 +32,7 @@ impl Machine {
             refusal: None,
             user: None,
             serial: None,
+            identity: None,
             partitions: Vec::new(),
         };
         let (formatted, ids) = (RefCell::default(), RefCell::new(0));
@@ -202,7 +203,6 @@ fn what_holds_anything_is_left_alone() {
     for (place, bytes, reason) in [
         (1080, &[0x53, 0xef][..], "it holds ext4"),
         (65_600, b"_BHRfS_M", "it holds btrfs"),
-        (510, &[0x55, 0xaa], "it holds a partition table"),
         (SIZE - 0x1_0000, &[0xfc, 0x4e, 0x2b, 0xa9], "it holds a part of a RAID array"),
         (77_777, b"x", "it holds something; zeros at its begin and end would free it"),
         (SIZE - 1, b"x", "it holds something; zeros at its begin and end would free it"),
@@ -269,6 +269,37 @@ fn of_a_disk_with_partitions_the_largest_free_piece_is_taken() {
 }
 
 #[test]
+fn disks_with_an_mbr_are_left_alone_and_their_farmer_is_told_how_they_are_used() {
+    // A boot partition, a blank one for Linux, and 40 GiB free.
+    let entry = |kind: u8, first: u32, count: u32| {
+        let mut entry = [0; 16];
+        entry[4] = kind;
+        entry[8..12].copy_from_slice(&first.to_le_bytes());
+        entry[12..].copy_from_slice(&count.to_le_bytes());
+        entry
+    };
+    let used = [entry(0x0c, 2048, 1 << 20), entry(0x83, 2 << 20, 40 << 20)];
+    for entries in [&used[..], &used[1..], &[]] {
+        let disk = Memory::new(SIZE);
+        for (index, entry) in entries.iter().enumerate() {
+            disk.write_at(entry, 446 + 16 * index as u64).unwrap();
+        }
+        disk.write_at(&[0x55, 0xaa], 510).unwrap();
+        let reason = reason_of(&Machine::new(disk));
+        assert!(reason.starts_with("it has an MBR") && reason.contains("sgdisk"), "{reason}");
+    }
+    // What stands before a GPT that is broken is none; nor is the first sector of a file system.
+    let disk = Memory::new(SIZE);
+    disk.write_at(&entry(0xee, 1, u32::MAX), 446).unwrap();
+    disk.write_at(&[0x55, 0xaa], 510).unwrap();
+    assert_eq!(reason_of(&Machine::new(disk)), "it holds a partition table");
+    let disk = Memory::new(SIZE);
+    disk.write_at(b"FAT32   ", 82).unwrap();
+    disk.write_at(&[0x55, 0xaa], 510).unwrap();
+    assert_eq!(reason_of(&Machine::new(disk)), "it holds FAT");
+}
+
+#[test]
 fn a_table_that_is_not_what_it_seems_is_left_alone() {
     let two = |disk: &Memory| Copies::read(disk, geometry()).unwrap().primary().unwrap().clone();
     // Partitions that overlap.
@@ -329,9 +360,11 @@ fn what_others_read_is_what_we_mean() {
 #[test]
 fn copies_of_a_disk_are_told_from_ways_to_it() {
     let id = Guid::from_random([1; 16]);
-    let device = |name: &str, serial: Option<&str>| Device {
+    let device = |name: &str, identity: Option<&str>| Device {
         name: name.to_owned(),
-        serial: serial.map(str::to_owned),
+        // A controller of NVMe gives all its disks the same.
+        serial: Some("serial".to_owned()),
+        identity: identity.map(str::to_owned),
         partitions: Vec::<Partition>::new(),
         ..Machine::new(Memory::new(SIZE)).device
     };
