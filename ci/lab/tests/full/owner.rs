@@ -21,10 +21,11 @@ use crate::world::{Options, TIME_MAX, World, is_soon};
 const CONFIG: &str = "\n[machine.network]\nmycelium_peers = [\"tcp://100.127.0.1:9651\"]\n";
 /// Blocks from bill to bill.
 const BILLING: &str = "10";
-/// What the user has: enough for a farm, contracts and some bills.
-const FUNDS: &str = "0.5";
+/// What the user has: enough for a farm, contracts and an hour. The node looks at each block of that, which
+/// takes it a while.
+const FUNDS: &str = "0.05";
 /// Blocks that pass at a time until nothing is left: less than what a contract lives on without money.
-const STEP: &str = "600";
+const STEP: &str = "60";
 /// How many such steps it may take.
 const STEP_COUNT_MAX: u32 = 100;
 /// How long the machine stands still.
