@@ -2,8 +2,8 @@
 //! `/boot/initrd.img` boots what it brings, and does so again when it is restarted.
 //!
 //! The kernel is a compressed one, as distributions ship it; the initial file system is that of our guests,
-//! which keeps in memory what is written to the root if nobody tells it otherwise. What the machine starts is in the image: it reports
-//! what it sees on the serial port, and answers whoever connects.
+//! which keeps in memory what is written to the root if nobody tells it otherwise. What the machine starts
+//! is in the image: it reports what it sees on the serial port, and answers whoever connects.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
