@@ -12,12 +12,12 @@ use hostd_grid::deployment::{SignatureRequest, SignatureRequirement};
 use hostd_grid::secret::{SecretBytes, SecretText};
 use hostd_grid::workload::{
     ComputeCapacity, Interface, Machine, MachineNetwork, MachineNetworkLight, Mount, Mycelium,
-    MyceliumAddress, NetworkLight, ReadData, SEED_SIZE, Volume, WorkloadResult, ZMount, Zdb,
+    MyceliumAddress, NetworkLight, ReadData, SEED_SIZE, Volume, WorkloadResult, ZMount, Zdb, Zlogs,
 };
 use hostd_grid::{Deployment, Name, TwinId, Workload, WorkloadData, WorkloadType};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::plan::{Item, Label, VmPlan, What};
+use crate::plan::{DiskPlan, Item, Label, VmPlan, What};
 
 /// What the node of an item tells about itself, as far as deployments depend on it.
 #[derive(Debug, Clone, Default)]
@@ -174,26 +174,30 @@ fn machine(
         let network = MachineNetwork { mycelium, interfaces, ..Default::default() };
         WorkloadData::ZMachine(with_network(vm, network))
     };
-    let disks = vm
-        .disks
-        .iter()
-        .map(|disk| workload(&disk.name, WorkloadData::ZMount(ZMount { size: disk.size.0 })));
-    let mut workloads: Vec<_> = disks.collect();
+    let disk = |disk: &DiskPlan| WorkloadData::ZMount(ZMount { size: disk.size.0 });
+    let disks = vm.disks.iter().map(|plan| workload(&plan.name, disk(plan)));
+    let volume = |volume: &DiskPlan| WorkloadData::Volume(Volume { size: volume.size.0 });
+    let volumes = vm.volumes.iter().map(|plan| workload(&plan.name, volume(plan)));
+    let mut workloads: Vec<_> = disks.chain(volumes).collect();
     workloads.push(workload(&vm.name, data));
+    // Nobody speaks of them, so they are numbered.
+    let logs = vm.logs.iter().zip(1..).map(|(url, number)| {
+        let (zmachine, output) = (Name::new(&vm.name), SecretText::new(url));
+        workload(&format!("log{number}"), WorkloadData::Zlogs(Zlogs { zmachine, output }))
+    });
+    workloads.extend(logs);
     Ok(workloads)
 }
 
 fn with_network<N>(vm: &VmPlan, network: N) -> Machine<N> {
-    let mount = |disk: &crate::plan::DiskPlan| Mount {
-        name: Name::new(&disk.name),
-        mountpoint: disk.mount.clone(),
-    };
+    let mount =
+        |disk: &DiskPlan| Mount { name: Name::new(&disk.name), mountpoint: disk.mount.clone() };
     Machine {
         flist: vm.flist.clone(),
         network,
         size: vm.root.map_or(0, |root| root.0),
         compute_capacity: ComputeCapacity { cpu: vm.cpu, memory: vm.memory.0 },
-        mounts: vm.disks.iter().map(mount).collect(),
+        mounts: vm.disks.iter().chain(&vm.volumes).map(mount).collect(),
         entrypoint: vm.entrypoint.clone(),
         env: vm.env.iter().map(|(key, value)| (key.clone(), SecretText::new(value))).collect(),
         corex: false,
@@ -305,6 +309,27 @@ mod tests {
         for change in changed(PLAN, &current) {
             assert!(matches!(change, Ok(Change::Nothing)), "{change:?}");
         }
+    }
+
+    #[test]
+    fn a_machine_has_disks_volumes_and_logs_in_its_deployment() {
+        let more = "volumes: [{name: pics, size: 2G, mount: /pics}], logs: ['redis://10.1.2.3/x'],\
+                    disks:";
+        let features = ["zmachine-light", "zmount", "volume", "zlogs"].map(String::from).into();
+        let around = Surroundings { features, ..around() };
+        let items = Plan::parse(&PLAN.replace("disks:", more)).unwrap().items().unwrap();
+        let Ok(Change::Create(deployment)) = change(&items[1], TwinId(7), None, &around) else {
+            panic!("nothing is made")
+        };
+        let names = deployment.workloads.iter().map(|workload| workload.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["data", "pics", "web", "log1"]);
+        let WorkloadData::ZMachineLight(vm) = &deployment.workloads[2].data else { panic!() };
+        let mounts = vm.mounts.iter().map(|mount| mount.mountpoint.as_str());
+        assert_eq!(mounts.collect::<Vec<_>>(), ["/data", "/pics"]);
+        let WorkloadData::Volume(volume) = &deployment.workloads[1].data else { panic!() };
+        assert_eq!(volume.size, 2 << 30);
+        let WorkloadData::Zlogs(log) = &deployment.workloads[3].data else { panic!() };
+        assert_eq!((log.zmachine.as_str(), log.output.expose()), ("web", "redis://10.1.2.3/x"));
     }
 
     #[test]

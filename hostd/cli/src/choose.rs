@@ -48,12 +48,15 @@ struct Statistics {
 
 impl Need {
     fn of_vm(vm: &VmPlan) -> Self {
-        let disks = vm.disks.iter().fold(0_u64, |sum, disk| sum.saturating_add(disk.size.0));
+        let disks = vm.disks.iter().chain(&vm.volumes);
+        let disks = disks.fold(0_u64, |sum, disk| sum.saturating_add(disk.size.0));
         let root = vm.root.map_or(0, |root| root.0).max(ROOT_SIZE_MIN);
         let sru = disks.saturating_add(root);
         let amounts = Amounts { cru: vm.cpu.into(), mru: vm.memory.0, sru, hru: 0 };
         let mut types = vec![WorkloadType::NetworkLight, WorkloadType::ZMachineLight];
         types.extend((!vm.disks.is_empty()).then_some(WorkloadType::ZMount));
+        types.extend((!vm.volumes.is_empty()).then_some(WorkloadType::Volume));
+        types.extend((!vm.logs.is_empty()).then_some(WorkloadType::Zlogs));
         Self { amounts, types }
     }
 

@@ -11,15 +11,12 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
-use hostd_grid::Name;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::apply::{self, contracts};
-use crate::exit::{NotFound, Usage};
-use crate::session::{Bus, Session};
+use crate::machine::{MachineArguments, find};
+use crate::session::Session;
 use crate::terminal;
 
 /// How long an address may take to answer.
@@ -37,11 +34,8 @@ const ADDRESS_COUNT_MAX: usize = 4;
 /// run on this computer.
 #[derive(Args)]
 pub(crate) struct ConsoleArguments {
-    /// The machine's name, or the number of its contract
-    vm: String,
-    /// Of several machines of that name, the one of this project
-    #[arg(long, value_name = "PROJECT")]
-    project: Option<String>,
+    #[command(flatten)]
+    machine: MachineArguments,
     /// Print the address of a page with the console, for a browser. It is good for one minute and one
     /// connection
     #[arg(long)]
@@ -61,10 +55,9 @@ pub(crate) async fn run(
     json: bool,
 ) -> anyhow::Result<()> {
     let bus = session.bus().await?;
-    let (node, contract) = find(session, &arguments).await?;
-    let name = machine_of(&bus, node, contract, &arguments.vm).await?;
-    let question = json!({"contract_id": contract, "name": name});
-    let answer = bus.ask(node, "zos.vm.console", &question).await?;
+    let found = find(session, &bus, &arguments.machine).await?;
+    let node = found.node;
+    let answer = bus.ask(node, "zos.vm.console", &found.question()).await?;
     let console: Console = serde_json::from_slice(&answer)
         .map_err(|_| anyhow::anyhow!("node {node} says nothing that makes sense of its console"))?;
     anyhow::ensure!(
@@ -123,52 +116,6 @@ fn open(address: SocketAddr, ticket: &str) -> anyhow::Result<terminal::Socket> {
         _ => anyhow::anyhow!("whoever listens there serves no console"),
     })?;
     Ok(socket)
-}
-
-/// The node and the contract of what is meant.
-async fn find(session: &Session, arguments: &ConsoleArguments) -> anyhow::Result<(u32, u64)> {
-    let ConsoleArguments { vm, project, .. } = arguments;
-    if let Ok(contract) = vm.parse() {
-        return Ok((crate::look::node_of(session, contract).await?, contract));
-    }
-    let mut found = Vec::new();
-    for node in session.proxy().nodes_of_twin(session.twin().await?).await? {
-        found.extend(contracts(session, node).await?.into_iter().filter(|found| {
-            let label = &found.label;
-            let is_of_project = project.as_ref().is_none_or(|project| label.project == *project);
-            label.kind == "vm" && label.name == *vm && is_of_project
-        }));
-    }
-    match found.as_slice() {
-        [one] => Ok((one.node, one.contract_id)),
-        [] => {
-            Err(NotFound(format!("there is no machine {vm}: `grid ls` shows what there is")).into())
-        }
-        several => {
-            let numbers: Vec<_> = several.iter().map(|one| one.contract_id.to_string()).collect();
-            let numbers = numbers.join(", ");
-            Err(Usage(format!("contracts {numbers} have a machine {vm}: name one, or --project"))
-                .into())
-        }
-    }
-}
-
-/// The machine of a deployment: the one of that name, or the only one.
-async fn machine_of(bus: &Bus, node: u32, contract: u64, vm: &str) -> anyhow::Result<Name> {
-    let found = apply::deployment(bus, node, contract).await?;
-    let found = found.ok_or_else(|| NotFound(format!("node {node} has no deployment of it")))?;
-    let workloads = found.deployment().workloads.iter();
-    let is_machine = |data: &hostd_grid::workload::ReadData| {
-        data.as_ref().is_ok_and(|data| data.kind().is_machine())
-    };
-    let machines: Vec<_> = workloads.filter(|workload| is_machine(&workload.data)).collect();
-    let named = machines.iter().find(|machine| machine.name.as_str() == vm);
-    let only = machines.first().filter(|_| machines.len() == 1);
-    let one = named.or(only).with_context(|| match machines.is_empty() {
-        true => format!("contract {contract} has no machine"),
-        false => format!("contract {contract} has several machines: name one"),
-    })?;
-    Ok(one.name.clone())
 }
 
 #[cfg(test)]

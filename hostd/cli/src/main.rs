@@ -8,6 +8,7 @@
 //! | `update` | changes one thing about something that is there |
 //! | `ls`, `show`, `logs`, `wait` | what became of them |
 //! | `console` | a terminal on a machine |
+//! | `start`, `stop`, `restart` | a machine's power |
 //! | `cancel` | ends contracts, and with them what they paid for |
 //!
 //! Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 failed, 2
@@ -22,6 +23,7 @@ mod console;
 mod exit;
 mod login;
 mod look;
+mod machine;
 mod plan;
 mod proxy;
 mod session;
@@ -38,6 +40,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
 
 use exit::Usage;
+use machine::Switch;
 use plan::{DiskPlan, NetworkPlan, Plan, VmPlan, VolumePlan, ZdbPlan};
 use session::{Login, Session};
 
@@ -73,6 +76,12 @@ enum Command {
     /// Wait until a deployment has settled
     Wait(look::ContractArguments),
     Console(console::ConsoleArguments),
+    /// Start a machine that was stopped
+    Start(machine::MachineArguments),
+    /// Stop a machine. It stays reserved and paid for, and stays stopped when its node starts again
+    Stop(machine::MachineArguments),
+    /// Stop a machine, and start it
+    Restart(machine::MachineArguments),
     Cancel(CancelArguments),
 }
 
@@ -106,6 +115,9 @@ enum DeployWhat {
         /// A disk; may be repeated
         #[arg(long, value_name = "NAME:SIZE:PATH")]
         disk: Vec<String>,
+        /// A volume, which is a folder of the node; may be repeated
+        #[arg(long, value_name = "NAME:SIZE:PATH")]
+        volume: Vec<String>,
     },
     /// A namespace of keys and values
     Zdb {
@@ -155,6 +167,9 @@ async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Logs(arguments) => look::logs(&session, arguments, json).await,
         Command::Wait(arguments) => look::wait(&session, arguments).await,
         Command::Console(arguments) => console::run(&session, arguments, json).await,
+        Command::Start(arguments) => machine::switch(&session, arguments, Switch::Start).await,
+        Command::Stop(arguments) => machine::switch(&session, arguments, Switch::Stop).await,
+        Command::Restart(arguments) => machine::switch(&session, arguments, Switch::Restart).await,
         Command::Cancel(arguments) => {
             session.chain.cancel_contracts(&arguments.contracts).await?;
             eprintln!("cancelled; nodes take down what the contracts paid for");
@@ -229,13 +244,16 @@ impl DeployWhat {
         let nothing = Plan { project, networks, vms, zdbs, volumes };
         Ok(match self {
             Self::Network(network) => Plan { networks: vec![network], ..nothing },
-            Self::Vm { mut vm, env, disk } => {
+            Self::Vm { mut vm, env, disk, volume } => {
                 for pair in env {
                     let (key, value) = pair.split_once('=').context("--env takes KEY=VALUE")?;
                     vm.env.insert(key.to_owned(), value.to_owned());
                 }
                 for text in disk {
-                    vm.disks.push(parse_disk(&text)?);
+                    vm.disks.push(parse_disk("--disk", &text)?);
+                }
+                for text in volume {
+                    vm.volumes.push(parse_disk("--volume", &text)?);
                 }
                 Plan { vms: vec![*vm], ..nothing }
             }
@@ -248,11 +266,11 @@ impl DeployWhat {
     }
 }
 
-fn parse_disk(text: &str) -> anyhow::Result<DiskPlan> {
+fn parse_disk(flag: &str, text: &str) -> anyhow::Result<DiskPlan> {
     let mut parts = text.splitn(3, ':');
     let (name, size, mount) = (parts.next(), parts.next(), parts.next());
     let (Some(name), Some(size), Some(mount)) = (name, size, mount) else {
-        anyhow::bail!("--disk takes NAME:SIZE:PATH, not {text:?}");
+        anyhow::bail!("{flag} takes NAME:SIZE:PATH, not {text:?}");
     };
     let size = size.parse().map_err(anyhow::Error::msg)?;
     Ok(DiskPlan { name: name.to_owned(), size, mount: mount.to_owned() })
@@ -271,8 +289,9 @@ mod tests {
 
     #[test]
     fn disks_are_read() {
-        let disk = parse_disk("data:10G:/srv/a:b").unwrap();
+        let disk = parse_disk("--disk", "data:10G:/srv/a:b").unwrap();
         assert_eq!((&*disk.name, disk.size.0, &*disk.mount), ("data", 10 << 30, "/srv/a:b"));
-        assert!(parse_disk("data:10G").is_err());
+        let error = parse_disk("--volume", "data:10G").unwrap_err().to_string();
+        assert!(error.starts_with("--volume takes"), "{error}");
     }
 }

@@ -5,7 +5,8 @@
 //! networks: [{name: lan, nodes: [1, 2], range: 10.20.0.0/16}]
 //! vms:
 //!   - {name: web, network: lan, flist: https://hub…/nginx.flist, cpu: 1, memory: 1G,
-//!      disks: [{name: data, size: 10G, mount: /data}], env: {KEY: value}}
+//!      disks: [{name: data, size: 10G, mount: /data}], volumes: [{name: pics, size: 5G, mount: /pics}],
+//!      env: {KEY: value}, logs: ['redis://10.20.1.9/web']}
 //! zdbs: [{name: cache, node: 2, size: 10G, password: secret}]
 //! volumes: [{name: spare, node: 1, size: 5G}]
 //! ```
@@ -101,9 +102,18 @@ pub(crate) struct VmPlan {
     #[arg(skip)]
     #[serde(default)]
     pub(crate) disks: Vec<DiskPlan>,
+    /// Volumes: folders of the node, which the machine shares
+    #[arg(skip)]
+    #[serde(default)]
+    pub(crate) volumes: Vec<DiskPlan>,
+    /// Where the lines of its console are sent: redis, ws or wss. No flag says it, since it may hold a
+    /// password.
+    #[arg(skip)]
+    #[serde(default)]
+    pub(crate) logs: Vec<String>,
 }
 
-/// A disk of a machine.
+/// A disk or a volume of a machine.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DiskPlan {

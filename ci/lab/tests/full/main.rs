@@ -28,6 +28,8 @@ mod memory;
 mod net;
 mod node;
 mod npm;
+mod own_kernel;
+mod owner;
 mod parts;
 #[path = "../plug_pull/mod.rs"]
 mod plug_pull;

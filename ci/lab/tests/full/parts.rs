@@ -39,30 +39,94 @@ pub(crate) const LIFE: Duration = Duration::from_secs(1800);
 /// What a disk of today writes whole or not at all. In smaller pieces, ext4's own superblock may be torn.
 const SECTOR_SIZE: usize = 4096;
 
-/// The node's machine. `has_disks` of its own, beside those that are described here.
+/// What kind of grid, and who has the node.
+pub(crate) struct Options {
+    /// What its logs are called.
+    pub(crate) name: &'static str,
+    /// What the farm is called.
+    pub(crate) farm: &'static str,
+    /// What `devgrid` is told beside where it is.
+    pub(crate) devgrid: &'static [&'static str],
+    /// The node's memory and disk. It keeps 2 GiB of memory for itself, and some for its cache of images.
+    pub(crate) memory_mib: u32,
+    pub(crate) disk_mib: u64,
+    /// The plug will be pulled.
+    pub(crate) loses_power: bool,
+    /// What the user has when it begins; what the grid gives to each if nothing is said.
+    pub(crate) funds: Option<&'static str>,
+    /// What the node's machine has beside the node: programs of ours, and of this host.
+    pub(crate) programs: &'static [&'static str],
+    pub(crate) tools: &'static [&'static str],
+    /// What the node's configuration says at its end.
+    pub(crate) config: &'static str,
+    /// An image beside that of all tests, on a disk of its own.
+    pub(crate) image: Option<Packed>,
+    /// Blank disks that are the node's, beside its other one. All that it has is on them then.
+    pub(crate) blank: &'static [Blank],
+}
+
+/// A blank SCSI disk.
+pub(crate) struct Blank {
+    /// Its serial number.
+    pub(crate) name: &'static str,
+    pub(crate) size_mib: u64,
+    /// Whether it turns. It is as slow as if it did.
+    pub(crate) is_rotational: bool,
+}
+
+/// An image that a test has made.
+pub(crate) struct Packed {
+    /// The disk with its blocks, and where that is to be mounted: where they were made.
+    pub(crate) disk: PathBuf,
+    pub(crate) place: PathBuf,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "grid",
+            farm: "testers",
+            devgrid: &[],
+            memory_mib: 3584,
+            disk_mib: 6144,
+            loses_power: false,
+            funds: None,
+            programs: &[],
+            tools: &[],
+            config: "",
+            image: None,
+            blank: &[],
+        }
+    }
+}
+
+/// The node's machine.
 pub(crate) fn describe(
     lab: &Lab,
     folder: &Path,
     image: &Path,
     data: &Disk,
-    has_disks: bool,
+    options: &Options,
 ) -> MachineBuilder {
-    let builder = lab.machine("node").nested_kvm().cpus(2).host_network();
+    let builder = lab.machine("node").nested_kvm().cpus(2).memory_mib(options.memory_mib);
+    let builder = builder.host_network();
     let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
     let builder = builder.disk(&Disk::file("guest", image).read_only());
     let programs = disk_of(folder, "programs", 1024, |folder| {
-        for name in PROGRAMS {
+        for name in PROGRAMS.iter().chain(options.programs) {
             let to = folder.join(name);
             succeed(Command::new("strip").arg("-o").arg(&to).arg(program(name)));
         }
         let kernel = named("vmlinux").unwrap_or_else(|| built().vmlinux.clone());
-        let initramfs = named("initramfs.img").unwrap_or_else(|| built().initramfs.clone());
         fs::copy(kernel, folder.join("vmlinux")).unwrap();
-        fs::copy(initramfs, folder.join("initramfs.img")).unwrap();
+        fs::copy(initramfs(), folder.join("initramfs.img")).unwrap();
     });
     let builder = builder.disk(&Disk::file("programs", &programs).read_only());
     let mut builder = builder.disk(data);
-    let tools = TOOLS.iter().chain(&HOLDINGS_PROGRAMS).map(PathBuf::from);
+    if let Some(image) = &options.image {
+        builder = builder.disk(&Disk::file("packed", &image.disk).read_only());
+    }
+    let tools = TOOLS.iter().chain(&HOLDINGS_PROGRAMS).chain(options.tools).map(PathBuf::from);
     for tool in tools.chain(PROGRAMS.map(program)) {
         builder = builder.program(tool);
     }
@@ -71,13 +135,15 @@ pub(crate) fn describe(
             builder = builder.file(&format!("/{name}"), 0o644, text);
         }
     }
-    if has_disks {
-        let builder = builder.modules(&DISK_MODULES).qemu_arguments(&SCSI);
-        let builder = builder.program("/sbin/mkfs.ext4").program("/sbin/e2fsck");
+    let config = if options.blank.is_empty() {
+        CONFIG.to_owned()
+    } else {
+        builder = builder.modules(&DISK_MODULES).qemu_arguments(&SCSI);
+        builder = builder.program("/sbin/mkfs.ext4").program("/sbin/e2fsck");
         let config = CONFIG.replace(POOLS, DISKS).replace(STATE, STATE_ON_DISKS);
-        return builder.file("/hostd.toml", 0o644, config.replace("[machine.programs]", MAKERS));
-    }
-    builder.file("/hostd.toml", 0o644, CONFIG)
+        config.replace("[machine.programs]", MAKERS)
+    };
+    builder.file("/hostd.toml", 0o644, config + options.config)
 }
 
 /// What disks take of the kernel, and where they are plugged in.
@@ -136,6 +202,11 @@ pub(crate) fn program(name: &str) -> PathBuf {
     let beside = beside.parent().and_then(Path::parent).unwrap().join(name);
     let path = named(name).or_else(|| Some(beside).filter(|path| path.is_file()));
     path.unwrap_or_else(|| panic!("no program {name}: `ci/test lab-full` makes it"))
+}
+
+/// The initial file system of guests.
+pub(crate) fn initramfs() -> PathBuf {
+    named("initramfs.img").unwrap_or_else(|| built().initramfs.clone())
 }
 
 /// A file in the first of the folders that `ZERO_OS_PROGRAMS` names which has it: what was built elsewhere.

@@ -21,16 +21,21 @@ use serde_json::Value;
 
 use crate::guest_files::succeed;
 use crate::node::image_disk_by;
+pub(crate) use crate::parts::{Blank, Options, Packed};
 use crate::parts::{Chance, LIFE, Process, describe, disk_of, leave_what_was_flushed, program, up};
 
 /// What anything may take, on a host with other things to do.
 pub(crate) const TIME_MAX: Duration = Duration::from_secs(300);
+/// How long one must be silent to be taken for somebody who does not answer.
+const SILENCE_TIME: Duration = Duration::from_secs(10);
 /// How often it is looked whether something is so.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 /// What the machine sends to itself goes to this host.
 const BEND: &str = "table ip bend { \
     chain out { type nat hook output priority -100; ip daddr 127.0.0.1 tcp dport { 443, 1025-65535 } dnat to 10.0.2.2; }; \
     chain back { type nat hook postrouting priority 100; ip saddr 127.0.0.1 ip daddr 10.0.2.2 masquerade; }; }";
+/// The user's account.
+const ACCOUNT: &str = "5DtDLm5rQHShDqojQpsvcN8tRXHVFaecfDoRet1SU6BFD9Fi";
 /// Folders of the machine that hold what users have: nothing, when nothing is deployed.
 const FOLDERS: [&str; 9] = [
     "/data/hostd/deployments",
@@ -51,48 +56,8 @@ const SERVE: &str = "use IO::Socket::INET; $| = 1; \
     $s = IO::Socket::INET->new(LocalPort => 8080, Listen => 5) or die $!; \
     while ($c = $s->accept) { print $c qq(hello from the guest $id\\n); close $c }";
 
-/// What kind of grid, and who has the node.
-pub(crate) struct Options {
-    /// What its logs are called.
-    pub(crate) name: &'static str,
-    /// What the farm is called.
-    pub(crate) farm: &'static str,
-    /// What `devgrid` is told beside where it is.
-    pub(crate) devgrid: &'static [&'static str],
-    /// The node's memory and disk. It keeps 2 GiB of memory for itself, and some for its cache of images.
-    pub(crate) memory_mib: u32,
-    pub(crate) disk_mib: u64,
-    /// The plug will be pulled.
-    pub(crate) loses_power: bool,
-    /// Blank disks that are the node's, beside its other one. All that it has is on them then.
-    pub(crate) blank: &'static [Blank],
-}
-
-/// A blank SCSI disk.
-pub(crate) struct Blank {
-    /// Its serial number.
-    pub(crate) name: &'static str,
-    pub(crate) size_mib: u64,
-    /// Whether it turns. It is as slow as if it did.
-    pub(crate) is_rotational: bool,
-}
-
-/// One that is there.
+/// A blank disk that is plugged in.
 pub(crate) type Plugged = (&'static Blank, Disk);
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            name: "grid",
-            farm: "testers",
-            devgrid: &[],
-            memory_mib: 3584,
-            disk_mib: 6144,
-            loses_power: false,
-            blank: &[],
-        }
-    }
-}
 
 /// A grid, a node of it, and its user.
 pub(crate) struct World {
@@ -124,6 +89,9 @@ impl World {
         fs::create_dir_all(&hub).unwrap();
         let dump = format!("dump /image.fl {}", hub.join("guest.fl").display());
         succeed(Command::new("/sbin/debugfs").arg("-R").arg(dump).arg(disk));
+        if let Some(image) = &options.image {
+            fs::copy(image.place.join("image.fl"), hub.join("packed.fl")).unwrap();
+        }
         let devgrid = up(&folder.path().join("grid"), options.devgrid);
         let data = disk_of(folder.path(), "data", options.disk_mib, |folder| {
             for pool in ["ssd", "hdd"] {
@@ -133,9 +101,7 @@ impl World {
         let data = Disk::file("data", &data);
         let data = if options.loses_power { data.logged() } else { data };
         let lab = Lab::new(options.name).unwrap();
-        let has_disks = !options.blank.is_empty();
-        let builder = describe(&lab, folder.path(), disk, &data, has_disks);
-        let builder = builder.memory_mib(options.memory_mib);
+        let builder = describe(&lab, folder.path(), disk, &data, &options);
         let image_folder = image_folder.clone();
         let blank = options.blank.iter();
         let disks = blank.map(|blank| (blank, lab.disk(blank.name, blank.size_mib).unwrap()));
@@ -164,11 +130,14 @@ impl World {
         drop(plugged);
         let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
         let machine = self.builder.clone().qemu_arguments(&disks).boot().unwrap();
-        for mount in [
+        let image = self.options.image.as_ref().map(|image| image.place.to_str().unwrap());
+        let image = image.map(|place| ["/dev/vdd", place, "ro"]);
+        let mounts = [
             &["/dev/vda", self.image_folder.as_str(), "ro"][..],
             &["/dev/vdb", "/opt", "ro"],
             &["/dev/vdc", "/data"],
-        ] {
+        ];
+        for mount in mounts.into_iter().chain(image.as_ref().map(|image| &image[..])) {
             let mount = [&["/init", "mount", "ext4"], mount].concat();
             machine.run(&mount).unwrap().success().unwrap();
         }
@@ -185,9 +154,24 @@ impl World {
     fn join(&self) {
         let key = self.path("key");
         fs::write(&key, format!("0x{}", "11".repeat(32))).unwrap();
+        if let Some(funds) = self.options.funds {
+            self.fund(funds);
+        }
         let network = self.path("grid/network.json");
         self.grid(&["login", "--network", &network, "--key-file", &key]);
         self.grid(&["farm", "create", self.options.farm]);
+    }
+
+    /// Gives the user so many TFT.
+    pub(crate) fn fund(&self, tft: &str) {
+        self.devgrid(&["fund", ACCOUNT, tft]);
+    }
+
+    /// Runs a command of devgrid.
+    pub(crate) fn devgrid(&self, arguments: &[&str]) {
+        let mut command = Command::new(program("devgrid"));
+        command.arg(arguments[0]).args(["--dir", &self.path("grid")]).args(&arguments[1..]);
+        succeed(&mut command);
     }
 
     /// Starts the node's program, and waits until the grid knows the node.
@@ -251,10 +235,7 @@ impl World {
 
     /// What the guest at this address says, inside its network.
     pub(crate) fn answers(&self, ip: &str) -> String {
-        let script = format!(
-            "for n in /run/netns/*; do exec /sbin/ip netns exec ${{n##*/}} /bin/bash -c \
-             'exec 3<>/dev/tcp/{ip}/8080 && cat <&3'; done"
-        );
+        let script = answer_of(ip);
         let mut said = String::new();
         let has_answered = || {
             let output = self.on(|on| {
@@ -269,6 +250,16 @@ impl World {
             panic!("no answer from {ip}: {said}\n{logs}");
         }
         said
+    }
+
+    /// Whether nobody answers at that address, inside the network.
+    pub(crate) fn is_silent(&self, ip: &str) -> bool {
+        self.on(|on| {
+            let script = answer_of(ip);
+            let run = on.machine.command(&["/bin/bash", "-c", &script]);
+            let output = run.timeout(SILENCE_TIME).run().unwrap();
+            output.stdout.is_empty() && output.outcome != Outcome::Exited(0)
+        })
     }
 
     /// What the machine holds.
@@ -394,6 +385,16 @@ impl World {
         command
     }
 
+    /// Writes a file of the machine.
+    pub(crate) fn push(&self, path: &str, mode: u32, data: &[u8]) {
+        self.on(|on| on.machine.push(path, mode, data).unwrap());
+    }
+
+    /// Starts a command in the machine that runs for as long as that does.
+    pub(crate) fn start(&self, argv: &[&str]) -> Running {
+        self.on(|on| on.machine.command(argv).timeout(LIFE).spawn().unwrap())
+    }
+
     /// Waits until a script in the machine succeeds.
     pub(crate) fn until(&self, script: &str) {
         let is_so = || {
@@ -409,6 +410,14 @@ impl World {
         self.on(|on| {
             let run = on.machine.command(&["/bin/bash", "-c", script]).timeout(TIME_MAX);
             run.run().unwrap().text()
+        })
+    }
+
+    /// Runs a command in the machine that must succeed, and says what it said.
+    pub(crate) fn run(&self, argv: &[&str]) -> String {
+        self.on(|on| {
+            let run = on.machine.command(argv).timeout(TIME_MAX);
+            run.run().unwrap().success().unwrap().text()
         })
     }
 
@@ -475,6 +484,14 @@ impl Deploying {
         assert!(status.is_some_and(|status| status.success()), "{status:?}: {said}");
         eprintln!("{said}");
     }
+}
+
+/// A script that asks who listens at that address, inside the only network.
+fn answer_of(ip: &str) -> String {
+    format!(
+        "for n in /run/netns/*; do exec /sbin/ip netns exec ${{n##*/}} /bin/bash -c \
+         'exec 3<>/dev/tcp/{ip}/8080 && cat <&3'; done"
+    )
 }
 
 /// Looks until something is so, or for so long that it never will be.

@@ -13,7 +13,7 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::json::RawJson;
 use hostd_grid::{WorkloadData, WorkloadType};
 use hostd_node::host::{
-    About, Console, Doing, Host, HostError, Pool, Resources, Task, UpdateError,
+    About, Console, Doing, Host, HostError, MachineAction, Pool, Resources, Task, UpdateError,
 };
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -121,10 +121,10 @@ fn told(task: &Task) -> Value {
 
 impl Host for Machine {
     fn supported(&self) -> &[WorkloadType] {
-        use WorkloadType::{NetworkLight, Volume, ZMachineLight, ZMount, Zdb};
+        use WorkloadType::{NetworkLight, Volume, ZMachineLight, ZMount, Zdb, Zlogs};
         match self.has_no_volumes.load(Ordering::Relaxed) {
             true => &[ZMachineLight, NetworkLight, Zdb, ZMount],
-            false => &[ZMachineLight, NetworkLight, Zdb, ZMount, Volume],
+            false => &[ZMachineLight, NetworkLight, Zdb, ZMount, Zlogs, Volume],
         }
     }
 
@@ -172,6 +172,11 @@ impl Host for Machine {
 
     fn resume(&self, task: Task) -> Doing<'_, Result<(), HostError>> {
         Box::pin(async move { self.set_paused("resume", &task.id(), false) })
+    }
+
+    fn control(&self, task: Task, action: MachineAction) -> Doing<'_, Result<(), HostError>> {
+        self.note(&format!("{action:?}").to_lowercase(), &task.id());
+        Box::pin(async { Ok(()) })
     }
 
     fn console(&self, task: Task) -> Doing<'_, Result<Console, HostError>> {

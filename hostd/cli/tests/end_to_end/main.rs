@@ -20,6 +20,7 @@ mod lies;
 mod line;
 mod machine;
 mod outage;
+mod owner;
 mod restart;
 mod unpaid;
 mod world;
