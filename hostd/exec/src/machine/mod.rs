@@ -360,7 +360,7 @@ impl Inner {
         ids.extend(self.guestio.logs().map_err(host)?);
         ids.extend(self.networks.inventory().map_err(host)?);
         ids.extend(self.storage.inventory().map_err(host)?);
-        ids.extend(self.zdbs.inventory().map_err(host)?);
+        ids.extend(self.zdbs.inventory());
         Ok(ids)
     }
 

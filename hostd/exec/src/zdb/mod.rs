@@ -11,7 +11,8 @@
 //!
 //! So there is no moment in which a namespace is there without its password, and no half-made one.
 //!
-//! A server that can't be asked holds up nobody but its own users. What it has, its disk says: the names
+//! A server that can't be asked holds up nobody but its own users, and nothing else of the node: servers
+//! are started, and waited for, beside everything else. What it has, its disk says: the names
 //! of folders, if the disk is really there, which the folder of the server's own namespace shows. Of a disk
 //! that can't be read nobody knows what is on it, and nothing that may be there is made elsewhere. Who
 //! was in vain at a server a moment ago is not kept waiting for it again.
@@ -22,7 +23,7 @@ mod server;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hostd_grid::derived::WorkloadId;
@@ -120,13 +121,14 @@ const NO_PASSWORD: &str = "*";
 /// All servers.
 #[derive(Debug)]
 pub struct Zdbs {
-    /// One change at a time: to find room and to take it are one step.
-    servers: Mutex<Vec<Server>>,
+    servers: Vec<Arc<Server>>,
+    /// One change at a time: to find room and to take it are one step. Nobody waits for a server with it.
+    changing: Mutex<()>,
 }
 
 impl Zdbs {
-    /// Starts the servers that do not run yet, so that their users are served. One that does not start is
-    /// tried again when it is needed.
+    /// Has the servers started that do not run yet, so that their users are served, and waits for none of
+    /// them. One that does not start is tried again when it is needed.
     ///
     /// # Errors
     /// The folder for sockets can't be made, or a pool's name can't be a program's.
@@ -134,14 +136,10 @@ impl Zdbs {
         let servers = config
             .servers
             .iter()
-            .map(|server| Server::new(config, server.clone(), supervisor.clone()))
+            .map(|server| Server::new(config, server.clone(), supervisor.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
-        for server in &servers {
-            if let Err(error) = server.admin() {
-                tracing::error!(%error, "a zdb server does not start");
-            }
-        }
-        Ok(Self { servers: Mutex::new(servers) })
+        servers.iter().for_each(Server::have_started);
+        Ok(Self { servers, changing: Mutex::default() })
     }
 
     /// Makes a namespace, or finds it made.
@@ -150,24 +148,9 @@ impl Zdbs {
     /// [`ZdbError`].
     pub fn provision(&self, id: &WorkloadId, zdb: &Zdb) -> Result<ZdbResult, ZdbError> {
         let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
-        let servers = self.lock();
-        if let Some((server, mut admin)) = find(&servers, &name)? {
-            let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
-            if info.size_max == 0 {
-                // Every namespace of ours has a quota; this one was never anybody's.
-                admin.remove(&name)?;
-                take(&mut admin, server, wanted.size)?;
-                admin.make(&name, &wanted)?;
-            } else if info.size_max < wanted.size {
-                take(&mut admin, server, wanted.size - info.size_max)?;
-                admin.resize(&name, wanted.size)?;
-            }
-            return Ok(server.result(&name));
-        }
-        let (server, mut admin) = roomiest(&servers, wanted.size)?;
-        admin.make(&name, &wanted)?;
-        tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
-        Ok(server.result(&name))
+        // Those that are about to answer may have the most room.
+        self.servers.iter().for_each(|server| server.wait());
+        self.change(|servers| make(servers, id, &name, &wanted))
     }
 
     /// Changes a namespace's size, password and publicity.
@@ -176,21 +159,22 @@ impl Zdbs {
     /// It would shrink or change its mode, the disk has no room: it is as before. See [`ZdbError`].
     pub fn update(&self, id: &WorkloadId, zdb: &Zdb) -> Result<ZdbResult, ZdbError> {
         let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
-        let servers = self.lock();
-        let Some((server, mut admin)) = find(&servers, &name)? else {
-            return Err(ZdbError::Absent(id.clone()));
-        };
-        let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
-        if info.mode != wanted.mode {
-            return Err(ZdbError::OtherMode);
-        }
-        if wanted.size < info.size_max {
-            return Err(ZdbError::Shrinks);
-        }
-        take(&mut admin, server, wanted.size - info.size_max)?;
-        admin.open_to(&name, &wanted)?;
-        admin.resize(&name, wanted.size)?;
-        Ok(server.result(&name))
+        self.change(|servers| {
+            let Some((server, mut admin)) = find(servers, &name)? else {
+                return Err(ZdbError::Absent(id.clone()));
+            };
+            let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
+            if info.mode != wanted.mode {
+                return Err(ZdbError::OtherMode);
+            }
+            if wanted.size < info.size_max {
+                return Err(ZdbError::Shrinks);
+            }
+            take(&mut admin, server, wanted.size - info.size_max)?;
+            admin.open_to(&name, &wanted)?;
+            admin.resize(&name, wanted.size)?;
+            Ok(server.result(&name))
+        })
     }
 
     /// Lets nobody read or write, until [`Zdbs::thaw`]. It stays so over restarts.
@@ -215,44 +199,42 @@ impl Zdbs {
     /// A server that may have it can't be asked; to repeat it is safe.
     pub fn remove(&self, id: &WorkloadId) -> Result<(), ZdbError> {
         let name = file_name(id).ok_or(ZdbError::Name)?;
-        let servers = self.lock();
-        if let Some((server, mut admin)) = find(&servers, &name)? {
-            admin.remove(&name)?;
-            tracing::info!(%id, pool = server.pool(), "namespace removed");
-        }
-        Ok(())
+        self.change(|servers| {
+            if let Some((server, mut admin)) = find(servers, &name)? {
+                admin.remove(&name)?;
+                tracing::info!(%id, pool = server.pool(), "namespace removed");
+            }
+            Ok(())
+        })
     }
 
-    /// Namespaces of all servers; of one that can't be asked, those that its disk has.
-    ///
-    /// # Errors
-    /// A server can't be asked, and its disk can't be read.
-    pub fn inventory(&self) -> Result<Vec<WorkloadId>, ZdbError> {
+    /// Namespaces of all servers; of one that can't be asked, those that its disk has. Those of a server of
+    /// which neither says anything are missing: [`Zdbs::provision`] does not make them elsewhere.
+    pub fn inventory(&self) -> Vec<WorkloadId> {
         let mut ids = Vec::new();
-        for server in self.lock().iter() {
-            let names = match server.admin().and_then(|mut admin| admin.names()) {
-                Ok(names) => names,
-                Err(error) => server.names_on_disk().ok_or(error)?,
-            };
-            ids.extend(names.iter().filter_map(|name| parse(name)));
+        for server in &self.servers {
+            let names = server.admin().and_then(|mut admin| admin.names());
+            match names.or_else(|error| server.names_on_disk().ok_or(error)) {
+                Ok(names) => ids.extend(names.iter().filter_map(|name| parse(name))),
+                Err(error) => tracing::warn!(%error, "what its disk has is not known"),
+            }
         }
-        Ok(ids)
+        ids
     }
 
     /// Bytes that are promised of each pool, by its name; without the pools whose servers can't be asked.
     pub fn promised(&self) -> BTreeMap<String, u64> {
-        let servers = self.lock();
-        let promised = servers.iter().filter_map(|server| {
+        let promised = self.servers.iter().filter_map(|server| {
             let promised = server.admin().and_then(|mut admin| admin.promised());
             Some((server.pool().to_owned(), promised.ok()?))
         });
         promised.collect()
     }
 
-    /// What is wrong with servers, by their pools' names.
+    /// What is wrong with servers, by their pools' names. One that is just being started does not answer
+    /// either.
     pub fn check(&self) -> BTreeMap<String, String> {
-        let servers = self.lock();
-        let broken = servers.iter().filter_map(|server| {
+        let broken = self.servers.iter().filter_map(|server| {
             let error = server.admin().err()?;
             Some((server.pool().to_owned(), error.to_string()))
         });
@@ -261,16 +243,29 @@ impl Zdbs {
 
     fn set_frozen(&self, id: &WorkloadId, is_frozen: bool) -> Result<(), ZdbError> {
         let name = file_name(id).ok_or(ZdbError::Name)?;
-        let servers = self.lock();
-        match find(&servers, &name)? {
+        self.change(|servers| match find(servers, &name)? {
             Some((_, mut admin)) => admin.set_frozen(&name, is_frozen),
             None => Err(ZdbError::Absent(id.clone())),
-        }
+        })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Server>> {
-        // What the servers know is as good after a panic as before.
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes something, which can be repeated: once more if a server was needed that is about to answer.
+    fn change<T>(
+        &self,
+        work: impl Fn(&[Arc<Server>]) -> Result<T, ZdbError>,
+    ) -> Result<T, ZdbError> {
+        let once = || {
+            // What the servers know is as good after a panic as before.
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&self.servers)
+        };
+        match once() {
+            Err(ZdbError::Unavailable { .. }) if self.servers.iter().any(|it| it.is_hoped()) => {
+                self.servers.iter().for_each(|server| server.wait());
+                once()
+            }
+            done => done,
+        }
     }
 }
 
@@ -296,9 +291,38 @@ fn check(zdb: &Zdb) -> Result<Wanted<'_>, ZdbError> {
     Ok(Wanted { size: zdb.size, mode, password, is_public: zdb.public })
 }
 
+/// Makes a namespace, or finds it.
+fn make(
+    servers: &[Arc<Server>],
+    id: &WorkloadId,
+    name: &str,
+    wanted: &Wanted<'_>,
+) -> Result<ZdbResult, ZdbError> {
+    if let Some((server, mut admin)) = find(servers, name)? {
+        let info = admin.info(name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
+        if info.size_max == 0 {
+            // Every namespace of ours has a quota; this one was never anybody's.
+            admin.remove(name)?;
+            take(&mut admin, server, wanted.size)?;
+            admin.make(name, wanted)?;
+        } else if info.size_max < wanted.size {
+            take(&mut admin, server, wanted.size - info.size_max)?;
+            admin.resize(name, wanted.size)?;
+        }
+        return Ok(server.result(name));
+    }
+    let (server, mut admin) = roomiest(servers, wanted.size)?;
+    admin.make(name, wanted)?;
+    tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
+    Ok(server.result(name))
+}
+
 /// The server that has a namespace. Before it is said that none has, all servers must answer, or at least
 /// their disks.
-fn find<'a>(servers: &'a [Server], name: &str) -> Result<Option<(&'a Server, Admin)>, ZdbError> {
+fn find<'a>(
+    servers: &'a [Arc<Server>],
+    name: &str,
+) -> Result<Option<(&'a Server, Admin)>, ZdbError> {
     let mut unavailable = None;
     for server in servers {
         match server.admin().and_then(|mut admin| Ok((admin.info(name)?, admin))) {
@@ -317,7 +341,7 @@ fn find<'a>(servers: &'a [Server], name: &str) -> Result<Option<(&'a Server, Adm
 
 /// Of the servers with enough room, the one with the most. Without any, those that could not be asked
 /// are to blame, if there are such.
-fn roomiest(servers: &[Server], size: u64) -> Result<(&Server, Admin), ZdbError> {
+fn roomiest(servers: &[Arc<Server>], size: u64) -> Result<(&Server, Admin), ZdbError> {
     let mut best: Option<(u64, &Server, Admin)> = None;
     let mut unavailable = None;
     for server in servers {
