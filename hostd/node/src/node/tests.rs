@@ -398,22 +398,32 @@ async fn a_node_is_registered_again_and_with_what_is_new_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_machine_without_virtualisation_is_no_node() {
-    let mut bench = Bench::new().await;
-    *lock(&bench.machine.unfit) = Some("virtualization is not enabled".into());
-    let registered =
-        registration::register(&*bench.chain, &bench.shared.site, &*bench.machine).await;
-    assert_eq!(registered.unwrap_err().to_string(), "virtualization is not enabled");
-    let (renumber, _) = watch::channel(false);
-    bench.duties.spawn(Arc::clone(&bench.shared).keep_registered(false, renumber));
-    sleep(MINUTE * 30).await;
-    assert_eq!(bench.chain.take("register"), []);
-    assert_eq!(bench.error(Duty::Registration).unwrap(), "virtualization is not enabled");
-    // Somebody enabled it.
-    *lock(&bench.machine.unfit) = None;
-    sleep(MINUTE * 3).await;
-    assert_eq!(bench.chain.take("register").len(), 1);
-    assert_eq!(bench.error(Duty::Registration), None);
+async fn a_machine_without_virtualisation_or_without_ssd_is_no_node() {
+    for reason in ["virtualization is not enabled", "no disks: there is no SSD"] {
+        let mut bench = Bench::new().await;
+        *lock(&bench.machine.unfit) = Some(reason.into());
+        let registered =
+            registration::register(&*bench.chain, &bench.shared.site, &*bench.machine).await;
+        assert_eq!(registered.unwrap_err().to_string(), reason);
+        let (renumber, _) = watch::channel(false);
+        bench.duties.spawn(Arc::clone(&bench.shared).keep_registered(false, renumber));
+        sleep(MINUTE * 30).await;
+        assert_eq!(bench.chain.take("register"), []);
+        assert_eq!(bench.error(Duty::Registration).unwrap(), reason);
+        // Nor does it take deployments, should it have been a node before.
+        let deploy = async || {
+            let twin = hostd_grid::TwinId(1);
+            bench.shared.engine.deploy(twin, &signed(&Body::default())).await
+        };
+        let refused = deploy().await.unwrap_err().to_string();
+        assert_eq!(refused, format!("this node takes no deployments: {reason}"));
+        // Somebody mended it.
+        *lock(&bench.machine.unfit) = None;
+        deploy().await.unwrap();
+        sleep(MINUTE * 3).await;
+        assert_eq!(bench.chain.take("register").len(), 1);
+        assert_eq!(bench.error(Duty::Registration), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]
