@@ -11,7 +11,7 @@
 //! not, because it is another chain, [`Node::renumbered`] says so, and the node has to be started anew.
 //!
 //! The duties, none of which ends when the chain can't be reached; what fails is tried again after pauses
-//! that grow ([`retry`]):
+//! that grow (`retry`):
 //!
 //! | duty | when |
 //! |---|---|
