@@ -103,7 +103,7 @@ impl fmt::Display for EndpointFaults {
 }
 
 /// Why an endpoint is of no use at the moment.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum EndpointFault {
     /// There is no connection, or it broke.
     #[error("{0}")]

@@ -11,11 +11,16 @@
 //!             └──────────── next endpoint, after a round a pause ◄────────┘
 //! ```
 //!
+//! However many questions wait, an endpoint that could not be connected to is dialled again only after a
+//! pause: whoever asks meanwhile gets the same answer. In an outage that keeps a node with hundreds of
+//! deployments from calling hundreds of times.
+//!
 //! A newly opened connection must be to our chain, and not behind the newest block that any endpoint
 //! has shown (less an honest lag). The second is checked again whenever the newest block is asked for.
 //! An endpoint that claims blocks which do not exist yet so keeps others from being used until they are
 //! there, or we start anew: an outage, and outages change nothing.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -52,6 +57,17 @@ struct Current {
     connection: Option<Arc<Connection>>,
     /// Index of the endpoint that is used, or will be tried next.
     endpoint: usize,
+    /// Endpoints that could not be connected to when they were last tried, by their indices.
+    failed: BTreeMap<usize, Failed>,
+}
+
+/// A connection that could not be made.
+struct Failed {
+    fault: EndpointFault,
+    /// The pause after it.
+    pause: Duration,
+    /// Until then it is not tried again.
+    until: Instant,
 }
 
 impl Link {
@@ -158,7 +174,15 @@ impl Link {
         if let Some(connection) = &current.connection {
             return Ok(Arc::clone(connection));
         }
-        let endpoint = self.endpoint(current.endpoint).to_owned();
+        let index = current.endpoint;
+        let endpoint = self.endpoint(index).to_owned();
+        let failed = current.failed.remove(&index);
+        let pause = failed.as_ref().map_or(BACKOFF_MIN, |failed| failed.pause * 2);
+        if let Some(failed) = failed.filter(|failed| Instant::now() < failed.until) {
+            let fault = failed.fault.clone();
+            current.failed.insert(index, failed);
+            return Err((endpoint, fault.into()));
+        }
         match self.open(&endpoint).await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
@@ -166,8 +190,22 @@ impl Link {
                 tracing::info!(endpoint, "connected to the chain");
                 Ok(connection)
             }
-            Err(fault) => Err((endpoint, fault)),
+            Err(fault) => {
+                if let Fault::Endpoint(fault) = &fault {
+                    let failed = self.failed(fault.clone(), pause);
+                    current.failed.insert(index, failed);
+                }
+                Err((endpoint, fault))
+            }
         }
+    }
+
+    fn failed(&self, fault: EndpointFault, pause: Duration) -> Failed {
+        // Shorter than the pauses of whoever asks, and all of the time for that: nobody gives up without
+        // having tried for real.
+        let longest = BACKOFF_MAX.min(self.config.retry_max / 2).max(BACKOFF_MIN);
+        let pause = pause.min(longest);
+        Failed { fault, pause, until: Instant::now() + pause * 3 / 4 }
     }
 
     /// Gives the connection to `endpoint` up, if it is still the current one, in favour of the next.

@@ -75,6 +75,32 @@ async fn nobody_to_ask_is_an_error_that_says_why_and_comes_soon() {
 }
 
 #[tokio::test]
+async fn many_who_ask_in_vain_do_not_dial_each_for_themselves() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let roots = TrustedRoots::new(None).unwrap();
+    let address = format!("ws://{}", listener.local_addr().unwrap());
+    let mut config = ChainConfig::new(vec![address], roots);
+    config.retry_max = Duration::from_secs(2);
+    let chain = Chain::new(config).unwrap();
+    let dialled = tokio::spawn(async move {
+        let mut count = 0;
+        while tokio::time::timeout(Duration::from_secs(5), listener.accept()).await.is_ok() {
+            count += 1;
+        }
+        count
+    });
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let chain = chain.clone();
+        asking.spawn(async move { bounded(chain.head()).await.unwrap_err().is_unreachable() });
+    }
+    assert!(asking.join_all().await.into_iter().all(|is_so| is_so));
+    // Each of them asked three times or more.
+    let dialled = dialled.await.unwrap();
+    assert!((2..=20).contains(&dialled), "{dialled} times");
+}
+
+#[tokio::test]
 async fn another_chain_is_refused_and_named() {
     let (liar, good) = (Endpoint::start().await, Endpoint::start().await);
     liar.state().genesis = [9; 32];

@@ -3,7 +3,7 @@
 //! ```toml
 //! state = "/var/lib/hostd"                  # everything that must survive, on a disk of its own if possible
 //! network = "/etc/hostd/network.json"       # or where to fetch it, https://…; or dev, qa, test, prod
-//! farm = 1                                  # the farm's number on the chain
+//! farm = 1                                  # the farm's number on the chain; without one it runs nothing
 //! status = "/run/hostd/status.sock"         # optional: <state>/status.sock if absent
 //! seed_mirrors = ["/mnt/disk2"]             # optional: folders that keep a copy of the node's seed
 //!
@@ -38,7 +38,8 @@ pub struct Config {
     pub state: PathBuf,
     /// Path or address of `network.json`, or an environment of the grid: `dev`, `qa`, `test`, `prod`.
     pub network: String,
-    /// The farm that it belongs to.
+    /// The farm that it belongs to; 0 for none.
+    #[serde(default)]
     pub farm: u32,
     /// The socket that tells how it is; see [`Config::status_path`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -151,9 +152,6 @@ impl Config {
                 return Err(wrong(key, &path.display(), "a path begins with /"));
             }
         }
-        if self.farm == 0 {
-            return Err(wrong("farm", &self.farm, "no farm has the number 0"));
-        }
         if self.network.is_empty() {
             return Err(wrong("network", &"\"\"", "path or address of network.json"));
         }
@@ -196,6 +194,8 @@ mod tests {
         assert_eq!(config, Config::new("/s", "/n.json", 1));
         assert_eq!(config.status_path(), Path::new("/s/status.sock"));
         assert_eq!(config.confirm_patience(), EngineConfig::CONFIRM_PATIENCE);
+        // And two, for a machine that is nobody's yet.
+        assert_eq!(read(&LEAST.replace("farm = 1\n", "")).unwrap().farm, 0);
     }
 
     #[test]
@@ -217,8 +217,6 @@ mod tests {
         assert!(refusal("farm = 1").contains("missing field `state`"));
         let text = refusal(&LEAST.replace("\"/s\"", "\"s\""));
         assert_eq!(text, "state = s: a path begins with /");
-        let text = refusal(&LEAST.replace("farm = 1", "farm = 0"));
-        assert_eq!(text, "farm = 0: no farm has the number 0");
         let place = "[place]\ncountry_name = \"Mars\"\nlatitude = 151.0\nlongitude = 3.72\n";
         let text = refusal(&format!("{LEAST}{place}"));
         assert_eq!(text, "place = Mars: latitude 151 is not between -90 and 90");

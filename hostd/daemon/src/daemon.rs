@@ -7,6 +7,9 @@
 //!            └<────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! A machine that belongs to no farm is no node, and says so: it registers nowhere and takes no deployments
+//! (`reference: zero-os 4.1`), until it is started with a farm. What runs on it from before goes on.
+//!
 //! A node that can't start, because it was never registered and there is no chain, tries again. One whose
 //! network changes is started anew over the same deployments: a step that is under way is
 //! waited for, and what runs on the host does not notice.
@@ -38,6 +41,9 @@ use crate::status;
 const RETRY_MIN: Duration = Duration::from_secs(2);
 /// Longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(120);
+/// Why a machine without a farm is no node.
+const NO_FARM: &str =
+    "it belongs to no farm, and runs nothing: `farm` of its configuration is missing";
 /// How often what is remembered is made durable.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 /// How long steps that are under way are waited for at the end.
@@ -141,6 +147,12 @@ async fn flush(state: Arc<Remembering>) {
 
 /// Keeps a node running until the end.
 async fn run(shared: Arc<Shared>, mut end: watch::Receiver<bool>) {
+    if shared.config.farm == 0 {
+        error!("{NO_FARM}");
+        shared.problem.send_replace(NO_FARM.to_owned());
+        let _ = end.wait_for(|is_so| *is_so).await;
+        return;
+    }
     let mut networks = shared.networks.watch();
     let mut pause = RETRY_MIN;
     loop {

@@ -97,7 +97,7 @@ fn described(status: &Value) -> String {
     lines.push(format!("relays   {} connected", text(&node["relay_count"])));
     for (duty, progress) in node["duties"].as_object().into_iter().flatten() {
         let state = match progress["error"].as_str() {
-            Some(error) => format!("failed: {error}"),
+            Some(error) => format!("fails since {}: {error}", text(&progress["failing_since"])),
             None => format!("done at {}", text(&progress["done_at"])),
         };
         lines.push(format!("{duty:<13}{state}"));
@@ -130,7 +130,8 @@ mod tests {
             "node": {
                 "node_id": 3, "twin_id": 4, "block": 77, "relay_count": 1,
                 "duties": {"uptime": {"done_at": 5, "error": null},
-                           "events": {"done_at": null, "error": "nobody listens"}},
+                           "events": {"done_at": null, "error": "nobody listens",
+                                      "failing_since": 6}},
                 "deployments": [{"twin_id": 9, "contract_id": 8, "contract": "paid", "workloads":
                     [{"type": "zdb", "name": "db", "state": "ok", "message": ""}]}],
             },
@@ -143,7 +144,7 @@ mod tests {
                 "node     3, twin 4",
                 "block    77",
                 "relays   1 connected",
-                "events       failed: nobody listens",
+                "events       fails since 6: nobody listens",
                 "uptime       done at 5",
                 "1 deployments",
                 "contract 8 of twin 9: paid",

@@ -324,3 +324,33 @@ async fn a_running_node_moves_to_other_relays_and_endpoints() {
     assert_eq!(known.resources.mru, 17 << 30);
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_a_farm_is_there_and_is_no_node() {
+    let bench = Bench::new();
+    let grid = bench.grid();
+    let config = bench.config(&grid.network_path(), 0);
+    let machine: Arc<Machine> = Arc::default();
+    let daemon = Daemon::start(config.clone(), Arc::clone(&machine) as Arc<dyn Host>);
+    let daemon = daemon.await.unwrap();
+    let no_farm = "it belongs to no farm, and runs nothing";
+    until("it says why it is no node", async || {
+        status(&config).await["problem"].as_str().unwrap().starts_with(no_farm)
+    })
+    .await;
+    // It goes on saying so, and nobody on the chain has heard of it.
+    sleep(Duration::from_secs(3)).await;
+    let told = status(&config).await;
+    assert!(told["problem"].as_str().unwrap().starts_with(no_farm), "{told}");
+    assert!(told["node"].is_null() && daemon.node().borrow().is_none());
+    let account = told["account"].as_str().unwrap();
+    let account = hostd_rmb::identity::AccountId::from_ss58(account).unwrap();
+    assert!(grid.chain().account(*account.as_bytes()).await.unwrap().is_none());
+    daemon.stop().await;
+
+    // It is given one.
+    let config = Config { farm: grid.farm().await, ..config };
+    let daemon = Daemon::start(config.clone(), machine as Arc<dyn Host>).await.unwrap();
+    node(&daemon).await;
+    daemon.stop().await;
+}

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use hostd_exec::image::{Image, ImageBoot, ImageConfig, ImageError, Images};
+use hostd_exec::image::{Image, ImageBoot, ImageConfig, ImageError, ImageTimes, Images};
 use hostd_exec::storage::{
     Kind, PoolConfig, PoolKind, Space, Storage, StorageError, parse, write_once,
 };
@@ -80,6 +80,7 @@ impl Node {
             size_max: 1 << 30,
             cache_size_max: 4 << 30,
             routes: vec!["local".to_owned()],
+            times: ImageTimes::default(),
         };
         let images = Images::open(config, &self.supervisor)?;
         // Where it is asked is there a moment after it was started.
@@ -108,6 +109,7 @@ impl Node {
             runtime: self.folder.join("run"),
             vmm: self.programs.join("vmm"),
             disk_boot: Some(self.programs.join("disk-boot")),
+            start_time_max: VmConfig::START_TIME_MAX,
             kernel: PathBuf::new(),
             initramfs: PathBuf::new(),
             cache,

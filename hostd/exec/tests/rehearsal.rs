@@ -61,6 +61,7 @@ fn config(folder: &Path, script: &str) -> VmConfig {
         initramfs: path("initramfs"),
         cache: path("cache"),
         disk_boot: None,
+        start_time_max: VmConfig::START_TIME_MAX,
     }
 }
 

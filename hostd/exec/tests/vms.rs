@@ -12,23 +12,30 @@ use hostd_exec::storage::parse;
 use hostd_exec::vm::cidata::CiData;
 use hostd_exec::vm::record::Record;
 use hostd_exec::vm::spec::{Boot, Order};
-use hostd_exec::vm::{VmConfig, Vms, name};
+use hostd_exec::vm::{VmConfig, VmError, Vms, name};
 use hostd_grid::derived::WorkloadId;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a VMM may take until it answers: a program in Perl needs a moment on a busy machine.
+const START_TIME_MAX: Duration = Duration::from_secs(15);
+
 /// A VMM whose guest obeys its power button, unless there is a file `deaf` beside it; and which says very much
-/// if there is a file `loud`.
+/// if there is a file `loud`. For the machine of which the name is in `broken`, it fails; of that in `mute`, it
+/// takes questions and answers none.
 const VMM: &str = r#"#!/usr/bin/perl
 use strict; use IO::Socket::UNIX; use JSON::PP; use File::Basename;
 my $here = dirname($0);
 open(my $file, '<', $ARGV[2]) or die; local $/; my $spec = decode_json(<$file>); $/ = "\n";
 my $path = $spec->{api_socket}; unlink $path;
+sub is_it { open(my $file, '<', "$here/$_[0]") or return 0; my $name = <$file>; return index($path, $name) >= 0 }
+if (is_it('broken')) { print "kernel: not a kernel\n"; exit 1; }
 my $listener = IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => $path, Listen => 8) or die "$!";
 $| = 1; print "hello from the guest\n";
 if (-e "$here/loud") { print(("x" x 999) . "\n") for 1 .. 24_000; sleep 3; print "loud no more\n"; }
 my $state = 'running';
+if (is_it('mute')) { my @kept; while (my $client = $listener->accept) { push @kept, $client; } }
 while (my $client = $listener->accept) {
     my $line = <$client>; while (my $header = <$client>) { last if $header =~ /^\r?\n$/ }
     my ($method, $target) = split / /, $line;
@@ -71,6 +78,7 @@ impl Node {
             initramfs: at("initramfs"),
             cache: at("cached.sock"),
             disk_boot: None,
+            start_time_max: START_TIME_MAX,
         };
         let vms = Vms::open(config, supervisor.clone()).unwrap();
         Some(Self { folder, process, supervisor, vms })
@@ -83,6 +91,11 @@ impl Node {
     /// A machine that runs.
     fn machine(&self) -> WorkloadId {
         let id = parse("7-9-vm").unwrap();
+        self.try_machine(&id).unwrap();
+        id
+    }
+
+    fn try_machine(&self, id: &WorkloadId) -> Result<(), VmError> {
         let record = Record {
             image: "ab".repeat(32),
             url: "https://hub/x.flist".into(),
@@ -90,7 +103,7 @@ impl Node {
             is_stopped: false,
             is_paused: false,
         };
-        self.vms.records().write(&id, &record).unwrap();
+        self.vms.records().write(id, &record).unwrap();
         let order = Order {
             cpus: 1,
             memory: 256 << 20,
@@ -100,8 +113,14 @@ impl Node {
             cards: Vec::new(),
             namespace: None,
         };
-        self.vms.start(&id, &order, &CiData::default()).unwrap();
-        id
+        self.vms.start(id, &order, &CiData::default())
+    }
+
+    /// The machine of that name has a VMM that is so.
+    fn spoil(&self, id: &WorkloadId, how: &str) {
+        let folder = self.vms.runtime(id).unwrap();
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        std::fs::write(self.path(how), name).unwrap();
     }
 
     fn pid(&self, id: &WorkloadId) -> Option<u32> {
@@ -215,4 +234,31 @@ fn a_guest_that_floods_its_console_fills_no_disk_and_waits_for_nobody() {
     });
     let size = size();
     assert!((1 << 20..9 << 20).contains(&size), "{size} bytes of log");
+}
+
+#[test]
+fn a_machine_that_never_runs_fails_in_words_and_in_time_beside_others() {
+    let Some(node) = Node::start() else { return };
+    let (broken, mute) = (parse("7-9-broken").unwrap(), parse("7-9-mute").unwrap());
+    node.spoil(&broken, "broken");
+    node.spoil(&mute, "mute");
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| node.try_machine(&mute));
+        let error = node.try_machine(&broken).unwrap_err().to_string();
+        assert!(error.starts_with("the machine did not start: its VMM "), "{error}");
+        assert!(error.ends_with(": kernel: not a kernel"), "{error}");
+        // Nor does it keep others from being started, looked at and ended.
+        let other = node.machine();
+        assert!(node.vms.inventory().unwrap().contains(&other));
+        node.vms.stop(&other).unwrap();
+        assert!(!waiting.is_finished(), "{:?}", begin.elapsed());
+        let error = waiting.join().unwrap().unwrap_err().to_string();
+        assert_eq!(error, "the machine did not start: its VMM did not answer within 15 s");
+    });
+    let elapsed = begin.elapsed();
+    assert!(elapsed >= START_TIME_MAX && elapsed < START_TIME_MAX * 2, "{elapsed:?}");
+    // Nothing runs, and nothing will.
+    assert!(node.supervisor.list().unwrap().is_empty());
+    assert_eq!(node.vms.inventory().unwrap(), []);
 }

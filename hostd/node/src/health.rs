@@ -27,6 +27,10 @@ pub enum Duty {
     Traffic,
     /// The chain knows whether the node runs.
     Power,
+    /// The chain answers.
+    Chain,
+    /// Messages reach the node: it is connected to a relay.
+    Relay,
     /// The clock is that of the chain.
     Clock,
     /// The node's own disk takes what it has to.
@@ -37,13 +41,15 @@ pub enum Duty {
 
 impl Duty {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Registration,
         Self::Uptime,
         Self::Events,
         Self::Comparison,
         Self::Traffic,
         Self::Power,
+        Self::Chain,
+        Self::Relay,
         Self::Clock,
         Self::Health,
         Self::Rehearsal,
@@ -58,6 +64,8 @@ impl Duty {
             Self::Comparison => "comparison",
             Self::Traffic => "traffic",
             Self::Power => "power",
+            Self::Chain => "chain",
+            Self::Relay => "relay",
             Self::Clock => "clock",
             Self::Health => "health",
             Self::Rehearsal => "rehearsal",
@@ -72,6 +80,9 @@ pub struct Progress {
     pub done_at: Option<i64>,
     /// Why the last try failed; none if it did not.
     pub error: Option<String>,
+    /// When the first of the tries that failed since then did, in seconds since 1970; none if the last did
+    /// not.
+    pub failing_since: Option<i64>,
     /// How often it failed.
     pub failure_count: u64,
 }
@@ -91,9 +102,11 @@ impl Health {
             Ok(()) => {
                 progress.done_at = Some(now());
                 progress.error = None;
+                progress.failing_since = None;
             }
             Err(error) => {
                 progress.error = Some(error.to_string());
+                progress.failing_since.get_or_insert_with(now);
                 progress.failure_count += 1;
             }
         }
@@ -107,10 +120,13 @@ impl Health {
     /// The same as parts of the node.
     pub(crate) fn modules(&self) -> BTreeMap<String, Module> {
         let described = |(duty, progress): (Duty, Progress)| {
-            let status = match progress.done_at {
+            let mut status = match progress.done_at {
                 Some(at) => format!("done at {at}"),
                 None => "not done yet".to_owned(),
             };
+            if let Some(since) = progress.failing_since {
+                status.push_str(&format!(", failing since {since}"));
+            }
             (duty.name().to_owned(), Module { status, error: progress.error.unwrap_or_default() })
         };
         self.progress().into_iter().map(described).collect()
@@ -129,11 +145,16 @@ mod tests {
     fn what_is_done_clears_what_failed() {
         let health = Health::default();
         health.note(Duty::Uptime, &Err("nobody listens"));
+        let since = health.progress()[&Duty::Uptime].failing_since.unwrap();
+        health.note(Duty::Uptime, &Err("nobody listens"));
+        assert_eq!(health.progress()[&Duty::Uptime].failing_since, Some(since));
         let module = health.modules().remove("uptime").unwrap();
-        assert_eq!((&*module.status, &*module.error), ("not done yet", "nobody listens"));
+        assert_eq!(module.status, format!("not done yet, failing since {since}"));
+        assert_eq!(module.error, "nobody listens");
         health.note(Duty::Uptime, &Ok::<(), String>(()));
         let progress = &health.progress()[&Duty::Uptime];
-        assert_eq!((progress.error.as_ref(), progress.failure_count), (None, 1));
+        assert_eq!((progress.error.as_ref(), progress.failure_count), (None, 2));
+        assert_eq!(progress.failing_since, None);
         assert!(progress.done_at.is_some());
         assert_eq!(health.progress().len(), 1);
     }

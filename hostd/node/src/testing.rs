@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use hostd_grid::capacity::Capacity;
@@ -21,6 +22,12 @@ use crate::host::{
     About, Console, Doing, Host, HostError, MachineAction, Pool, Resources, Task, UpdateError,
 };
 use crate::ledger::{Contract, ContractState, Ledger, LedgerError, Reply, Subject};
+
+/// By how much the clock of a test that has stopped its time is ahead of the machine's.
+pub(crate) fn ahead() -> Duration {
+    let simulated = tokio::time::Instant::now().into_std();
+    simulated.saturating_duration_since(std::time::Instant::now())
+}
 
 /// The node of all tests.
 pub(crate) const NODE: u32 = 11;
@@ -120,6 +127,8 @@ pub(crate) struct TestLedger {
     pub(crate) strangers: Mutex<BTreeSet<TwinId>>,
     /// Questions about single contracts.
     asked: AtomicUsize,
+    /// Everything that it was asked or told, heard or not.
+    tried: AtomicUsize,
 }
 
 impl TestLedger {
@@ -137,11 +146,17 @@ impl TestLedger {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// How often somebody turned to it.
+    pub(crate) fn tried_count(&self) -> usize {
+        self.tried.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn set_gone(&self, is_gone: bool) {
         *self.is_gone.lock().unwrap() = is_gone;
     }
 
     fn answer<'a, T: Send + 'a>(&self, value: impl FnOnce() -> T) -> Reply<'a, T> {
+        self.tried.fetch_add(1, Ordering::Relaxed);
         let answer = match *self.is_gone.lock().unwrap() {
             true => Err(LedgerError::Unreachable("nobody listens".into())),
             false => Ok(value()),
@@ -219,7 +234,7 @@ impl Host for TestHost {
         Box::pin(async move {
             self.note("provision", &id)?;
             while self.slow.lock().unwrap().contains(id.name.as_str()) {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             self.there.lock().unwrap().insert(id.clone());
             Ok(RawJson::of(&json!({"id": id.to_string()})).unwrap())

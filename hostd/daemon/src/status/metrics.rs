@@ -79,6 +79,13 @@ fn about_duties(text: &mut Text, node: &NodeStatus) {
         let is_failing = u8::from(progress.error.is_some());
         text.value("hostd_duty_failing", &[("duty", duty.name())], is_failing);
     }
+    let since = "hostd_duty_failing_since_timestamp_seconds";
+    text.about(since, "gauge", "When a duty that fails began to.");
+    for (duty, progress) in &node.duties {
+        if let Some(at) = progress.failing_since {
+            text.value(since, &[("duty", duty.name())], at);
+        }
+    }
     text.about("hostd_duty_failures_total", "counter", "How often a duty failed.");
     for (duty, progress) in &node.duties {
         let count = progress.failure_count;
@@ -144,8 +151,9 @@ mod tests {
         let used = Capacity { cru: 3, ..Capacity::default() };
         let users = Users { deployments: 2, workloads: 3, last_deployment_timestamp: 7 };
         let system = Capacity::default();
-        let done = Progress { done_at: Some(1700), error: None, failure_count: 0 };
-        let failed = Progress { done_at: None, error: Some("gone".into()), failure_count: 4 };
+        let done = Progress { done_at: Some(1700), ..Progress::default() };
+        let (error, failing_since) = (Some("gone".into()), Some(1600));
+        let failed = Progress { error, failing_since, failure_count: 4, ..Progress::default() };
         let node = NodeStatus {
             node_id: 11,
             twin_id: 7,
@@ -180,6 +188,7 @@ mod tests {
             "hostd_duty_done_timestamp_seconds{duty=\"uptime\"} 1700",
             "hostd_duty_failing{duty=\"uptime\"} 0",
             "hostd_duty_failing{duty=\"events\"} 1",
+            "hostd_duty_failing_since_timestamp_seconds{duty=\"events\"} 1600",
             "hostd_duty_failures_total{duty=\"events\"} 4",
             "hostd_deployments{contract=\"paid\"} 1",
             "hostd_deployments{contract=\"not paid\"} 1",

@@ -103,11 +103,14 @@ impl Status {
     fn problems(&self) -> Vec<String> {
         let Some(node) = &self.node else { return vec![format!("no node: {}", self.problem)] };
         let failed = node.duties.iter().filter_map(|(duty, progress)| {
-            Some(format!("{}: {}", duty.name(), progress.error.as_ref()?))
+            let (error, since) = (progress.error.as_ref()?, progress.failing_since?);
+            Some(format!("{}: {error} (since {since})", duty.name()))
         });
         let mut problems: Vec<_> = failed.collect();
-        if node.relay_count == 0 {
-            problems.push("relay: not connected to any".to_owned());
+        // It was not missed yet, or has just gone.
+        let is_told = node.duties.get(&Duty::Relay).is_some_and(|relay| relay.error.is_some());
+        if node.relay_count == 0 && !is_told {
+            problems.push("relay: not connected to any relay".to_owned());
         }
         problems
     }

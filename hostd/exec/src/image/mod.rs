@@ -23,30 +23,25 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use supervise::client::ClientError;
 use supervise::{Client, Log, Policy, Program};
 
+use crate::locks::Locks;
 use store::Known;
 
-/// Longest time for fetching an image's file.
-const FETCH_TIME_MAX: Duration = Duration::from_secs(120);
-/// The same, and bytes of its file, when somebody only wants to know whether it can be had.
+/// How long it may take, and bytes of its file, when somebody only wants to know whether an image can be had.
 const EXAMINE_TIME_MAX: Duration = Duration::from_secs(30);
 const EXAMINE_SIZE_MAX: u64 = 64 << 20;
-/// Longest time for finding out how it boots, which may fetch a kernel block by block.
-const BOOT_TIME_MAX: Duration = Duration::from_secs(180);
 /// Longest time for writing a whole disk, which fetches all of it.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// The service that serves blocks, as the supervisor calls it.
 const CACHED: &str = "flist-cached";
 /// Bytes of its log, of which one older file is kept.
 const LOG_SIZE_MAX: u64 = 1 << 20;
-/// Locks, so that an address is asked once at a time. More than there are processors to use them.
-const LOCK_COUNT: usize = 64;
 /// Bytes of the files of images that no machine uses.
 const UNUSED_SIZE_MAX: u64 = 2 << 30;
 /// What the cache leaves free on its file system.
@@ -71,6 +66,26 @@ pub struct ImageConfig {
     pub cache_size_max: u64,
     /// What may be connected to beyond addresses that anybody could reach, as `flist cached` takes it.
     pub routes: Vec<String>,
+    /// How long its programs may take.
+    pub times: ImageTimes,
+}
+
+/// How long a store of images may keep a machine waiting. What takes longer has failed.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageTimes {
+    /// For fetching an image's file.
+    pub fetch: Duration,
+    /// For finding out how it boots, which may fetch a kernel block by block.
+    pub boot: Duration,
+    /// What a program that bounds itself may take beyond its bound.
+    pub grace: Duration,
+}
+
+impl Default for ImageTimes {
+    fn default() -> Self {
+        let (fetch, boot) = (Duration::from_secs(120), Duration::from_secs(180));
+        Self { fetch, boot, grace: Duration::from_secs(10) }
+    }
 }
 
 /// An image that is there.
@@ -158,7 +173,8 @@ enum Boot {
 #[derive(Debug)]
 pub struct Images {
     config: ImageConfig,
-    locks: [Mutex<()>; LOCK_COUNT],
+    /// Addresses that are asked, and hashes that are looked at: each by one at a time.
+    locks: Locks,
     /// Held by whoever only wants to know whether an image can be had.
     examining: Mutex<()>,
 }
@@ -176,11 +192,7 @@ impl Images {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         store::clean(&config.folder)?;
-        let images = Self {
-            config,
-            locks: std::array::from_fn(|_| Mutex::new(())),
-            examining: Mutex::new(()),
-        };
+        let images = Self { config, locks: Locks::default(), examining: Mutex::new(()) };
         match supervisor.start(&images.cached(), &[]) {
             // Another version of it: machines find the new one again by themselves.
             Err(error) if error.is_conflict() => {
@@ -197,8 +209,8 @@ impl Images {
     /// # Errors
     /// [`ImageError`].
     pub fn fetch(&self, url: &str) -> Result<Image, ImageError> {
-        let hash = self.fetch_within(url, self.config.size_max, FETCH_TIME_MAX)?;
-        let _lock = self.lock(&hash);
+        let hash = self.fetch_within(url, self.config.size_max, self.config.times.fetch)?;
+        let _lock = self.locks.hold(hash.as_str());
         let path = self.path(&hash);
         self.with_boot(hash).map_err(|error| error.of(url, &path))
     }
@@ -221,7 +233,7 @@ impl Images {
         size_max: u64,
         time_max: Duration,
     ) -> Result<String, ImageError> {
-        let _lock = self.lock(url);
+        let _lock = self.locks.hold(url);
         let known = store::known(&self.config.folder, url);
         let known = known.filter(|known| self.path(&known.hash).is_file());
         let arguments = self.fetch_arguments(url, known.as_ref(), size_max, time_max);
@@ -230,7 +242,7 @@ impl Images {
             (Fetched::Unchanged, Some(known)) => Ok(known.hash),
             (Fetched::Unchanged, None) => Err(nonsense()),
             (Fetched::Fetched { hash, md5 }, _) => {
-                if !store::is_hash(&hash) {
+                if !store::is_hash(&hash) || !self.path(&hash).is_file() {
                     return Err(nonsense());
                 }
                 let known = Known { url: url.to_owned(), md5, hash: hash.clone() };
@@ -248,7 +260,7 @@ impl Images {
         if !store::is_hash(hash) || !self.path(hash).is_file() {
             return Err(ImageError::Gone);
         }
-        let _lock = self.lock(hash);
+        let _lock = self.locks.hold(hash);
         self.with_boot(hash.to_owned())
     }
 
@@ -286,7 +298,8 @@ impl Images {
             Some(boot) => boot,
             None => {
                 DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-                let boot: Boot = parse(&self.run(&self.boot_arguments(&hash), BOOT_TIME_MAX)?)?;
+                let printed = self.run(&self.boot_arguments(&hash), self.config.times.boot)?;
+                let boot: Boot = parse(&printed)?;
                 let text = serde_json::to_vec(&boot).map_err(io::Error::from)?;
                 crate::vm::record::write_whole(&kept, &text)?;
                 boot
@@ -331,13 +344,15 @@ impl Images {
         arguments.push(self.config.socket.clone().into());
         arguments.push("--into".into());
         arguments.push(self.config.folder.join(format!("{hash}.boot")).into());
-        arguments.extend(["--time-max".into(), BOOT_TIME_MAX.as_secs().to_string().into()]);
+        arguments
+            .extend(["--time-max".into(), self.config.times.boot.as_secs().to_string().into()]);
         arguments.push(self.path(hash).into());
         arguments
     }
 
     fn run(&self, arguments: &[OsString], limit: Duration) -> Result<Vec<u8>, ImageError> {
-        child::run(&self.config.flist, arguments, limit).map_err(ImageError::Flist)
+        let grace = self.config.times.grace;
+        child::run(&self.config.flist, arguments, (limit, grace)).map_err(ImageError::Flist)
     }
 
     fn cached(&self) -> Program {
@@ -357,12 +372,6 @@ impl Images {
 
     fn path(&self, hash: &str) -> PathBuf {
         self.config.folder.join(hash)
-    }
-
-    fn lock(&self, text: &str) -> std::sync::MutexGuard<'_, ()> {
-        let sum = text.bytes().fold(0_usize, |sum, byte| (sum * 31 + usize::from(byte)) % 65_521);
-        // A lock protects no data that a panic could spoil.
-        self.locks[sum % LOCK_COUNT].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -22,8 +22,9 @@ fn images(folder: &Path, script: &str) -> Images {
         size_max: 1 << 20,
         cache_size_max: 1 << 20,
         routes: vec!["10.0.0.0/8".into()],
+        times: ImageTimes::default(),
     };
-    Images { config, locks: std::array::from_fn(|_| Mutex::new(())), examining: Mutex::new(()) }
+    Images { config, locks: Locks::default(), examining: Mutex::new(()) }
 }
 
 const HASH: &str = "1111111111111111111111111111111111111111111111111111111111111111";
@@ -92,7 +93,10 @@ fn what_goes_wrong_reaches_the_user_in_words() {
     let refused = "echo 'flist: https://hub/x: the hub has no such image' >&2; exit 3";
     let error = images(folder.path(), refused).fetch("https://hub/x").unwrap_err().to_string();
     assert_eq!(error, "image: https://hub/x: the hub has no such image");
-    for nonsense in ["true", "echo '{\"result\":\"unchanged\"}'", "echo x", &script("echo '{}'")] {
+    let unkept = format!(r#"echo '{{"result":"fetched","hash":"{HASH}","md5":"{MD5}"}}'"#);
+    for nonsense in
+        [&*unkept, "true", "echo '{\"result\":\"unchanged\"}'", "echo x", &script("echo '{}'")]
+    {
         let error = images(folder.path(), nonsense).fetch("https://hub/x").unwrap_err().to_string();
         assert!(error.contains("makes no sense"), "{nonsense}: {error}");
     }
@@ -119,4 +123,47 @@ fn who_only_asks_gets_less_and_one_answer_at_a_time() {
     assert!(!asked.contains("boot"), "{asked}");
     let _other = images.examining.lock().unwrap();
     assert!(matches!(images.examine("https://hub/u/x.fl"), Err(ImageError::Busy)));
+}
+
+#[test]
+fn who_does_not_answer_is_given_up_in_time_and_holds_up_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    // One address hangs, and leaves a process behind that holds what it would have said it on; one trickles;
+    // the third is as it should be.
+    let hanging = r#"
+        case "$*" in
+        *hang*) sleep 1000 & echo $! > "$(dirname "$0")/left"; sleep 1000;;
+        *trickle*) while :; do echo x; sleep 0.01; done;;
+        esac"#;
+    let mut images =
+        images(folder.path(), &format!("{hanging}\n{}", script(r#"echo '{"kind":"container"}'"#)));
+    let (second, grace) = (Duration::from_secs(1), Duration::from_millis(300));
+    images.config.times = ImageTimes { fetch: second, boot: second, grace };
+    let (begin, images) = (std::time::Instant::now(), &images);
+    std::thread::scope(|scope| {
+        let slow: Vec<_> = ["hang", "trickle", "hang"]
+            .into_iter()
+            .map(|name| scope.spawn(move || images.fetch(&format!("https://hub/{name}"))))
+            .collect();
+        // The image of somebody else comes meanwhile.
+        let good = images.fetch("https://hub/u/x.fl").unwrap();
+        assert_eq!(good.boot, ImageBoot::Container);
+        assert!(slow.iter().all(|slow| !slow.is_finished()), "{:?}", begin.elapsed());
+        for slow in slow {
+            let error = slow.join().unwrap().unwrap_err().to_string();
+            assert_eq!(error, "image: not done within 1 s");
+        }
+    });
+    // Twice the same address is asked one after the other.
+    assert!(begin.elapsed() >= (second + grace) * 2);
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    let left: i32 = fs::read_to_string(folder.path().join("left")).unwrap().trim().parse().unwrap();
+    let left = rustix::process::Pid::from_raw(left).unwrap();
+    // It ends with its parent; whoever takes in orphans may not have come to it yet.
+    let stat = || fs::read_to_string(format!("/proc/{}/stat", left.as_raw_nonzero())).ok();
+    let is_gone = || stat().is_none_or(|stat| stat.contains(") Z "));
+    while !is_gone() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", stat());
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

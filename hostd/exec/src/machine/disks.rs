@@ -240,5 +240,8 @@ mod tests {
         let memory = disks(Some(NodeFolder::Memory));
         assert_eq!(error(&memory, folder.path()), IN_MEMORY);
         assert_eq!((memory.reserved(7), disks(None).reserved(7)), (0, 7));
+        // It is no node, in the words of existing ones.
+        assert!(memory.unfit().unwrap().starts_with("no disks"));
+        assert_eq!(disks(None).unfit(), None);
     }
 }

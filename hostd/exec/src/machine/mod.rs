@@ -35,7 +35,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hostd_grid::address::Cidr;
@@ -52,7 +52,8 @@ use tracing::warn;
 
 use crate::facts::Facts;
 use crate::guestio::{GuestIo, GuestIoConfig};
-use crate::image::{ImageConfig, ImageError, Images};
+use crate::image::{ImageConfig, ImageError, ImageTimes, Images};
+use crate::locks::{Held, Locks};
 use crate::network::{NODE_ADDRESS, NetworkConfig, NetworkError, Networks};
 use crate::storage::{PoolKind, Storage, StorageError};
 use crate::vm::rehearsal::rehearse;
@@ -81,8 +82,6 @@ const EXTRA_FEATURES: &[&str] = &["mycelium"];
 const ZDB_PORTS: &str = "zdb-ports.json";
 /// How long a machine that nobody reserved may take.
 const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(30);
-/// Locks for workloads. More than there are steps at a time.
-const LOCK_COUNT: usize = 256;
 
 /// This machine, as a host of workloads.
 pub struct Machine {
@@ -100,7 +99,8 @@ struct Inner {
     zdbs: Zdbs,
     vms: Vms,
     guestio: GuestIo,
-    locks: [Mutex<()>; LOCK_COUNT],
+    /// Workloads that are worked on.
+    locks: Locks,
 }
 
 /// Why this is no machine for workloads.
@@ -167,7 +167,7 @@ impl Machine {
         let logs = config.state.join("zlogs");
         let told = GuestIoConfig { program: config.programs.guestio.clone(), logs: logs.clone() };
         let guestio = GuestIo::open(told, supervisor.clone()).map_err(at(logs))?;
-        let locks = std::array::from_fn(|_| Mutex::new(()));
+        let locks = Locks::default();
         let inner = Inner {
             config,
             supervisor,
@@ -254,6 +254,7 @@ impl Config {
             size_max: self.images.size_max,
             cache_size_max: self.images.cache_size_max,
             routes: self.images.allow_routes.clone(),
+            times: ImageTimes::default(),
         }
     }
 
@@ -325,6 +326,7 @@ impl Config {
             kernel: self.guest.kernel.clone(),
             initramfs: self.guest.initramfs.clone(),
             cache: cache.to_owned(),
+            start_time_max: VmConfig::START_TIME_MAX,
         }
     }
 }
@@ -372,7 +374,7 @@ impl Inner {
         ids.extend(self.guestio.logs().map_err(host)?);
         ids.extend(self.networks.inventory().map_err(host)?);
         ids.extend(self.storage.inventory().map_err(host)?);
-        ids.extend(self.zdbs.inventory().map_err(host)?);
+        ids.extend(self.zdbs.inventory());
         Ok(ids)
     }
 
@@ -396,11 +398,8 @@ impl Inner {
         }
     }
 
-    fn lock(&self, id: &WorkloadId) -> MutexGuard<'_, ()> {
-        let text = id.to_string();
-        let sum = text.bytes().fold(0_usize, |sum, byte| (sum * 31 + usize::from(byte)) % 65_521);
-        // A lock protects no data that a panic could spoil.
-        self.locks[sum % LOCK_COUNT].lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, id: &WorkloadId) -> Held<'_> {
+        self.locks.hold(id.to_string())
     }
 }
 

@@ -91,6 +91,35 @@ mod tests {
         assert!(matches!(&problems[..], [text] if text.starts_with("/proc/absent: ")));
     }
 
+    /// Memory as a file system, until it is dropped.
+    struct Mounted<'a>(&'a Path);
+
+    impl Drop for Mounted<'_> {
+        fn drop(&mut self) {
+            let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+
+    #[test]
+    fn a_disk_that_turned_read_only_is_ill_until_it_is_mended() {
+        use rustix::mount::{MountFlags, mount, mount_remount};
+
+        let folder = tempfile::tempdir().unwrap();
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        if let Err(error) = mount("tmpfs", folder.path(), "tmpfs", flags, c"size=1m") {
+            eprintln!("skipped: nothing can be mounted: {error}");
+            return;
+        }
+        let mounted = Mounted(folder.path());
+        assert_eq!(check(folder.path()), [""; 0]);
+        mount_remount(folder.path(), flags | MountFlags::RDONLY, "").unwrap();
+        let problems = check(folder.path());
+        assert!(matches!(&problems[..], [text] if text.contains("Read-only")), "{problems:?}");
+        mount_remount(folder.path(), flags, "").unwrap();
+        assert_eq!(check(folder.path()), [""; 0]);
+        drop(mounted);
+    }
+
     #[test]
     fn what_switches_a_machine_off_is_run_and_its_failure_is_said() {
         assert!(power_off(None).is_err());

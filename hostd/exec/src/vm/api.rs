@@ -1,12 +1,12 @@
 //! Asking a VMM: its HTTP interface over a unix socket, one request a connection.
 //!
 //! The process on the other side holds a guest and is believed little: an answer is bounded in time and
-//! size, and what is read of it is a state and a reason.
+//! size, however it comes in, and what is read of it is a state and a reason.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use vmm_spec::api::{ErrorBody, State};
@@ -14,7 +14,9 @@ use vmm_spec::api::{ErrorBody, State};
 /// How long a VMM may take for an answer. Pausing waits for the guest's disks.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer: a description has less than this.
-const ANSWER_SIZE_MAX: u64 = 1 << 20;
+const ANSWER_SIZE_MAX: usize = 1 << 20;
+/// Bytes that are read at a time.
+const PIECE_SIZE: usize = 4 << 10;
 /// Bytes of a reason that are passed on.
 const REASON_SIZE_MAX: usize = 512;
 
@@ -43,7 +45,12 @@ struct Info {
 /// # Errors
 /// [`ApiError`].
 pub fn state(socket: &Path) -> Result<State, ApiError> {
-    let info: Info = read(&request(socket, "GET", "/vm")?)?;
+    state_within(socket, ANSWER_TIMEOUT)
+}
+
+/// The same, from a VMM that may take so long for the answer.
+pub(super) fn state_within(socket: &Path, limit: Duration) -> Result<State, ApiError> {
+    let info: Info = read(&request(socket, "GET", "/vm", limit.min(ANSWER_TIMEOUT))?)?;
     Ok(info.state)
 }
 
@@ -52,29 +59,54 @@ pub fn state(socket: &Path) -> Result<State, ApiError> {
 /// # Errors
 /// [`ApiError`].
 pub fn put(socket: &Path, what: &str) -> Result<(), ApiError> {
-    request(socket, "PUT", &format!("/vm/{what}")).map(drop)
+    request(socket, "PUT", &format!("/vm/{what}"), ANSWER_TIMEOUT).map(drop)
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|_| ApiError::Nonsense)
 }
 
-fn request(socket: &Path, method: &str, path: &str) -> Result<Vec<u8>, ApiError> {
+fn request(socket: &Path, method: &str, path: &str, limit: Duration) -> Result<Vec<u8>, ApiError> {
+    let deadline = Instant::now() + limit;
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+    stream.set_write_timeout(Some(left(deadline)?))?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     );
     stream.write_all(head.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_SIZE_MAX).read_to_end(&mut answer)?;
+    let answer = answer(&mut stream, deadline)?;
     let (status, body) = parse(&answer).ok_or(ApiError::Nonsense)?;
     if (200..300).contains(&status) {
         return Ok(body.to_vec());
     }
     let reason: ErrorBody = read(body)?;
     Err(ApiError::Refused(reason.error.chars().take(REASON_SIZE_MAX).collect()))
+}
+
+/// All that comes until the connection ends.
+fn answer(stream: &mut UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
+    let (mut answer, mut piece) = (Vec::new(), [0; PIECE_SIZE]);
+    while answer.len() < ANSWER_SIZE_MAX {
+        stream.set_read_timeout(Some(left(deadline)?))?;
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => answer.extend(piece.get(..count).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
+}
+
+/// The time that is left, which is not nothing.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(late()) } else { Ok(left) }
+}
+
+fn late() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "not in time")
 }
 
 /// Status and body of an answer that ends with its connection.
@@ -124,6 +156,21 @@ mod tests {
         {
             assert!(matches!(with_answer(nonsense, state), Err(ApiError::Nonsense)), "{nonsense}");
         }
+        // One that trickles is not waited for longer than one that says nothing.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let trickling = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let begin = Instant::now();
+        let late = state_within(&path, Duration::from_millis(300)).unwrap_err().to_string();
+        assert_eq!(late, "the machine's VMM does not answer: not in time");
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        trickling.join().unwrap();
         let nobody = tempfile::tempdir().unwrap();
         assert!(matches!(state(&nobody.path().join("x")), Err(ApiError::Silent(_))));
     }

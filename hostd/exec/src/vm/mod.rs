@@ -55,11 +55,11 @@ use cidata::{CiData, CiDataError};
 use record::{Record, Records};
 use spec::{Boot, Files, Order};
 
-/// How long a VMM may take until it answers.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two looks at a VMM whose socket is there but does not answer yet: it is being made, or
 /// was left by one that is dead. That it appears, and the VMM's end, are told at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// How long a VMM is waited for when all machines are looked at, one after the other.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a guest may take to switch itself off when asked to.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// How long a VMM may take to end.
@@ -96,6 +96,13 @@ pub struct VmConfig {
     pub initramfs: PathBuf,
     /// The socket of the block cache.
     pub cache: PathBuf,
+    /// How long a VMM may take until it answers.
+    pub start_time_max: Duration,
+}
+
+impl VmConfig {
+    /// How long a VMM may take until it answers: it reserves all of its guest's memory before.
+    pub const START_TIME_MAX: Duration = Duration::from_secs(60);
 }
 
 /// Why something was not done with a machine. The text reaches its owner.
@@ -203,10 +210,12 @@ impl Vms {
             other => other?,
         };
         let socket = self.socket(id);
-        let deadline = Instant::now() + START_TIMEOUT;
+        let limit = self.config.start_time_max;
+        let deadline = Instant::now() + limit;
         let failure = loop {
             // One that is there but does not serve yet keeps who asks waiting until it does.
-            if let Ok(State::Running | State::Paused) = api::state(&socket) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Ok(State::Running | State::Paused) = api::state_within(&socket, left) {
                 return Ok(());
             }
             match end_of(&program.name, &mut watch)? {
@@ -222,7 +231,7 @@ impl Vms {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break VmError::Silent(START_TIMEOUT);
+                break VmError::Silent(limit);
             }
             match &arrivals {
                 Ok(arrivals) if !socket.exists() => arrivals.wait(watch.as_fd(), left),
@@ -356,7 +365,8 @@ impl Vms {
                 Ok(Some(Record { is_stopped: true, .. })) => true,
                 // Its VMM was started again, or whoever started it did not come to stopping it.
                 Ok(Some(Record { is_paused: true, .. })) if is_known => {
-                    !matches!(api::state(&self.socket(id)), Ok(State::Running))
+                    let state = api::state_within(&self.socket(id), LOOK_TIME_MAX);
+                    !matches!(state, Ok(State::Running))
                 }
                 _ => is_known,
             }

@@ -11,7 +11,8 @@
 //!
 //! So there is no moment in which a namespace is there without its password, and no half-made one.
 //!
-//! A server that can't be asked holds up nobody but its own users. What it has, its disk says: the names
+//! A server that can't be asked holds up nobody but its own users, and nothing else of the node: servers
+//! are started, and waited for, beside everything else. What it has, its disk says: the names
 //! of folders, if the disk is really there, which the folder of the server's own namespace shows. Of a disk
 //! that can't be read nobody knows what is on it, and nothing that may be there is made elsewhere. Who
 //! was in vain at a server a moment ago is not kept waiting for it again. What a disk has that is missing
@@ -25,7 +26,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hostd_grid::derived::WorkloadId;
@@ -131,15 +132,16 @@ const NO_PASSWORD: &str = "*";
 /// All servers.
 #[derive(Debug)]
 pub struct Zdbs {
-    /// One change at a time: to find room and to take it are one step.
-    servers: Mutex<Vec<Server>>,
-    /// What disks have. Locked after the servers.
+    servers: Vec<Arc<Server>>,
+    /// One change at a time: to find room and to take it are one step. Nobody waits for a server with it.
+    changing: Mutex<()>,
+    /// What disks have. Locked after `changing`.
     book: Mutex<Book>,
 }
 
 impl Zdbs {
-    /// Starts the servers that do not run yet, so that their users are served. One that does not start is
-    /// tried again when it is needed.
+    /// Has the servers started that do not run yet, so that their users are served, and waits for none of
+    /// them. One that does not start is tried again when it is needed.
     ///
     /// # Errors
     /// The folder for sockets can't be made, a pool's name can't be a program's, or the book can't be
@@ -148,20 +150,17 @@ impl Zdbs {
         let servers = config
             .servers
             .iter()
-            .map(|server| Server::new(config, server.clone(), supervisor.clone()))
+            .map(|server| Server::new(config, server.clone(), supervisor.clone()).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let mut book = Book::open(&config.book).map_err(ZdbError::Book)?;
         for server in &servers {
-            let names = server.admin().and_then(|mut admin| admin.names()).or_else(|error| {
-                tracing::error!(%error, "a zdb server does not start");
-                server.names_on_disk().ok_or(error)
-            });
-            if let Ok(names) = names {
+            if let Some(names) = server.names_on_disk() {
                 let ours = names.into_iter().filter(|name| parse(name).is_some());
                 book.set(server.pool(), ours.collect()).map_err(ZdbError::Book)?;
             }
         }
-        Ok(Self { servers: Mutex::new(servers), book: Mutex::new(book) })
+        servers.iter().for_each(Server::have_started);
+        Ok(Self { servers, changing: Mutex::default(), book: Mutex::new(book) })
     }
 
     /// Makes a namespace, or finds it made.
@@ -170,26 +169,9 @@ impl Zdbs {
     /// [`ZdbError`].
     pub fn provision(&self, id: &WorkloadId, zdb: &Zdb) -> Result<ZdbResult, ZdbError> {
         let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
-        let servers = self.lock();
-        if let Some((server, mut admin)) = find(&servers, &name)? {
-            let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
-            if info.size_max == 0 {
-                // Every namespace of ours has a quota; this one was never anybody's.
-                admin.remove(&name)?;
-                take(&mut admin, server, wanted.size)?;
-                admin.make(&name, &wanted)?;
-            } else if info.size_max < wanted.size {
-                take(&mut admin, server, wanted.size - info.size_max)?;
-                admin.resize(&name, wanted.size)?;
-            }
-            return Ok(server.result(&name));
-        }
-        self.must_be_absent(&servers, &name)?;
-        let (server, mut admin) = roomiest(&servers, wanted.size)?;
-        self.book().note(server.pool(), &name).map_err(ZdbError::Book)?;
-        admin.make(&name, &wanted)?;
-        tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
-        Ok(server.result(&name))
+        // Those that are about to answer may have the most room.
+        self.servers.iter().for_each(|server| server.wait());
+        self.change(|servers| self.make(servers, id, &name, &wanted))
     }
 
     /// Changes a namespace's size, password and publicity.
@@ -198,22 +180,23 @@ impl Zdbs {
     /// It would shrink or change its mode, the disk has no room: it is as before. See [`ZdbError`].
     pub fn update(&self, id: &WorkloadId, zdb: &Zdb) -> Result<ZdbResult, ZdbError> {
         let (name, wanted) = (file_name(id).ok_or(ZdbError::Name)?, check(zdb)?);
-        let servers = self.lock();
-        let Some((server, mut admin)) = find(&servers, &name)? else {
-            self.must_be_absent(&servers, &name)?;
-            return Err(ZdbError::Absent(id.clone()));
-        };
-        let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
-        if info.mode != wanted.mode {
-            return Err(ZdbError::OtherMode);
-        }
-        if wanted.size < info.size_max {
-            return Err(ZdbError::Shrinks);
-        }
-        take(&mut admin, server, wanted.size - info.size_max)?;
-        admin.open_to(&name, &wanted)?;
-        admin.resize(&name, wanted.size)?;
-        Ok(server.result(&name))
+        self.change(|servers| {
+            let Some((server, mut admin)) = find(servers, &name)? else {
+                self.must_be_absent(&name)?;
+                return Err(ZdbError::Absent(id.clone()));
+            };
+            let info = admin.info(&name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
+            if info.mode != wanted.mode {
+                return Err(ZdbError::OtherMode);
+            }
+            if wanted.size < info.size_max {
+                return Err(ZdbError::Shrinks);
+            }
+            take(&mut admin, server, wanted.size - info.size_max)?;
+            admin.open_to(&name, &wanted)?;
+            admin.resize(&name, wanted.size)?;
+            Ok(server.result(&name))
+        })
     }
 
     /// Lets nobody read or write, until [`Zdbs::thaw`]. It stays so over restarts.
@@ -239,48 +222,44 @@ impl Zdbs {
     /// A server that may have it can't be asked; to repeat it is safe.
     pub fn remove(&self, id: &WorkloadId) -> Result<(), ZdbError> {
         let name = file_name(id).ok_or(ZdbError::Name)?;
-        let servers = self.lock();
-        if let Some((server, mut admin)) = find(&servers, &name)? {
-            admin.remove(&name)?;
-            tracing::info!(%id, pool = server.pool(), "namespace removed");
-        }
-        self.book().forget(&name).map_err(ZdbError::Book)
+        self.change(|servers| {
+            if let Some((server, mut admin)) = find(servers, &name)? {
+                admin.remove(&name)?;
+                tracing::info!(%id, pool = server.pool(), "namespace removed");
+            }
+            self.book().forget(&name).map_err(ZdbError::Book)
+        })
     }
 
     /// Namespaces of all servers; of one that can't be asked, those that its disk has; and those of disks
-    /// that are missing, which are not to be made elsewhere.
-    ///
-    /// # Errors
-    /// A server can't be asked, and its disk can't be read.
-    pub fn inventory(&self) -> Result<Vec<WorkloadId>, ZdbError> {
-        let servers = self.lock();
+    /// that are missing. Those of a server of which neither says anything are not among them:
+    /// [`Zdbs::provision`] makes none of all these elsewhere.
+    pub fn inventory(&self) -> Vec<WorkloadId> {
         let mut ids = Vec::new();
-        for server in servers.iter() {
-            let names = match server.admin().and_then(|mut admin| admin.names()) {
-                Ok(names) => names,
-                Err(error) => server.names_on_disk().ok_or(error)?,
-            };
-            ids.extend(names.iter().filter_map(|name| parse(name)));
+        for server in &self.servers {
+            let names = server.admin().and_then(|mut admin| admin.names());
+            match names.or_else(|error| server.names_on_disk().ok_or(error)) {
+                Ok(names) => ids.extend(names.iter().filter_map(|name| parse(name))),
+                Err(error) => tracing::warn!(%error, "what its disk has is not known"),
+            }
         }
-        let book = self.book();
-        ids.extend(book.missing(is_among(&servers)).filter_map(|(name, _)| parse(name)));
-        Ok(ids)
+        ids.extend(self.book().missing(self.is_there()).filter_map(|(name, _)| parse(name)));
+        ids
     }
 
     /// Bytes that are promised of each pool, by its name; without the pools whose servers can't be asked.
     pub fn promised(&self) -> BTreeMap<String, u64> {
-        let servers = self.lock();
-        let promised = servers.iter().filter_map(|server| {
+        let promised = self.servers.iter().filter_map(|server| {
             let promised = server.admin().and_then(|mut admin| admin.promised());
             Some((server.pool().to_owned(), promised.ok()?))
         });
         promised.collect()
     }
 
-    /// What is wrong with servers, by their pools' names.
+    /// What is wrong with servers, by their pools' names. One that is just being started does not answer
+    /// either.
     pub fn check(&self) -> BTreeMap<String, String> {
-        let servers = self.lock();
-        let broken = servers.iter().filter_map(|server| {
+        let broken = self.servers.iter().filter_map(|server| {
             let error = server.admin().err()?;
             Some((server.pool().to_owned(), error.to_string()))
         });
@@ -289,23 +268,56 @@ impl Zdbs {
 
     fn set_frozen(&self, id: &WorkloadId, is_frozen: bool) -> Result<(), ZdbError> {
         let name = file_name(id).ok_or(ZdbError::Name)?;
-        let servers = self.lock();
-        match find(&servers, &name)? {
+        self.change(|servers| match find(servers, &name)? {
             Some((_, mut admin)) => admin.set_frozen(&name, is_frozen),
             None => {
-                self.must_be_absent(&servers, &name)?;
+                self.must_be_absent(&name)?;
                 Err(ZdbError::Absent(id.clone()))
             }
+        })
+    }
+
+    /// Makes a namespace, or finds it.
+    fn make(
+        &self,
+        servers: &[Arc<Server>],
+        id: &WorkloadId,
+        name: &str,
+        wanted: &Wanted<'_>,
+    ) -> Result<ZdbResult, ZdbError> {
+        if let Some((server, mut admin)) = find(servers, name)? {
+            let info = admin.info(name)?.ok_or_else(|| ZdbError::Absent(id.clone()))?;
+            if info.size_max == 0 {
+                // Every namespace of ours has a quota; this one was never anybody's.
+                admin.remove(name)?;
+                take(&mut admin, server, wanted.size)?;
+                admin.make(name, wanted)?;
+            } else if info.size_max < wanted.size {
+                take(&mut admin, server, wanted.size - info.size_max)?;
+                admin.resize(name, wanted.size)?;
+            }
+            return Ok(server.result(name));
         }
+        self.must_be_absent(name)?;
+        let (server, mut admin) = roomiest(servers, wanted.size)?;
+        self.book().note(server.pool(), name).map_err(ZdbError::Book)?;
+        admin.make(name, wanted)?;
+        tracing::info!(%id, size = wanted.size, pool = server.pool(), "namespace made");
+        Ok(server.result(name))
     }
 
     /// What no server has must not be on a disk that is missing.
-    fn must_be_absent(&self, servers: &[Server], name: &str) -> Result<(), ZdbError> {
+    fn must_be_absent(&self, name: &str) -> Result<(), ZdbError> {
         let book = self.book();
-        let found = book.missing(is_among(servers)).find(|(other, _)| *other == name);
+        let found = book.missing(self.is_there()).find(|(other, _)| *other == name);
         found.map_or(Ok(()), |(_, pool)| {
             Err(ZdbError::Unavailable { pool: pool.to_owned(), reason: MISSING.to_owned() })
         })
+    }
+
+    /// Whether a pool has a server.
+    fn is_there(&self) -> impl Fn(&str) -> bool {
+        |pool| self.servers.iter().any(|server| server.pool() == pool)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -313,15 +325,24 @@ impl Zdbs {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Server>> {
-        // What the servers know is as good after a panic as before.
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Changes something, which can be repeated: once more if a server was needed that is about to answer.
+    fn change<T>(
+        &self,
+        work: impl Fn(&[Arc<Server>]) -> Result<T, ZdbError>,
+    ) -> Result<T, ZdbError> {
+        let once = || {
+            // What the servers know is as good after a panic as before.
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&self.servers)
+        };
+        match once() {
+            Err(ZdbError::Unavailable { .. }) if self.servers.iter().any(|it| it.is_hoped()) => {
+                self.servers.iter().for_each(|server| server.wait());
+                once()
+            }
+            done => done,
+        }
     }
-}
-
-/// Whether a pool's server is among these.
-fn is_among(servers: &[Server]) -> impl Fn(&str) -> bool {
-    move |pool| servers.iter().any(|server| server.pool() == pool)
 }
 
 /// A namespace that a server can have.
@@ -348,7 +369,10 @@ fn check(zdb: &Zdb) -> Result<Wanted<'_>, ZdbError> {
 
 /// The server that has a namespace. Before it is said that none has, all servers must answer, or at least
 /// their disks.
-fn find<'a>(servers: &'a [Server], name: &str) -> Result<Option<(&'a Server, Admin)>, ZdbError> {
+fn find<'a>(
+    servers: &'a [Arc<Server>],
+    name: &str,
+) -> Result<Option<(&'a Server, Admin)>, ZdbError> {
     let mut unavailable = None;
     for server in servers {
         match server.admin().and_then(|mut admin| Ok((admin.info(name)?, admin))) {
@@ -367,7 +391,7 @@ fn find<'a>(servers: &'a [Server], name: &str) -> Result<Option<(&'a Server, Adm
 
 /// Of the servers with enough room, the one with the most. Without any, those that could not be asked
 /// are to blame, if there are such.
-fn roomiest(servers: &[Server], size: u64) -> Result<(&Server, Admin), ZdbError> {
+fn roomiest(servers: &[Arc<Server>], size: u64) -> Result<(&Server, Admin), ZdbError> {
     let mut best: Option<(u64, &Server, Admin)> = None;
     let mut unavailable = None;
     for server in servers {

@@ -3,12 +3,23 @@
 //! Its settings are in a file for this user alone, because the administrator's password is among them.
 //! The file is found again after a restart of the node's brain, and so is the server. When both do not
 //! fit (another address, a lost file), the server is started anew: it loses nothing by that.
+//!
+//! Whoever asks a server waits for nobody. That it is started, and waited for, is a thread's business:
+//!
+//! ```text
+//!             no answer                      it answers
+//!   Answers ─────────────> Awaited, hoped ──────────────> Answers
+//!                                │ in vain                   ▲
+//!                                ▼       it answers          │
+//!   a pause, no answer <──── Missed ─────────────────────────┘
+//!        └─> Awaited, not hoped: nobody waits with the thread
+//! ```
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hostd_grid::derived::ShortId;
@@ -26,9 +37,14 @@ const START_INTERVAL: Duration = Duration::from_millis(5);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Folders of a disk that are looked at.
 const FOLDER_COUNT_MAX: usize = 64 * 1024;
+/// How long nobody starts a server again that was waited for in vain.
+const MISSED_PAUSE: Duration = Duration::from_secs(30);
 /// Limits of one command.
 const TIMEOUTS: Timeouts =
     Timeouts { connect: Duration::from_secs(2), request: Duration::from_secs(30) };
+/// Limits of a greeting, which no server that is well takes long for.
+const GREETING_TIMEOUTS: Timeouts =
+    Timeouts { connect: Duration::from_secs(2), request: Duration::from_secs(5) };
 /// Random bytes of the administrator's password.
 const PASSWORD_BYTES: usize = 24;
 /// Bytes of a log file, and how many old ones are kept.
@@ -45,8 +61,21 @@ pub(super) struct Server {
     supervisor: Supervisor,
     /// Longest time until it answers when it was started.
     start_time_max: Duration,
-    /// It was waited for in vain, and has not answered since.
-    is_missed: AtomicBool,
+    standing: Mutex<Standing>,
+    /// Told when a thread has waited for it.
+    settled: Condvar,
+}
+
+/// What is known of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It answered when it was last asked.
+    Answers,
+    /// A thread starts it and waits for it. It is worth waiting with it if it is hoped for: it was never
+    /// waited for in vain, or has answered since.
+    Awaited { is_hoped: bool },
+    /// It was waited for in vain until then, and has not answered since.
+    Missed { since: Instant },
 }
 
 impl Server {
@@ -87,7 +116,8 @@ impl Server {
             socket,
             supervisor,
             start_time_max: all.start_time_max,
-            is_missed: AtomicBool::new(false),
+            standing: Mutex::new(Standing::Answers),
+            settled: Condvar::new(),
         };
         // Other settings are another program: the supervisor says so, and it is started anew.
         let version = ShortId::of(&server.public_settings()?);
@@ -123,14 +153,84 @@ impl Server {
         names.iter().any(|name| name == DEFAULT_NAME).then_some(names)
     }
 
-    /// The administrator's connection to it; it is started if it does not run.
-    pub(super) fn admin(&self) -> Result<Admin, ZdbError> {
-        // The supervisor starts it again by itself; nobody waits for it twice.
-        let is_missed = self.is_missed.load(Ordering::Relaxed);
-        let patience = if is_missed { Duration::ZERO } else { self.start_time_max };
-        let admin = self.admin_within(patience);
-        self.is_missed.store(admin.is_err(), Ordering::Relaxed);
-        admin
+    /// The administrator's connection to it, if it answers at once. If it does not, it is started.
+    pub(super) fn admin(self: &Arc<Self>) -> Result<Admin, ZdbError> {
+        let asked = self.ask();
+        match &asked {
+            Ok(_) => {
+                let mut standing = self.standing();
+                if matches!(*standing, Standing::Missed { .. }) {
+                    *standing = Standing::Answers;
+                }
+            }
+            Err(_) => self.have_started(),
+        }
+        asked
+    }
+
+    fn ask(&self) -> Result<Admin, ZdbError> {
+        let unavailable = |error: &dyn std::fmt::Display| self.unavailable(error.to_string());
+        let settings = fs::read_to_string(&self.settings).map(Zeroizing::new);
+        let settings = settings.map_err(|error| unavailable(&format!("its settings: {error}")))?;
+        let password = password_of(&settings);
+        let password = password.ok_or_else(|| unavailable(&"its settings are not ours"))?;
+        // First whether it is there at all: what it is asked then may take longer.
+        let greeted = self.connect(&password, &GREETING_TIMEOUTS);
+        greeted
+            .and_then(|_| self.connect(&password, &TIMEOUTS))
+            .map_err(|error| unavailable(&error))
+    }
+
+    /// Has a thread start it and wait for it, unless one does or did a moment ago.
+    pub(super) fn have_started(self: &Arc<Self>) {
+        let is_hoped = {
+            let mut standing = self.standing();
+            let is_hoped = match *standing {
+                Standing::Answers => true,
+                Standing::Missed { since } if since.elapsed() >= MISSED_PAUSE => false,
+                Standing::Awaited { .. } | Standing::Missed { .. } => return,
+            };
+            *standing = Standing::Awaited { is_hoped };
+            is_hoped
+        };
+        let server = Arc::clone(self);
+        let starting = move || server.settle(server.admin_within(server.start_time_max), is_hoped);
+        let thread = std::thread::Builder::new().name(self.program.name.clone());
+        if let Err(error) = thread.spawn(starting) {
+            self.settle(Err(self.unavailable(error.to_string())), is_hoped);
+        }
+    }
+
+    /// It was waited for.
+    fn settle(&self, admin: Result<Admin, ZdbError>, is_hoped: bool) {
+        let now = match admin {
+            Ok(_) => Standing::Answers,
+            Err(error) => {
+                if is_hoped {
+                    tracing::error!(%error, "a zdb server does not start");
+                }
+                Standing::Missed { since: Instant::now() }
+            }
+        };
+        *self.standing() = now;
+        self.settled.notify_all();
+    }
+
+    /// Whether it is about to answer, as far as anybody can know.
+    pub(super) fn is_hoped(&self) -> bool {
+        *self.standing() == Standing::Awaited { is_hoped: true }
+    }
+
+    /// Waits while it is about to answer.
+    pub(super) fn wait(&self) {
+        let limit = self.start_time_max + STOP_GRACE;
+        let is_hoped = |standing: &mut Standing| *standing == Standing::Awaited { is_hoped: true };
+        // Whoever waits asks it afterwards, whatever came of it.
+        drop(self.settled.wait_timeout_while(self.standing(), limit, is_hoped));
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn admin_within(&self, patience: Duration) -> Result<Admin, ZdbError> {
@@ -139,7 +239,7 @@ impl Server {
         let deadline = Instant::now() + patience;
         let mut was_anew = false;
         loop {
-            let refused = match self.connect(&password) {
+            let refused = match self.connect(&password, &GREETING_TIMEOUTS) {
                 Ok(admin) => return Ok(admin),
                 Err(error) => error,
             };
@@ -155,9 +255,13 @@ impl Server {
         }
     }
 
-    fn connect(&self, password: &str) -> Result<Admin, zdb_client::ClientError> {
+    fn connect(
+        &self,
+        password: &str,
+        timeouts: &Timeouts,
+    ) -> Result<Admin, zdb_client::ClientError> {
         let endpoint = Endpoint::Unix(self.socket.clone());
-        let mut client = Client::connect(&endpoint, &TIMEOUTS)?;
+        let mut client = Client::connect(&endpoint, timeouts)?;
         client.auth(&Password::new(password))?;
         Ok(Admin::new(self.pool(), client))
     }

@@ -54,6 +54,8 @@ pub enum AcceptError {
     Upgrade(#[from] UpgradeError),
     #[error("this node does not support workloads of type '{0}' yet")]
     Unsupported(WorkloadType),
+    #[error("this node takes no deployments: {0}")]
+    Unfit(String),
     #[error("exists")]
     Exists,
     #[error("deployment does not exist")]
@@ -152,6 +154,7 @@ impl Shared {
         sender: TwinId,
         message: &[u8],
     ) -> Result<VerifiedDeployment, AcceptError> {
+        self.check_fit()?;
         let signed = SignedDeployment::read(message)?;
         signed.validate()?;
         signed.check_sender(sender)?;
@@ -164,6 +167,11 @@ impl Shared {
             Some(kind) => Err(AcceptError::Unsupported(kind)),
             None => Ok(body),
         }
+    }
+
+    /// Checks that this machine can be a node at all, or still.
+    pub(super) fn check_fit(&self) -> Result<(), AcceptError> {
+        self.host.unfit().map_or(Ok(()), |reason| Err(AcceptError::Unfit(reason)))
     }
 
     /// Checks that the grid's operator knows who that is.

@@ -5,7 +5,7 @@ use hostd_grid::workload::{State, WorkloadData};
 use hostd_grid::{ContractId, Name, TwinId, WorkloadType};
 use tracing::{info, warn};
 
-use super::{Engine, STEP_COUNT_MAX, result};
+use super::{Engine, result};
 use crate::host::{Console, HostError, MachineAction, Task};
 use crate::store::{Entry, Key};
 
@@ -40,7 +40,7 @@ impl Engine {
     ) -> Result<(), ControlError> {
         let task = self.machine(twin_id, contract_id, name)?;
         info!(workload = %task.id(), ?action, "its owner wants it");
-        let _turn = self.shared.steps.acquire().await;
+        let _turn = self.shared.turns.take(twin_id).await;
         Ok(self.shared.host.control(task, action).await?)
     }
 
@@ -82,7 +82,7 @@ impl Engine {
                 slot.wake.notify_one();
                 continue;
             }
-            let _turn = self.shared.steps.acquire().await;
+            let _turn = self.shared.turns.take(id.twin_id).await;
             if let Err(error) = self.shared.host.remove(id.clone()).await {
                 // It is still given up when this is asked again.
                 warn!(workload = %id, %error, "not removed");
@@ -93,9 +93,7 @@ impl Engine {
 
     /// Waits until no step is under way, and lets none begin.
     pub async fn rest(&self) {
-        if let Ok(all) = self.shared.steps.acquire_many(STEP_COUNT_MAX).await {
-            all.forget();
-        }
+        self.shared.turns.end().await;
     }
 
     fn machine(

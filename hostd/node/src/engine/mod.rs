@@ -28,6 +28,7 @@ mod reconcile;
 mod record;
 mod settle;
 mod trial;
+mod turns;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ use std::time::Duration;
 use hostd_grid::timestamp::Timestamp;
 use hostd_grid::workload::{State, WorkloadResult};
 use hostd_grid::{ContractId, Name, TwinId, WorkloadType};
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
@@ -45,6 +46,7 @@ use crate::host::Host;
 use crate::ledger::Ledger;
 use crate::store::{Entry, Key, Log, Store, StoreError};
 use record::Record;
+use turns::Turns;
 
 pub use accept::AcceptError;
 pub use control::ControlError;
@@ -52,8 +54,6 @@ pub use reconcile::ReconcileError;
 pub use trial::Trial;
 pub use view::{Overview, Statistics, Users, WorkloadOverview};
 
-/// Steps that run on the host at a time.
-const STEP_COUNT_MAX: u32 = 64;
 /// Changes that wait for whoever listens to them.
 const CHANGE_COUNT_MAX: usize = 1024;
 /// First pause after a step that failed for reasons that may pass.
@@ -96,7 +96,7 @@ struct Shared {
     damaged: BTreeSet<Key>,
     /// One message is taken in at a time, so that no two take the same name.
     accepting: tokio::sync::Mutex<()>,
-    steps: Semaphore,
+    turns: Turns,
     tasks: Mutex<JoinSet<()>>,
     changes: broadcast::Sender<Change>,
 }
@@ -174,7 +174,7 @@ impl Engine {
             damaged: inventory.damaged.into_iter().map(|(key, _)| key).collect(),
             deployments: Mutex::new(deployments),
             accepting: tokio::sync::Mutex::default(),
-            steps: Semaphore::new(STEP_COUNT_MAX as usize),
+            turns: Turns::new(),
             tasks: Mutex::default(),
             changes: broadcast::channel(CHANGE_COUNT_MAX).0,
         });
@@ -357,7 +357,11 @@ fn result(state: State, message: impl Into<String>) -> WorkloadResult {
 
 /// Seconds since 1970.
 pub(crate) fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = std::time::SystemTime::now();
+    // Hours of a test are moments of the machine.
+    #[cfg(test)]
+    let now = now + crate::testing::ahead();
+    let since = now.duration_since(std::time::UNIX_EPOCH);
     since.ok().and_then(|time| i64::try_from(time.as_secs()).ok()).unwrap_or(0)
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hostd_grid::derived::WorkloadId;
-use hostd_grid::{ContractId, Name};
+use hostd_grid::{ContractId, Name, WorkloadType};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -57,7 +57,8 @@ impl Engine {
 
 impl Shared {
     /// Makes again what the host has lost: all disks, then all networks, and so on, since deployments
-    /// stand on one another's.
+    /// stand on one another's. On namespaces nothing stands, and their servers may be slow to start: those
+    /// are left to the tasks of their deployments.
     pub(super) async fn restore(self: &Arc<Self>) {
         if let Err(error) = self.compare_host().await {
             warn!(%error, "what the host has lost is not known");
@@ -65,7 +66,8 @@ impl Shared {
         }
         let mut missing = Vec::new();
         for slot in self.slots() {
-            let tasks = slot.record().restorations();
+            let mut tasks = slot.record().restorations();
+            tasks.retain(|(_, task)| task.workload().data.kind() != WorkloadType::Zdb);
             missing.extend(tasks.into_iter().map(|(rank, task)| (rank.0, Arc::clone(&slot), task)));
         }
         missing.sort_by_key(|(rank, ..)| *rank);

@@ -82,20 +82,19 @@ impl Shared {
             Step::Update { old, new } => self.update_workload(slot, old, new).await,
             Step::Restore(task) => self.restore_workload(slot, task).await,
             Step::Pause(task) => {
-                let done = self.on_host(self.host.pause(task.clone())).await;
+                let done = self.on_host(slot, self.host.pause(task.clone())).await;
                 self.paused(slot, &task, done, State::Paused).await
             }
             Step::Resume(task) => {
-                let done = self.on_host(self.host.resume(task.clone())).await;
+                let done = self.on_host(slot, self.host.resume(task.clone())).await;
                 self.paused(slot, &task, done, State::Ok).await
             }
         }
     }
 
     /// Waits for a turn on the host.
-    async fn on_host<T>(&self, doing: impl Future<Output = T>) -> T {
-        // The semaphore is never closed.
-        let _turn = self.steps.acquire().await;
+    async fn on_host<T>(&self, slot: &Slot, doing: impl Future<Output = T>) -> T {
+        let _turn = self.turns.take(slot.key.twin_id).await;
         doing.await
     }
 
@@ -103,7 +102,7 @@ impl Shared {
     async fn remove(&self, slot: &Slot, name: &Name) -> Result<(), HostError> {
         let Key { twin_id, contract_id } = slot.key;
         let id = WorkloadId { twin_id, contract_id, name: name.clone() };
-        let removed = self.on_host(self.host.remove(id.clone())).await;
+        let removed = self.on_host(slot, self.host.remove(id.clone())).await;
         match &removed {
             Ok(()) => slot.record().set_left(name, false),
             Err(error) => {
@@ -194,7 +193,7 @@ impl Shared {
         let made = match self.prerequisites(slot, task.workload()) {
             Err(reason) => Err(reason),
             Ok(()) => {
-                let made = self.on_host(self.host.provision(task.clone())).await;
+                let made = self.on_host(slot, self.host.provision(task.clone())).await;
                 made.map_err(|error| error.0).and_then(checked)
             }
         };
@@ -219,7 +218,7 @@ impl Shared {
         let made = match self.prerequisites(slot, new.workload()) {
             Err(reason) => Err(UpdateError::Unchanged(reason)),
             Ok(()) => {
-                let made = self.on_host(self.host.update(old, new.clone())).await;
+                let made = self.on_host(slot, self.host.update(old, new.clone())).await;
                 made.and_then(|data| checked(data).map_err(UpdateError::Lost))
             }
         };
@@ -234,7 +233,7 @@ impl Shared {
 
     /// Makes again what was lost. It ran once, so what fails now is the host's trouble, and passes.
     pub(super) async fn restore_workload(&self, slot: &Slot, task: Task) -> After {
-        match self.on_host(self.host.provision(task.clone())).await {
+        match self.on_host(slot, self.host.provision(task.clone())).await {
             Ok(data) => {
                 info!(workload = %task.id(), "made again");
                 let result = WorkloadResult { data, ..result(State::Ok, "") };

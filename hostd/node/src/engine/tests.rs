@@ -303,6 +303,35 @@ async fn a_machine_whose_disk_failed_is_not_made() {
     assert_eq!(messages, ["no room for 1-5-disk", "", "invalid disk 'disk' state"]);
 }
 
+#[tokio::test]
+async fn what_takes_long_for_one_twin_holds_up_no_other() {
+    let bench = Bench::new();
+    bench.host.slow.lock().unwrap().insert("slow".into());
+    let engine = bench.start().await;
+    // More than all that is done at a time.
+    for contract in 100..170 {
+        let body = Body { contract, ..Body::of(&["slow"], &["slow"]) };
+        bench.ledger.pay(&body);
+        // Only so many are taken in before the chain has said that they are paid.
+        while let Err(error) = engine.deploy(TWIN, &signed(&body)).await {
+            assert!(matches!(error, AcceptError::TooManyUnpaid { .. }), "{error}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let other = Body { twin: 2, contract: 7, ..Body::default() };
+    bench.ledger.pay(&other);
+    engine.deploy(TwinId(2), &signed(&other)).await.unwrap();
+    until("the other runs", || {
+        let deployment = engine.get(TwinId(2), ContractId(7)).unwrap();
+        deployment.workloads[0].result.state == State::Ok
+    })
+    .await;
+    let is_made = |id: &hostd_grid::derived::WorkloadId| id.name.as_str() == "slow";
+    assert!(!bench.host.there.lock().unwrap().iter().any(is_made));
+    bench.host.slow.lock().unwrap().clear();
+    until("all run in the end", || bench.host.there.lock().unwrap().len() == 71).await;
+}
+
 /// An id in three words.
 struct WorkloadIdOf(u32, u64, &'static str);
 

@@ -60,6 +60,7 @@ impl Engine {
 
         let key = Key { twin_id: sender, contract_id: signed.contract_id() };
         let mut problems = Vec::new();
+        problems.extend(self.shared.check_fit().err().map(|error| error.to_string()));
         if let Err(error) = self.shared.check_verified(sender).await {
             problems.push(error.to_string());
         }

@@ -4,6 +4,8 @@
 //! nobody. Blocks have times. But a chain that stands still has an old one, and a liar any: so the chain is
 //! believed only if its time went on as ours did since it was last asked, and only when it said the same
 //! several times; and the clock is set only when it is wrong by more than [`SKEW_MAX`].
+//!
+//! As nobody else asks the chain so often, this is also what tells since when it does not answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,18 +33,19 @@ impl Shared {
         let (mut watch, start) = (Watch::default(), Instant::now());
         loop {
             sleep(INTERVAL).await;
-            let compared = match self.registrar.time_ms().await {
+            let answer = self.registrar.time_ms().await;
+            self.health.note(Duty::Chain, &answer.as_ref().map(|_| ()));
+            match answer {
                 Ok(chain_ms) => {
                     let chain = i64::try_from(chain_ms / 1000).unwrap_or(i64::MAX);
                     let elapsed = i64::try_from(start.elapsed().as_secs()).unwrap_or(i64::MAX);
-                    self.judge_clock(watch.see(chain, elapsed, now()), chain).await
+                    let verdict = watch.see(chain, elapsed, now());
+                    let compared = self.judge_clock(verdict, chain).await;
+                    self.health.note(Duty::Clock, &compared);
                 }
-                Err(error) => {
-                    watch = Watch::default();
-                    Err(error.to_string())
-                }
-            };
-            self.health.note(Duty::Clock, &compared);
+                // Who says nothing says nothing of the clock.
+                Err(_) => watch = Watch::default(),
+            }
         }
     }
 

@@ -11,6 +11,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{info, warn};
 
 use super::Shared;
+use super::known::NO_RELAY;
+use super::retry::Retry;
 use crate::engine::{blocking, lock, now};
 use crate::health::Duty;
 use crate::host::Traffic;
@@ -19,10 +21,10 @@ use crate::traffic::{Meter, Queue};
 
 /// How often everything is compared.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(3600);
-/// How long a duty that failed waits before it is tried again.
-pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the host is asked which machines it has given up.
 const FALLEN_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked whether a relay is there.
+const RELAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often it is looked whether what was asked should be written down anew.
 const SEEN_INTERVAL: Duration = Duration::from_secs(10);
 /// After so many looks it is, if anything came.
@@ -35,14 +37,18 @@ const REPORT_WINDOW: i64 = 3600;
 impl Shared {
     /// Compares everything every now and then, and soon after a failure that passes.
     pub(super) async fn compare(self: Arc<Self>) {
+        let mut retry = Retry::new();
         loop {
             let compared = self.engine.reconcile().await;
             self.health.note(Duty::Comparison, &compared);
             let pause = match compared {
-                Ok(()) => RECONCILE_INTERVAL,
+                Ok(()) => {
+                    retry.reset();
+                    RECONCILE_INTERVAL
+                }
                 Err(error) => {
                     warn!(%error, "not everything was compared");
-                    RETRY_INTERVAL
+                    retry.pause()
                 }
             };
             sleep(pause).await;
@@ -79,10 +85,21 @@ impl Shared {
         }
     }
 
+    /// Looks whether messages can reach the node. The connections themselves come back by themselves.
+    pub(super) async fn watch_relays(self: Arc<Self>) {
+        loop {
+            sleep(RELAY_INTERVAL).await;
+            let is_there = self.known.relay_count() > 0;
+            self.health.note(Duty::Relay, &is_there.then_some(()).ok_or(NO_RELAY));
+        }
+    }
+
     /// Counts what contracts have sent and received, and reports it.
     pub(super) async fn count_traffic(self: Arc<Self>, reports: Reports) {
         let mut count = interval(TRAFFIC_INTERVAL);
         count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut retry = Retry::new();
+        let mut pause = Duration::ZERO;
         loop {
             tokio::select! {
                 _ = count.tick() => match self.host.traffic().await {
@@ -95,9 +112,13 @@ impl Shared {
                     Err(error) => warn!(%error, "traffic was not counted"),
                 },
                 // While a report waits, the chain is asked again soon.
-                () = sleep(RETRY_INTERVAL), if reports.are_waiting() => {}
+                () = sleep(pause), if reports.are_waiting() => {}
             }
             let sent = self.send_reports(&reports).await;
+            match &sent {
+                Ok(()) => retry.reset(),
+                Err(_) => pause = retry.pause(),
+            }
             self.health.note(Duty::Traffic, &sent);
         }
     }

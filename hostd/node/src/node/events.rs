@@ -6,11 +6,11 @@ use hostd_chain::types::Power;
 use hostd_chain::{BlockNumber, ChainError, Event};
 use hostd_grid::ContractId;
 use hostd_rmb::twins::TwinId;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use super::Shared;
-use super::duties::RETRY_INTERVAL;
+use super::retry::Retry;
 use crate::health::Duty;
 use crate::power::{hardware_address, wake};
 use crate::state::{cursor, set_cursor};
@@ -29,8 +29,7 @@ impl Shared {
         let (from, mut is_behind) = self.start_of_events().await;
         let mut follow = self.chain.follow(from);
         // Whatever was missed is compared, again and again until it succeeds.
-        let mut retry = interval(RETRY_INTERVAL);
-        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut retry, mut due) = (Retry::new(), Instant::now());
         loop {
             tokio::select! {
                 block = follow.next() => {
@@ -38,7 +37,7 @@ impl Shared {
                         warn!(?missed, "blocks were missed: everything is compared");
                         self.twins.clear();
                         is_behind = true;
-                        retry.reset_immediately();
+                        due = Instant::now();
                     }
                     for event in block.events {
                         self.obey(event).await;
@@ -46,19 +45,26 @@ impl Shared {
                     set_cursor(&*self.state, block.number);
                     self.health.note(Duty::Events, &Ok::<(), ChainError>(()));
                 }
-                _ = retry.tick(), if is_behind => is_behind = self.engine.reconcile().await.is_err(),
+                () = sleep_until(due), if is_behind => {
+                    is_behind = self.engine.reconcile().await.is_err();
+                    match is_behind {
+                        true => due = Instant::now() + retry.pause(),
+                        false => retry.reset(),
+                    }
+                }
             }
         }
     }
 
     /// The first block to look at, and whether others before it were not looked at.
     async fn start_of_events(&self) -> (BlockNumber, bool) {
+        let mut retry = Retry::new();
         loop {
             match self.chain.finalized().await {
                 Ok(head) => return start(cursor(&*self.state), head),
                 Err(error) => {
                     self.health.note(Duty::Events, &Err(error));
-                    sleep(RETRY_INTERVAL).await;
+                    sleep(retry.pause()).await;
                 }
             }
         }

@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use hostd_chain::types::PublicConfig;
 use hostd_rmb::peer::Peer;
 
-use crate::health::Health;
+use crate::health::{Duty, Health};
 use crate::host::Module;
 use crate::perf::Results;
 use crate::place::Place;
+
+/// What is wrong with a node that no message reaches.
+pub(super) const NO_RELAY: &str = "not connected to any relay";
 
 /// What a node knows of itself.
 pub struct Known {
@@ -83,8 +86,12 @@ impl Known {
     pub(crate) fn modules(&self) -> BTreeMap<String, Module> {
         let mut modules = self.health.modules();
         let count = self.relay_count();
-        let status = format!("connected to {count} relays");
-        let error = if count == 0 { "not connected to any relay" } else { "" };
+        let since = self.health.progress().remove(&Duty::Relay);
+        let status = match since.and_then(|progress| progress.failing_since) {
+            Some(since) if count == 0 => format!("connected to none since {since}"),
+            _ => format!("connected to {count} relays"),
+        };
+        let error = if count == 0 { NO_RELAY } else { "" };
         modules.insert("relay".to_owned(), Module { status, error: error.to_owned() });
         modules
     }

@@ -10,7 +10,8 @@
 //! makes its workloads run first, and looks afterwards whether the chain still agrees. If it does
 //! not, because it is another chain, [`Node::renumbered`] says so, and the node has to be started anew.
 //!
-//! The duties, none of which ends when the chain can't be reached:
+//! The duties, none of which ends when the chain can't be reached; what fails is tried again after pauses
+//! that grow (`retry`):
 //!
 //! | duty | when |
 //! |---|---|
@@ -20,7 +21,8 @@
 //! | comparison of everything | every hour, and when events were missed |
 //! | machines that crash again and again | every ten seconds |
 //! | traffic | counted every five minutes, reported every hour |
-//! | the clock, compared with the chain's | every minute |
+//! | the clock, compared with the chain's, if that answers | every minute |
+//! | whether a relay is there | every ten seconds |
 //! | health | every fifteen minutes |
 //! | how fast its processors are | every six hours |
 //! | a machine that nobody reserved | every day |
@@ -30,6 +32,7 @@ mod duties;
 mod events;
 mod known;
 mod registration;
+mod retry;
 mod selftest;
 #[cfg(test)]
 mod tests;
@@ -194,6 +197,7 @@ impl Shared {
         duties.spawn(Arc::clone(self).measure());
         duties.spawn(Arc::clone(self).rehearse());
         duties.spawn(Arc::clone(self).watch_machines());
+        duties.spawn(Arc::clone(self).watch_relays());
         duties.spawn(Arc::clone(self).follow());
         duties.spawn(Arc::clone(self).count_traffic(reports));
         duties

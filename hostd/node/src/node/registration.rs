@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use super::retry::Retry;
 use super::{NodeError, Shared, Site};
 use crate::health::Duty;
 use crate::host::Host;
@@ -22,8 +23,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30 * 60);
 const LOOK_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// First pause after a failure.
 const RETRY_MIN: Duration = Duration::from_secs(5);
-/// Longest pause.
-const RETRY_MAX: Duration = Duration::from_secs(120);
 /// Which card's addresses the chain gets.
 const CARD: &str = "zos";
 
@@ -66,7 +65,7 @@ impl Shared {
         mut is_registered: bool,
         renumber: watch::Sender<bool>,
     ) {
-        let mut retry = RETRY_MIN;
+        let mut retry = Retry::after(RETRY_MIN);
         loop {
             if !is_registered {
                 let registered = register(&*self.registrar, &self.site, &*self.host).await;
@@ -94,12 +93,11 @@ impl Shared {
                 is_registered = learned.is_ok();
             }
             if is_registered {
-                retry = RETRY_MIN;
+                retry.reset();
                 self.until_something_changes().await;
                 is_registered = false;
             } else {
-                sleep(retry).await;
-                retry = (retry * 2).min(RETRY_MAX);
+                sleep(retry.pause()).await;
             }
         }
     }

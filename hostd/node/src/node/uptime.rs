@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::Shared;
-use super::duties::RETRY_INTERVAL;
+use super::retry::Retry;
 use crate::health::Duty;
 
 /// How often a node says that it is there.
@@ -33,12 +33,13 @@ impl Shared {
     /// Says every now and then that the node is there, and then whether it runs.
     pub(super) async fn report_uptime(self: Arc<Self>) {
         let mut is_power_settled = false;
+        let mut retry = Retry::new();
         loop {
             let reported = self.say_uptime().await;
             self.health.note(Duty::Uptime, &reported);
             if let Err(reason) = reported {
                 warn!(reason, "uptime was not reported");
-                sleep(RETRY_INTERVAL).await;
+                sleep(retry.pause()).await;
                 continue;
             }
             let mut pause = UPTIME_INTERVAL;
@@ -49,9 +50,12 @@ impl Shared {
                     Ok(()) => is_power_settled = true,
                     Err(error) => {
                         warn!(%error, "the chain does not know that the node runs");
-                        pause = RETRY_INTERVAL;
+                        pause = retry.pause();
                     }
                 }
+            }
+            if is_power_settled {
+                retry.reset();
             }
             sleep(pause).await;
         }
