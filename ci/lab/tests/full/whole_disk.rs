@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{Disk, Lab, Outcome};
+use lab::{Disk, Lab, Machine, Outcome};
 
 use crate::guest_files::{succeed, workspace};
 use crate::parts::{disk_of, program};
@@ -68,14 +68,8 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
     let log = output.success().unwrap().text().trim().to_owned();
     eprintln!("runs after {:?}", start.elapsed());
 
-    let console = || machine.run(&["/bin/cat", &log]).unwrap().text();
-    let end = Instant::now() + TIME_MAX;
-    while !console().contains("report: end of the second boot") {
-        assert!(Instant::now() < end, "{}", console());
-        std::thread::sleep(Duration::from_secs(2));
-    }
+    let text = until_said(&machine, &log, "report: end of the second boot").replace('\r', "");
     eprintln!("booted twice after {:?}", start.elapsed());
-    let text = console().replace('\r', "");
     let _ = supervise.signal(15);
     let said = |key: &str| -> Vec<&str> {
         let prefix = format!("report: {key} ");
@@ -94,6 +88,23 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
     assert_eq!(said("environment"), [environment, environment]);
     assert_eq!(said("login")[0], "it's \"hello\" for $5");
     assert!(said("keys")[0].contains("ssh-ed25519 AAAAC3Nz owner"), "{text}");
+}
+
+/// Waits until the guest has said something; all that it has said by then. It is shown as it comes: who stops
+/// a test that takes long wants to know where it was.
+fn until_said(machine: &Machine, log: &str, wanted: &str) -> String {
+    let end = Instant::now() + TIME_MAX;
+    let mut shown = 0;
+    loop {
+        let text = machine.run(&["/bin/cat", log]).unwrap().text();
+        eprint!("{}", text.get(shown..).unwrap_or_default());
+        shown = text.len();
+        if text.contains(wanted) {
+            return text;
+        }
+        assert!(Instant::now() < end, "not said within {TIME_MAX:?}: {wanted}");
+        std::thread::sleep(Duration::from_secs(2));
+    }
 }
 
 /// An image with a whole disk, on a disk, and where that is to be mounted: where its blocks were made.
