@@ -51,9 +51,7 @@ pub(crate) struct Options {
 pub(crate) async fn up(options: Options) -> anyhow::Result<()> {
     let dir = &options.dir;
     if cfg!(panic = "abort") {
-        warn!(
-            "a call that the chain panics over ends this program: build it with --profile devgrid"
-        );
+        warn!("a call that the chain panics over ends this program: build it without --release");
     }
     std::fs::create_dir_all(dir.join("hub")).with_context(|| dir.display().to_string())?;
     let mut ends = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];

@@ -332,7 +332,8 @@ fn is_started_after_it_ends(world: &World, last: &Greeting) {
     typed(world, "sync; sleep 1; echo o >/proc/sysrq-trigger", "sysrq-trigger");
     other_boot(world, last, "row 82: switched off by itself");
     let now = program(world);
-    assert_eq!(now["crashes"], 0, "row 82: to switch oneself off is no crash: {now}");
+    let why = world.shell("grep -h 'vmm: ' /data/machine/vms/*/log/console.log || true");
+    assert_eq!(now["crashes"], 0, "row 82: to switch oneself off is no crash: {now}\n{why}");
     assert_ne!(now["pid"], before["pid"], "row 82: {now}");
 }
 
