@@ -15,7 +15,7 @@ use boot_image::{Cache, KernelPackage};
 use lab::Flavour;
 
 use crate::guest_files::{succeed, workspace};
-use crate::parts::{initramfs, program};
+use crate::parts::{initramfs, packed};
 use crate::world::{Options, Packed, World, is_soon};
 
 /// What of a Debian root no guest here reads.
@@ -109,8 +109,7 @@ fn pack(folder: &Path, kernel: &KernelPackage) -> Packed {
     let made = make.stderr(Stdio::inherit()).output().unwrap();
     assert!(made.status.success(), "ci/debian-root: {}", made.status);
     let root = String::from_utf8(made.stdout).unwrap();
-    let (tree, place) = (folder.join("tree"), folder.join("packed"));
-    fs::create_dir_all(place.join("blocks")).unwrap();
+    let tree = folder.join("tree");
     succeed(Command::new("cp").arg("-a").arg(root.trim()).arg(&tree));
     for path in LEFT_OUT {
         let _ = fs::remove_dir_all(tree.join(path));
@@ -119,16 +118,5 @@ fn pack(folder: &Path, kernel: &KernelPackage) -> Packed {
     fs::copy(initramfs(), tree.join("boot/initrd.img")).unwrap();
     fs::write(tree.join("entry"), ENTRY).unwrap();
     fs::set_permissions(tree.join("entry"), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut pack = Command::new(program("flist"));
-    let store = format!("dir://{}", place.join("blocks").display());
-    pack.args(["pack", "--no-sync"]).arg(&tree).arg("-o").arg(place.join("image.fl"));
-    succeed(pack.args(["--store", &store]));
-    fs::remove_dir_all(tree).unwrap();
-    let disk = folder.join("packed.ext4");
-    let mut make = Command::new("/sbin/mke2fs");
-    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-N", "40000", "-d"]).arg(&place);
-    succeed(make.arg(&disk).arg("1G"));
-    // The file is given to the hub; the blocks are on the disk.
-    fs::remove_dir_all(place.join("blocks")).unwrap();
-    Packed { disk, place }
+    packed(folder, &tree)
 }

@@ -232,6 +232,26 @@ pub(crate) fn disk_of(
     disk
 }
 
+/// Packs a tree, which is gone then, into an image and its blocks on a disk. The image's file is at its place.
+pub(crate) fn packed(folder: &Path, tree: &Path) -> Packed {
+    /// More files than the blocks of a Debian root.
+    const FILE_COUNT_MAX: &str = "40000";
+    let place = folder.join("packed");
+    fs::create_dir_all(place.join("blocks")).unwrap();
+    let mut pack = Command::new(program("flist"));
+    let store = format!("dir://{}", place.join("blocks").display());
+    pack.args(["pack", "--no-sync"]).arg(tree).arg("-o").arg(place.join("image.fl"));
+    succeed(pack.args(["--store", &store]));
+    fs::remove_dir_all(tree).unwrap();
+    let disk = folder.join("packed.ext4");
+    let mut make = Command::new("/sbin/mke2fs");
+    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-N", FILE_COUNT_MAX, "-d"]).arg(&place);
+    succeed(make.arg(&disk).arg("1G"));
+    // The file goes elsewhere; the blocks are on the disk.
+    fs::remove_dir_all(place.join("blocks")).unwrap();
+    Packed { disk, place }
+}
+
 /// Runs a grid in a folder, at any ports, until it has described itself.
 pub(crate) fn up(folder: &Path, more: &[&str]) -> Process {
     let mut command = Command::new(program("devgrid"));

@@ -11,14 +11,14 @@
 //! reset: the second boot must have it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::{Disk, Lab, Machine, Outcome};
 
 use crate::guest_files::{succeed, workspace};
-use crate::parts::{disk_of, program};
+use crate::parts::{Packed, disk_of, packed, program};
 
 /// What the machine has to run.
 const PROGRAMS: [&str; 4] = ["supervise", "flist", "vmm", "disk-boot"];
@@ -31,7 +31,7 @@ const HASH: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
     // Not below /tmp: the machine has its own there.
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-    let (packed, place) = pack(folder.path());
+    let Packed { disk, place } = pack(folder.path());
     let lab = Lab::new("whole-disk").unwrap();
     let builder = lab.machine("node").nested_kvm().memory_mib(2048).cpus(2).life(TIME_MAX * 2);
     let builder = builder.modules(&["ext4"]).boot_timeout(Duration::from_secs(600));
@@ -39,7 +39,7 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
         fs::create_dir(folder.join("images")).unwrap();
         fs::copy(place.join("image.fl"), folder.join("images").join(HASH)).unwrap();
     });
-    let builder = builder.disk(&Disk::file("packed", &packed).read_only());
+    let builder = builder.disk(&Disk::file("packed", &disk).read_only());
     let mut builder = builder.disk(&Disk::file("data", &data));
     let programs = folder.path().join("programs");
     fs::create_dir(&programs).unwrap();
@@ -107,28 +107,16 @@ fn until_said(machine: &Machine, log: &str, wanted: &str) -> String {
     }
 }
 
-/// An image with a whole disk, on a disk, and where that is to be mounted: where its blocks were made.
-fn pack(folder: &Path) -> (PathBuf, PathBuf) {
+/// An image with a whole disk.
+fn pack(folder: &Path) -> Packed {
     let mut make = Command::new(workspace().join("ci/disk-image"));
     let made = make.stderr(Stdio::inherit()).output().unwrap();
     assert!(made.status.success(), "ci/disk-image: {}", made.status);
     let image = String::from_utf8(made.stdout).unwrap();
-    let (tree, place) = (folder.join("tree"), folder.join("packed"));
-    fs::create_dir_all(place.join("blocks")).unwrap();
+    let tree = folder.join("tree");
     fs::create_dir(&tree).unwrap();
     succeed(
         Command::new("cp").arg("--sparse=always").arg(image.trim()).arg(tree.join("image.raw")),
     );
-    let mut pack = Command::new(program("flist"));
-    let store = format!("dir://{}", place.join("blocks").display());
-    pack.args(["pack", "--no-sync"]).arg(&tree).arg("-o").arg(place.join("image.fl"));
-    succeed(pack.args(["--store", &store]));
-    fs::remove_dir_all(tree).unwrap();
-    let disk = folder.join("packed.ext4");
-    let mut make = Command::new("/sbin/mke2fs");
-    make.args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&place).arg(&disk);
-    succeed(make.arg("1G"));
-    // The file is copied to the node; the blocks are on the disk.
-    fs::remove_dir_all(place.join("blocks")).unwrap();
-    (disk, place)
+    packed(folder, &tree)
 }
