@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
-use super::disks::write_whole;
+use crate::vm::record::write_whole;
 
 /// What the file is.
 const FORMAT: &str = "zos-spaces-1";

@@ -30,8 +30,8 @@ mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,7 @@ use self::judge::{Verdict, judge};
 use self::kernel::Linux;
 pub use self::rest::{Asked, Drives, Rest};
 use super::{PoolConfig, PoolKind};
+use crate::vm::record::write_whole;
 
 /// The file of a pool that says what it is made of, as existing nodes have it.
 const KIND_NAME: &str = ".seektime";
@@ -296,17 +297,4 @@ fn kind_of(kernel: &Linux, device: &Device, pool: &Path) -> io::Result<PoolKind>
 /// The name of a pool, and its file system's label.
 fn label(id: Guid) -> String {
     format!("zos-{}", id.short())
-}
-
-/// A file, whole or as it was.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
-    }
 }
