@@ -30,16 +30,53 @@ pub(crate) fn arp(
 }
 
 /// An IPv4 packet with an echo request that carries `mark`.
-pub(crate) fn ping4(
+pub(crate) fn ping4(macs: (Mac, Mac), source: Ipv4Addr, target: Ipv4Addr, mark: u32) -> Vec<u8> {
+    ping4_of(32, macs, source, target, mark)
+}
+
+/// Such a packet of so many bytes, 32 at least, that no router may cut.
+pub(crate) fn ping4_of(
+    size: usize,
     (to, from): (Mac, Mac),
     source: Ipv4Addr,
     target: Ipv4Addr,
     mark: u32,
 ) -> Vec<u8> {
-    let mut icmp = [&[8, 0, 0, 0, 0, 1, 0, 1][..], &mark.to_be_bytes()].concat();
+    let filler = vec![0x5a; size - 32];
+    let mut icmp = [&[8, 0, 0, 0, 0, 1, 0, 1][..], &filler, &mark.to_be_bytes()].concat();
     let sum = checksum(&icmp);
     icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     ethernet(to, from, 0x0800, &ipv4(1, source, target, &icmp))
+}
+
+/// A UDP datagram (RFC 768) without a checksum, in IPv4.
+pub(crate) fn udp4(
+    (to, from): (Mac, Mac),
+    (source, source_port): (Ipv4Addr, u16),
+    (target, target_port): (Ipv4Addr, u16),
+    body: &[u8],
+) -> Vec<u8> {
+    let length = u16::try_from(8 + body.len()).unwrap();
+    let head = [source_port, target_port, length, 0].map(u16::to_be_bytes).concat();
+    ethernet(to, from, 0x0800, &ipv4(17, source, target, &[&head[..], body].concat()))
+}
+
+/// The first segment of a TCP connection (RFC 9293 section 3.1), in IPv4.
+pub(crate) fn syn4(
+    (to, from): (Mac, Mac),
+    (source, source_port): (Ipv4Addr, u16),
+    (target, target_port): (Ipv4Addr, u16),
+) -> Vec<u8> {
+    let ports = [source_port, target_port].map(u16::to_be_bytes).concat();
+    let (number, acknowledged) = ([0, 0, 0, 1], [0; 4]);
+    // Five words of header, SYN; the window; checksum and urgent pointer.
+    let rest = [0x50, 0x02, 0x10, 0, 0, 0, 0, 0];
+    let mut segment = [&ports[..], &number, &acknowledged, &rest].concat();
+    let length = u16::try_from(segment.len()).unwrap().to_be_bytes();
+    let pseudo = [&source.octets()[..], &target.octets(), &[0, 6], &length, &segment];
+    let sum = checksum(&pseudo.concat());
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    ethernet(to, from, 0x0800, &ipv4(6, source, target, &segment))
 }
 
 pub(crate) fn ipv4(protocol: u8, source: Ipv4Addr, target: Ipv4Addr, body: &[u8]) -> Vec<u8> {

@@ -8,6 +8,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where something is wrong")]
 
+mod border;
 mod console;
 mod frames;
 mod guest;

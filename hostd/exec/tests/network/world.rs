@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,7 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::secret::SecretBytes;
 use hostd_grid::workload::{Mycelium, NetworkLight};
 use hostd_grid::{ContractId, Name, TwinId};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use supervise::Program;
 
 /// An Internet host.
@@ -127,6 +129,22 @@ impl World {
         config.nft = which("nft");
         config.mycelium_peers = vec!["tcp://100.127.0.1:9651".to_owned()];
         config
+    }
+
+    /// Does something on the Internet's host.
+    pub(crate) fn on_the_internet<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let namespace = fs::File::open(Path::new("/run/netns").join(&self.names[1])).unwrap();
+        let there = move || {
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), network).unwrap();
+            act()
+        };
+        std::thread::scope(|scope| scope.spawn(there).join().unwrap())
+    }
+
+    /// Lets the Internet's host send to that network by way of the node, as somebody who guesses would.
+    pub(crate) fn lead_in(&self, network: &str) {
+        ip(&format!("-n {} route add {network} via 198.51.100.1", self.names[1]));
     }
 
     pub(crate) fn open(&self) -> Networks {
