@@ -16,6 +16,7 @@ use hostd_grid::derived::WorkloadId;
 use hostd_grid::secret::SecretText;
 use hostd_grid::workload::Zdb;
 use hostd_grid::{ContractId, Name, TwinId};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use zdb_client::{Client, Endpoint, Password, Timeouts, Value};
 
@@ -341,6 +342,31 @@ fn a_server_that_does_not_start_holds_up_its_own_users_alone() {
 }
 
 #[test]
+fn a_server_that_hangs_holds_up_others_once() {
+    let Some(node) = Node::start() else { return };
+    let zdbs = node.open();
+    let made = zdbs.provision(&id("one"), &zdb(MIB, "user", "", true)).unwrap();
+    zdbs.provision(&id("two"), &zdb(2 * MIB, "user", "", true)).unwrap();
+    let hung = node.config.servers.iter().find(|server| server.port == made.port).unwrap();
+    let pool = &hung.disk.pool;
+    let status = node.supervisor.find(&format!("zdb-{pool}")).unwrap().unwrap();
+    let pid = Pid::from_raw(status.pid.unwrap().cast_signed()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    // It takes connections still, as does one whose disk does not answer.
+    assert_eq!(zdbs.promised().len(), 1);
+    let begin = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(zdbs.promised().len(), 1);
+        assert_eq!(zdbs.check().keys().collect::<Vec<_>>(), [pool]);
+    }
+    // With patience each time, it were 100 s.
+    assert!(begin.elapsed() < 2 * LIMIT, "{:?}", begin.elapsed());
+    kill_process(pid, Signal::CONT).unwrap();
+    until("it answers", || zdbs.check().is_empty());
+    zdbs.freeze(&id("one")).unwrap();
+}
+
+#[test]
 fn a_server_that_is_killed_or_whose_settings_are_lost_comes_back_with_its_data() {
     let Some(mut node) = Node::start() else { return };
     let zdbs = node.open();
@@ -350,8 +376,8 @@ fn a_server_that_is_killed_or_whose_settings_are_lost_comes_back_with_its_data()
     user.set(b"k", b"v").unwrap();
     for status in node.supervisor.list().unwrap() {
         let pid = status.pid.and_then(|pid| i32::try_from(pid).ok()).unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        let pid = Pid::from_raw(pid).unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
     }
     assert_eq!(zdbs.inventory(), [id("data")]);
     until("they are started again", || zdbs.check().is_empty());

@@ -45,6 +45,10 @@ const TIMEOUTS: Timeouts =
 /// Limits of a greeting, which no server that is well takes long for.
 const GREETING_TIMEOUTS: Timeouts =
     Timeouts { connect: Duration::from_secs(2), request: Duration::from_secs(5) };
+/// Limits of a greeting while a server is waited for, or was in vain: a thread of its own is patient with it, and
+/// one that hangs must not hold up everybody who looks at all of them.
+const IMPATIENT: Timeouts =
+    Timeouts { connect: Duration::from_millis(200), request: Duration::from_millis(200) };
 /// Random bytes of the administrator's password.
 const PASSWORD_BYTES: usize = 24;
 /// Bytes of a log file, and how many old ones are kept.
@@ -175,7 +179,9 @@ impl Server {
         let password = password_of(&settings);
         let password = password.ok_or_else(|| unavailable(&"its settings are not ours"))?;
         // First whether it is there at all: what it is asked then may take longer.
-        let greeted = self.connect(&password, &GREETING_TIMEOUTS);
+        let is_well = *self.standing() == Standing::Answers;
+        let limits = if is_well { &GREETING_TIMEOUTS } else { &IMPATIENT };
+        let greeted = self.connect(&password, limits);
         greeted
             .and_then(|_| self.connect(&password, &TIMEOUTS))
             .map_err(|error| unavailable(&error))
