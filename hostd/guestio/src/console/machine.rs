@@ -43,6 +43,9 @@ pub(super) struct Machine {
     socket: PathBuf,
     state: State,
     pause: Duration,
+    /// Nothing speaks against its reading soon what is typed now: it is there, or was asked for the first time
+    /// since somebody looks.
+    is_hoped: bool,
     input: VecDeque<u8>,
 }
 
@@ -67,7 +70,7 @@ impl Machine {
     /// The machine whose VMM listens there, or will.
     pub(super) fn new(socket: PathBuf, now: Instant) -> Self {
         let state = State::Away { until: now };
-        Self { socket, state, pause: PAUSE_MIN, input: VecDeque::new() }
+        Self { socket, state, pause: PAUSE_MIN, is_hoped: true, input: VecDeque::new() }
     }
 
     /// Its descriptor and what to wait for.
@@ -101,9 +104,10 @@ impl Machine {
         matches!(self.state, State::There { .. })
     }
 
-    /// Types `keys`, of which those are lost that there is no room for, or nobody to read.
+    /// Types `keys`, of which those are lost that there is no room for, or nobody to read. Whoever types at
+    /// once, as a script does, is heard as soon as the machine is.
     pub(super) fn send(&mut self, keys: &[u8]) {
-        if self.is_there() {
+        if self.is_hoped {
             let taken = keys.len().min(self.room());
             self.input.extend(keys.iter().take(taken));
         }
@@ -113,6 +117,7 @@ impl Machine {
     pub(super) fn leave(&mut self, now: Instant) {
         self.state = State::Away { until: now };
         self.pause = PAUSE_MIN;
+        self.is_hoped = true;
         self.input.clear();
     }
 
@@ -127,6 +132,7 @@ impl Machine {
         };
         if done.is_err() {
             news.has_gone = self.is_there();
+            self.is_hoped = false;
             self.input.clear();
             self.state = State::Away { until: now + self.pause };
             self.pause = (self.pause * 2).min(PAUSE_MAX);
@@ -162,6 +168,7 @@ impl Machine {
         news.has_come = true;
         let stream = stream.try_clone()?;
         self.state = State::There { stream };
+        self.is_hoped = true;
         self.pause = PAUSE_MIN;
         Ok(())
     }
@@ -242,7 +249,7 @@ mod tests {
             step_until(&mut machine, |_| accepting.is_finished());
             let mut vmm = accepting.join().unwrap();
             head_of(&mut vmm);
-            // Keys before it answered are lost, not kept for whatever comes.
+            // It was away: keys before it answered are lost, not kept for whatever comes.
             machine.send(b"early");
             vmm.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nlogin: ")
                 .unwrap();
@@ -256,6 +263,25 @@ mod tests {
             step_until(&mut machine, |news| news.has_gone);
             std::fs::remove_file(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn what_is_typed_at_once_waits_for_the_first_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut machine = Machine::new(path, Instant::now());
+        machine.send(b"ro");
+        machine.step(Instant::now());
+        machine.send(b"ot\r");
+        let (mut vmm, _) = listener.accept().unwrap();
+        head_of(&mut vmm);
+        vmm.write_all(b"HTTP/1.1 101 x\r\n\r\n").unwrap();
+        step_until(&mut machine, |news| news.has_come);
+        step_until(&mut machine, |_| true);
+        let mut keys = [0; 5];
+        vmm.read_exact(&mut keys).unwrap();
+        assert_eq!(&keys, b"root\r");
     }
 
     #[test]
