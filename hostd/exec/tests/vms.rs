@@ -173,7 +173,11 @@ fn a_vmm_that_crashes_is_started_again_and_given_up_at_the_fourth() {
         kill(pid);
     }
     let fallen = until("it is given up", || node.vms.fallen().unwrap().into_iter().next());
-    assert_eq!(fallen, (id.clone(), "deleting vm due to so many crashes".to_owned()));
+    let (fallen, reason) = fallen;
+    assert_eq!(fallen, id);
+    // Its guest's last words are for its owner.
+    let words = "deleting vm due to so many crashes; its console ended with:\nhello from the guest";
+    assert!(reason.starts_with(words), "{reason}");
     // It is still there, so that nobody makes it again.
     assert_eq!(node.vms.inventory().unwrap(), [id]);
 }

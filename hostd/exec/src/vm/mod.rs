@@ -149,6 +149,18 @@ fn said(log: &str) -> String {
     last.map_or_else(String::new, |line| format!(": {line}"))
 }
 
+/// The whole lines at the end of a guest's console.
+fn last_words(log: &str) -> String {
+    let whole = match log.split_once('\n') {
+        Some((_, rest)) if log.len() as u64 >= REASON_SIZE_MAX => rest,
+        _ => log,
+    };
+    match whole.trim() {
+        "" => String::new(),
+        words => format!("; its console ended with:\n{words}"),
+    }
+}
+
 /// All machines of a node.
 #[derive(Debug)]
 pub struct Vms {
@@ -196,7 +208,7 @@ impl Vms {
         let description = folder.join("vm.json");
         let io =
             |source| VmError::Io { what: "the machine's description can't be written", source };
-        record::write_whole(&description, spec.spec().to_json()?.as_bytes()).map_err(io)?;
+        crate::kept::write_whole(&description, spec.spec().to_json()?.as_bytes()).map_err(io)?;
         self.run(id, &self.program(id, &description, order))
     }
 
@@ -384,7 +396,10 @@ impl Vms {
             let name = name(&id);
             let status = statuses.iter().find(|status| status.name == name)?;
             let reason = match status.state {
-                supervise::State::GivenUp => "deleting vm due to so many crashes".to_owned(),
+                supervise::State::GivenUp => format!(
+                    "deleting vm due to so many crashes{}",
+                    last_words(&record::tail(&self.log(&id), REASON_SIZE_MAX))
+                ),
                 supervise::State::Ended => format!(
                     "deleting vm, whose VMM can't be started{}",
                     said(&record::tail(&self.log(&id), REASON_SIZE_MAX))

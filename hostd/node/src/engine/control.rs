@@ -66,7 +66,8 @@ impl Engine {
     /// The host does not say which.
     pub async fn take_down_fallen(&self) -> Result<(), HostError> {
         for (id, reason) in self.shared.host.fallen().await? {
-            warn!(workload = %id, reason, "given up");
+            // What its guest said is for its owner alone.
+            warn!(workload = %id, reason = reason.lines().next(), "given up");
             let key = Key { twin_id: id.twin_id, contract_id: id.contract_id };
             if let Some(slot) = self.shared.slot(key) {
                 let running = slot.record().place(&id.name).and_then(|place| place.running);
