@@ -22,6 +22,7 @@
 pub mod facts;
 pub mod guestio;
 pub mod image;
+mod kept;
 mod locks;
 pub mod machine;
 pub mod network;

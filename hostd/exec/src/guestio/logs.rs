@@ -14,9 +14,9 @@ use hostd_grid::derived::WorkloadId;
 use serde::Serialize;
 
 use super::{GRACE, GuestIo, GuestIoError, described};
+use crate::kept::write_whole;
 use crate::network::program;
 use crate::storage::parse;
-use crate::vm::record::write_whole;
 
 /// What is to be sent where.
 pub struct Order<'a> {

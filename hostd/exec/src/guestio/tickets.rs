@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::vm::record::write_whole;
+use crate::kept::write_whole;
 
 /// Seconds for which a ticket is good.
 pub(super) const LIFETIME: u64 = 60;

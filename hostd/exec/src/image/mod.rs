@@ -19,7 +19,7 @@ mod store;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use supervise::client::ClientError;
 use supervise::{Client, Log, Policy, Program};
 
+use crate::kept::{read_json, write_whole};
 use crate::locks::Locks;
 use store::Known;
 
@@ -44,6 +45,8 @@ const CACHED: &str = "flist-cached";
 const LOG_SIZE_MAX: u64 = 1 << 20;
 /// Bytes of the files of images that no machine uses.
 const UNUSED_SIZE_MAX: u64 = 2 << 30;
+/// Bytes of what is kept of how an image boots.
+const BOOT_SIZE_MAX: u64 = 64 << 10;
 /// What the cache leaves free on its file system.
 const FREE_MIN: &str = "512M";
 
@@ -293,15 +296,14 @@ impl Images {
     fn with_boot(&self, hash: String) -> Result<Image, ImageError> {
         let folder = self.config.folder.join(format!("{hash}.boot"));
         let kept = folder.join("boot.json");
-        let known = fs::read(&kept).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let boot = match known {
+        let boot = match read_json(&kept, BOOT_SIZE_MAX).ok().flatten() {
             Some(boot) => boot,
             None => {
                 DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
                 let printed = self.run(&self.boot_arguments(&hash), self.config.times.boot)?;
                 let boot: Boot = parse(&printed)?;
                 let text = serde_json::to_vec(&boot).map_err(io::Error::from)?;
-                crate::vm::record::write_whole(&kept, &text)?;
+                write_whole(&kept, &text)?;
                 boot
             }
         };

@@ -9,8 +9,10 @@ use std::time::SystemTime;
 use hostd_grid::derived::ShortId;
 use serde::{Deserialize, Serialize};
 
-use crate::vm::record::write_whole;
+use crate::kept::{read_json, write_whole};
 
+/// Bytes of what is known of an address, which is itself in it.
+const KNOWN_SIZE_MAX: u64 = 64 << 10;
 /// Characters of a hash.
 const HASH_SIZE: usize = 64;
 
@@ -33,8 +35,7 @@ pub(super) fn is_hash(text: &str) -> bool {
 
 /// What is known of an address.
 pub(super) fn known(folder: &Path, url: &str) -> Option<Known> {
-    let text = fs::read(path(folder, url)).ok()?;
-    let known: Known = serde_json::from_slice(&text).ok()?;
+    let known: Known = read_json(&path(folder, url), KNOWN_SIZE_MAX).ok()??;
     // Two addresses can have the same short id, and somebody may have looked for them.
     (known.url == url && is_hash(&known.hash)).then_some(known)
 }

@@ -1,5 +1,7 @@
 //! Images by a program that answers as `flist` does, or as a broken one.
 
+use std::fs;
+
 use super::*;
 
 /// A node's images with a program that runs `script`, in which `$into` is the folder.

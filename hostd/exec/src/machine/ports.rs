@@ -5,14 +5,13 @@
 //! others' doors. So it is written down which pool has which port, and no port is given twice.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::vm::record::write_whole;
+use crate::kept::{read_json, write_whole};
 
 /// Bytes of a file that are read.
-const SIZE_MAX: usize = 1 << 20;
+const SIZE_MAX: u64 = 1 << 20;
 
 /// Ports of pools, counted from the first one. Pools that have none yet get the next ones, in their order.
 pub(super) fn of_pools<'a>(
@@ -20,12 +19,7 @@ pub(super) fn of_pools<'a>(
     first: u16,
     pools: impl Iterator<Item = &'a str>,
 ) -> io::Result<BTreeMap<String, u16>> {
-    let known: BTreeMap<String, u16> = match fs::read(file) {
-        Ok(bytes) if bytes.len() <= SIZE_MAX => serde_json::from_slice(&bytes)?,
-        Ok(_) => return Err(io::Error::other("ports of pools are not so long")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-        Err(error) => return Err(error),
-    };
+    let known: BTreeMap<String, u16> = read_json(file, SIZE_MAX)?.unwrap_or_default();
     let mut places = known.clone();
     for pool in pools {
         let next = places.values().max().map_or(Some(0), |last| last.checked_add(1));
@@ -44,6 +38,8 @@ pub(super) fn of_pools<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

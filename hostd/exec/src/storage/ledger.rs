@@ -12,19 +12,18 @@
 //! nothing, and a broken pool then may have anything.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
-use crate::vm::record::write_whole;
+use crate::kept::{read_json, write_whole};
 
 /// What the file is.
 const FORMAT: &str = "zos-spaces-1";
 /// Bytes of a file that are read: more than any node promises.
-const SIZE_MAX: usize = 64 << 20;
+const SIZE_MAX: u64 = 64 << 20;
 
 /// Which pool has what.
 #[derive(Debug)]
@@ -51,10 +50,9 @@ impl Ledger {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let nothing =
             || Book { format: FORMAT.to_owned(), complete: false, spaces: BTreeMap::new() };
-        let book = match fs::read(path) {
-            Ok(bytes) if bytes.len() <= SIZE_MAX => serde_json::from_slice(&bytes).ok(),
-            Ok(_) => None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(nothing()),
+        let book = match read_json(path, SIZE_MAX) {
+            Ok(kept) => Some(kept.unwrap_or_else(nothing)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
             Err(error) => return Err(error),
         };
         let book = book.filter(|book: &Book| book.format == FORMAT).unwrap_or_else(|| {
@@ -123,6 +121,8 @@ pub(super) struct Unknown;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -11,20 +11,19 @@
 //! The folder is made before anything else of the machine and goes after everything else, so whoever
 //! finds none has nothing to clean up. It and its files are the node's alone.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use hostd_grid::derived::WorkloadId;
 use serde::{Deserialize, Serialize};
 
+use crate::kept::{read_json, write_whole};
 use crate::storage::parse;
 
 /// Bytes of a record's file.
 const RECORD_SIZE_MAX: u64 = 256 << 10;
-/// The temporary files of a write that was cut short.
-const TEMPORARY: &str = "tmp";
 
 /// What was decided when a machine was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,14 +69,7 @@ impl Records {
     /// # Errors
     /// The file is there and can't be read.
     pub fn read(&self, id: &WorkloadId) -> io::Result<Option<Record>> {
-        let file = match File::open(self.folder(id).join("machine.json")) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut text = Vec::new();
-        file.take(RECORD_SIZE_MAX).read_to_end(&mut text)?;
-        Ok(Some(serde_json::from_slice(&text)?))
+        read_json(&self.folder(id).join("machine.json"), RECORD_SIZE_MAX)
     }
 
     /// Whether there is anything of a machine, known or not.
@@ -120,23 +112,6 @@ impl Records {
         }
         ids.sort();
         Ok(ids)
-    }
-}
-
-/// Writes a file that is seen whole or not at all, for the node alone.
-///
-/// # Errors
-/// The system says no.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension(TEMPORARY);
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
     }
 }
 

@@ -6,18 +6,17 @@
 //! there, the file is made what it says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::vm::record::write_whole;
+use crate::kept::{read_json, write_whole};
 
 /// What the file is.
 const FORMAT: &str = "zos-namespaces-1";
 /// Bytes of a file that are read: more than all disks of a node have names.
-const SIZE_MAX: usize = 64 << 20;
+const SIZE_MAX: u64 = 64 << 20;
 
 /// Names of namespaces, by their disks' pools.
 #[derive(Debug)]
@@ -37,10 +36,9 @@ impl Book {
     /// Reads the file. One that makes no sense says nothing, and is written anew.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let nothing = || Pages { format: FORMAT.to_owned(), pools: BTreeMap::new() };
-        let pages = match fs::read(path) {
-            Ok(bytes) if bytes.len() <= SIZE_MAX => serde_json::from_slice(&bytes).ok(),
-            Ok(_) => None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(nothing()),
+        let pages = match read_json(path, SIZE_MAX) {
+            Ok(kept) => Some(kept.unwrap_or_else(nothing)),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
             Err(error) => return Err(error),
         };
         let pages = pages.filter(|pages: &Pages| pages.format == FORMAT).unwrap_or_else(|| {
@@ -98,6 +96,8 @@ impl Book {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -30,7 +30,6 @@ mod testing;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,12 +42,12 @@ use self::judge::{Verdict, judge};
 use self::kernel::Linux;
 pub use self::rest::{Asked, Drives, Rest};
 use super::{PoolConfig, PoolKind};
-use crate::vm::record::write_whole;
+use crate::kept::{read_json, write_whole};
 
 /// The file of a pool that says what it is made of, as existing nodes have it.
 const KIND_NAME: &str = ".seektime";
 /// Bytes of the file with the names of pools.
-const NAMES_SIZE_MAX: usize = 1 << 20;
+const NAMES_SIZE_MAX: u64 = 1 << 20;
 
 /// Which disks become pools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -187,12 +186,8 @@ pub fn look(config: &DisksConfig) -> io::Result<Vec<Found>> {
 /// # Errors
 /// The file can't be read or written, or holds something else.
 pub fn remember(file: &Path, mounts: &Path, pools: &mut Vec<PoolConfig>) -> io::Result<()> {
-    let mut names: BTreeMap<String, PoolKind> = match fs::read(file) {
-        Ok(bytes) if bytes.len() <= NAMES_SIZE_MAX => serde_json::from_slice(&bytes)?,
-        Ok(_) => return Err(io::Error::other("names of pools are not so long")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-        Err(error) => return Err(error),
-    };
+    let mut names: BTreeMap<String, PoolKind> =
+        read_json(file, NAMES_SIZE_MAX)?.unwrap_or_default();
     let known = names.clone();
     names.extend(pools.iter().map(|pool| (pool.name.clone(), pool.kind)));
     if names != known {

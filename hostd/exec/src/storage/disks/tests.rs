@@ -1,6 +1,7 @@
 //! Disks in memory, on which a plug is pulled at every moment.
 
 use std::cell::RefCell;
+use std::fs;
 use std::rc::Rc;
 
 use super::claim::Place;
