@@ -13,7 +13,6 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -22,7 +21,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{WaitOptions, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
-use crate::{guest, kvm, mark, net};
+use crate::{guest, mark, net};
 
 /// Where the lab's initramfs lists its modules: one a line, path, then parameters.
 const MODULE_ORDER_PATH: &str = "/lib/modules/load-order";
@@ -43,12 +42,9 @@ const MOUNTS: &[(&str, &str, &str, bool)] = &[
 /// Is PID 1, from the first moment to the last.
 pub(crate) fn run() -> ! {
     mark::mark();
-    let served = prepare().and_then(|()| {
-        let _held = hold_vm();
-        match guest::commands() {
-            Some(commands) => guest::run(&commands),
-            None => serve_and_reap(),
-        }
+    let served = prepare().and_then(|()| match guest::commands() {
+        Some(commands) => guest::run(&commands),
+        None => serve_and_reap(),
     });
     match served {
         Ok(status) => eprintln!("lab-agent: the server ended ({status}), switching off"),
@@ -114,16 +110,6 @@ fn load_module(line: &str) -> Result<()> {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("cannot load module {path}")),
     }
-}
-
-/// A VM to keep, where there is KVM. With one CPU, there is nobody to miss a patch, and instructions may be
-/// counted.
-fn hold_vm() -> Option<kvm::Held> {
-    let has_company = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
-    if !has_company || !Path::new("/dev/kvm").exists() {
-        return None;
-    }
-    kvm::hold().inspect_err(|error| eprintln!("lab-agent: {error:#}")).ok()
 }
 
 /// Sets the loopback interface up; without it, 127.0.0.1 isn't reachable.

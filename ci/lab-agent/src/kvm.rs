@@ -1,5 +1,4 @@
-//! Runs a bare-metal guest on `/dev/kvm`: the shortest proof that virtualization works here. And keeps a VM
-//! that never runs, for the sake of all others ([`hold`]).
+//! Runs a bare-metal guest on `/dev/kvm`: the shortest proof that virtualization works here.
 //!
 //! One virtual CPU, one memory slot, no interrupt controller. The guests and their memory
 //! layout are the `bare-guests` crate's.
@@ -24,31 +23,6 @@ pub(crate) struct Outcome {
     pub(crate) result: u64,
     /// How often it came back to us, the final halt included.
     pub(crate) exit_count: u32,
-}
-
-/// A VM that never runs; see [`hold`].
-#[derive(Debug)]
-pub(crate) struct Held {
-    _vcpu: VcpuFd,
-    _vm: VmFd,
-}
-
-/// Makes a VM whose only CPU is as it was switched on, to be kept as long as the machine runs.
-///
-/// KVM counts CPUs whose interrupt controller is off, and whether there are VMs at all, and patches its own
-/// code when a count leaves zero or returns to it: with every other VM that starts, restores or ends. QEMU's
-/// translator, with a thread for each CPU, can miss the second half of such a patch: a CPU then traps for
-/// ever on a breakpoint that is no longer there, mostly in `__apic_accept_irq`. With this VM the counts never
-/// return to zero.
-///
-/// # Errors
-/// Without `/dev/kvm`, or when that refuses.
-pub(crate) fn hold() -> Result<Held> {
-    let kvm = Kvm::new().context("cannot open /dev/kvm")?;
-    let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
-    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
-    let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
-    Ok(Held { _vcpu: vcpu, _vm: vm })
 }
 
 /// The `kvm-smoke` tool: runs a guest, prints what it did, fails if that isn't as it should be.

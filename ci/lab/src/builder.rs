@@ -33,7 +33,8 @@ pub struct MachineBuilder {
     flavour: Flavour,
     accelerator: Accelerator,
     counts_instructions: bool,
-    cpu_count: u32,
+    cpu_count: Option<u32>,
+    has_nested_kvm: bool,
     memory_mib: u32,
     modules: Vec<String>,
     cmdline: Vec<String>,
@@ -41,6 +42,7 @@ pub struct MachineBuilder {
     cables: Vec<(Plug, Option<String>)>,
     files: Vec<(String, u32, Source)>,
     programs: Vec<PathBuf>,
+    linked: Vec<PathBuf>,
     own_image: Option<(PathBuf, PathBuf)>,
     may_reboot: bool,
     boot_timeout: Duration,
@@ -68,7 +70,8 @@ impl MachineBuilder {
             flavour: Flavour::Cloud,
             accelerator: Accelerator::probe(),
             counts_instructions: false,
-            cpu_count: 2,
+            cpu_count: None,
+            has_nested_kvm: false,
             memory_mib: 512,
             modules: Vec::new(),
             cmdline: Vec::new(),
@@ -76,6 +79,7 @@ impl MachineBuilder {
             cables: Vec::new(),
             files: Vec::new(),
             programs: Vec::new(),
+            linked: Vec::new(),
             own_image: None,
             may_reboot: false,
             boot_timeout: Duration::from_secs(120),
@@ -110,10 +114,11 @@ impl MachineBuilder {
         Self { memory_mib, ..self }
     }
 
-    /// CPUs; 2 unless told otherwise.
+    /// CPUs; 2 unless told otherwise, or 1 if the machine has an emulated `/dev/kvm`
+    /// ([`nested_kvm`](Self::nested_kvm)).
     #[must_use]
     pub fn cpus(self, cpu_count: u32) -> Self {
-        Self { cpu_count, ..self }
+        Self { cpu_count: Some(cpu_count), ..self }
     }
 
     /// Modules to load at boot, with what they need; `"name parameter=value"` is fine. Disks,
@@ -125,18 +130,35 @@ impl MachineBuilder {
     }
 
     /// Loads the module that makes `/dev/kvm` work inside.
+    ///
+    /// Where that is emulated, such a machine has one CPU, because QEMU 7.2 is no good hypervisor's CPU with more:
+    ///
+    /// - When KVM has injected an interrupt and the emulated CPU is asked to leave its loop before the guest's
+    ///   next exit, without an interrupt for it (another CPU's turn, a flush of translations), the same interrupt
+    ///   is delivered to the guest once more, even into its handler. Guests were seen to wait for ever for the
+    ///   lock of a run queue that they held themselves.
+    /// - A CPU that translates code while another one patches it can miss the second half of the patch, and then
+    ///   traps on a breakpoint that is no longer there; until QEMU 8.1, which locks pages meanwhile.
     #[must_use]
     pub fn nested_kvm(self) -> Self {
-        let accelerator =
-            if self.counts_instructions { Accelerator::Tcg } else { self.accelerator };
-        self.modules(&[accelerator.nested_kvm_module()])
+        let module = self.used_accelerator().nested_kvm_module();
+        Self { has_nested_kvm: true, ..self }.modules(&[module])
+    }
+
+    fn used_accelerator(&self) -> Accelerator {
+        if self.counts_instructions { Accelerator::Tcg } else { self.accelerator }
+    }
+
+    fn used_cpu_count(&self) -> u32 {
+        let has_emulated_kvm = self.has_nested_kvm && self.used_accelerator() == Accelerator::Tcg;
+        self.cpu_count.unwrap_or(if has_emulated_kvm { 1 } else { 2 })
     }
 
     /// Counts instructions: one CPU, no hardware, deterministic. See the crate's story.
     #[must_use]
     pub fn count_instructions(self) -> Self {
         let accelerator = Accelerator::Tcg;
-        Self { counts_instructions: true, cpu_count: 1, accelerator, ..self }
+        Self { counts_instructions: true, cpu_count: Some(1), accelerator, ..self }
     }
 
     /// A disk, in the order of calls: the first is `/dev/vda`.
@@ -210,6 +232,14 @@ impl MachineBuilder {
         self
     }
 
+    /// Only the libraries that a program of this host is linked to, at the same paths: for one that comes to the
+    /// machine in another way, on a disk say.
+    #[must_use]
+    pub fn libraries_of(mut self, program: impl Into<PathBuf>) -> Self {
+        self.linked.push(program.into());
+        self
+    }
+
     /// Lets the machine reboot; otherwise a reboot ends it, which shows a panic at once.
     #[must_use]
     pub fn may_reboot(self) -> Self {
@@ -272,10 +302,10 @@ impl MachineBuilder {
             let reason = reason.to_owned();
             Err(LabError::Description { machine: self.name.clone(), reason })
         };
-        if self.counts_instructions && self.cpu_count != 1 {
+        if self.counts_instructions && self.used_cpu_count() != 1 {
             return fail("instructions can be counted on one CPU only");
         }
-        if self.cpu_count == 0 || self.memory_mib < 64 {
+        if self.used_cpu_count() == 0 || self.memory_mib < 64 {
             return fail("a machine needs a CPU and 64 MiB");
         }
         if self.disks.iter().any(|disk| disk.name().len() > 20 || disk.name().contains(',')) {
@@ -325,6 +355,11 @@ impl MachineBuilder {
         for program in &self.programs {
             closure.append(&mut programs::closure(program)?);
         }
+        for program in &self.linked {
+            let own = program.to_string_lossy();
+            closure
+                .extend(programs::closure(program)?.into_iter().filter(|(path, _)| *path != own));
+        }
         for (path, source) in &closure {
             add(path, source)?;
         }
@@ -363,7 +398,7 @@ impl MachineBuilder {
             title: format!("lab-{lab}-{}-{}-{serial}", self.name, std::process::id()),
             accelerator: self.accelerator,
             counts_instructions: self.counts_instructions,
-            cpu_count: self.cpu_count,
+            cpu_count: self.used_cpu_count(),
             memory_mib: self.memory_mib,
             kernel,
             initramfs,

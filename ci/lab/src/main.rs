@@ -42,9 +42,9 @@ struct BootArgs {
     /// Main memory in MiB
     #[arg(long, default_value_t = 512)]
     memory_mib: u32,
-    /// CPUs
-    #[arg(long, default_value_t = 2)]
-    cpus: u32,
+    /// CPUs; 2 unless told otherwise, or 1 with an emulated /dev/kvm
+    #[arg(long)]
+    cpus: Option<u32>,
     /// Count instructions: deterministic, one CPU; the count goes to stderr
     #[arg(long)]
     icount: bool,
@@ -116,9 +116,11 @@ fn boot(args: &BootArgs) -> Result<ExitCode> {
         .machine("machine")
         .kernel(args.flavour)
         .memory_mib(args.memory_mib)
-        .cpus(args.cpus)
         .modules(&modules)
         .life(timeout.saturating_add(if args.then.is_some() { VISIT } else { AFTERWARDS }));
+    if let Some(cpus) = args.cpus {
+        machine = machine.cpus(cpus);
+    }
     if args.icount {
         machine = machine.count_instructions();
     }

@@ -33,7 +33,7 @@ impl Node {
         let cidata = folder.path().join("cidata.img");
         write_cidata(&cidata, "users: []\n", zosrc);
         let lab = Lab::new(name).unwrap();
-        let builder = lab.machine("node").nested_kvm().memory_mib(1536).cpus(2);
+        let builder = lab.machine("node").nested_kvm().memory_mib(1536);
         let builder = builder.modules(&["tun"]).life(Duration::from_secs(900));
         let builder = builder.host_file("/vmm", 0o755, vmm());
         let builder = builder.host_file("/vmlinux", 0o644, &built().vmlinux);

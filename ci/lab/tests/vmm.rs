@@ -28,7 +28,7 @@ const AS_USER: [&str; 6] =
 
 /// A node: a machine with KVM and what it takes to run a VM.
 fn node(lab: &Lab) -> MachineBuilder {
-    let builder = lab.machine("node").nested_kvm().memory_mib(1536).cpus(2);
+    let builder = lab.machine("node").nested_kvm().memory_mib(1536);
     let builder =
         builder.modules(&["tun", "ext4"]).boot_timeout(BOOT_LIMIT).life(Duration::from_secs(900));
     let builder = builder.host_file("/vmm", 0o755, vmm());

@@ -35,7 +35,7 @@ kill -0 $load
 
 #[test]
 fn disks_and_cards_come_and_go_under_load() {
-    let node = Node::boot("full-hotplug", |_, builder| builder.cpus(1));
+    let node = Node::boot("full-hotplug", |_, builder| builder);
     node.shell(
         "dd if=/dev/zero of=/run/load.img bs=1M count=16; dd if=/dev/zero of=/run/hot.img bs=1M count=4\n\
          ip tuntap add tap1 mode tap vnet_hdr; ip address add 10.20.3.1/24 dev tap1; ip link set tap1 up",

@@ -35,7 +35,7 @@ impl Node {
     ) -> Self {
         let lab = Lab::new(name).unwrap();
         let (disk, folder) = image_disk();
-        let builder = lab.machine("node").nested_kvm().memory_mib(2560).cpus(2);
+        let builder = lab.machine("node").nested_kvm().memory_mib(2560);
         let builder =
             builder.modules(&["tun"]).life(LIFE).disk(&Disk::file("guest", disk).read_only());
         let builder = builder.host_file("/vmm", 0o755, vmm()).program(flist());

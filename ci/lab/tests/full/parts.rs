@@ -108,7 +108,7 @@ pub(crate) fn describe(
     data: &Disk,
     options: &Options,
 ) -> MachineBuilder {
-    let builder = lab.machine("node").nested_kvm().cpus(2).memory_mib(options.memory_mib);
+    let builder = lab.machine("node").nested_kvm().memory_mib(options.memory_mib);
     let builder = builder.host_network();
     let builder = builder.modules(&MODULES).life(LIFE).boot_timeout(TIME_MAX * 2);
     let builder = builder.disk(&Disk::file("guest", image).read_only());
@@ -127,8 +127,11 @@ pub(crate) fn describe(
         builder = builder.disk(&Disk::file("packed", &image.disk).read_only());
     }
     let tools = TOOLS.iter().chain(&HOLDINGS_PROGRAMS).chain(options.tools).map(PathBuf::from);
-    for tool in tools.chain(PROGRAMS.map(program)) {
+    for tool in tools {
         builder = builder.program(tool);
+    }
+    for name in PROGRAMS.iter().chain(options.programs) {
+        builder = builder.libraries_of(program(name));
     }
     for name in ["network.json", "ca.pem"] {
         if let Ok(text) = fs::read(folder.join("grid").join(name)) {

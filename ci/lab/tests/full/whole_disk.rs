@@ -33,7 +33,7 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let Packed { disk, place } = pack(folder.path());
     let lab = Lab::new("whole-disk").unwrap();
-    let builder = lab.machine("node").nested_kvm().memory_mib(2048).cpus(2).life(TIME_MAX * 2);
+    let builder = lab.machine("node").nested_kvm().memory_mib(2048).life(TIME_MAX * 2);
     let builder = builder.modules(&["ext4"]).boot_timeout(Duration::from_secs(600));
     let data = disk_of(folder.path(), "data", 8192, |folder| {
         fs::create_dir(folder.join("images")).unwrap();
