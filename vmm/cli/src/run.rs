@@ -50,8 +50,8 @@ pub(crate) struct RunArguments {
     /// may be repeated
     #[arg(long, value_name = "TAP[,OPTIONS]", help_heading = "Devices")]
     net: Vec<String>,
-    /// A file system: `tag=,flist=FILE,cache=SOCKET[,upper=DIR]` or `tag=,dir=DIR[,readonly][,quota=SIZE]`;
-    /// may be repeated
+    /// A file system: `tag=,flist=FILE,cache=SOCKET[,upper=DIR[,quota=SIZE]]` or
+    /// `tag=,dir=DIR[,readonly][,quota=SIZE]`; may be repeated
     #[arg(long, value_name = "OPTIONS", help_heading = "Devices")]
     fs: Vec<String>,
     /// A socket device: the guest's address, and where the host connects

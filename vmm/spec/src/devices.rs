@@ -84,6 +84,9 @@ pub enum FsSource {
         /// A directory that takes what the guest writes; without it, the guest can't write.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         upper: Option<PathBuf>,
+        /// How much fits in there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        quota: Option<Size>,
     },
     /// A directory of the host.
     Dir {
@@ -227,8 +230,8 @@ impl NetSpec {
 }
 
 impl FsSpec {
-    /// Reads the value of `flag`: `tag=`, then `flist=`, `cache=`, `upper=` or `dir=`, `readonly`,
-    /// `quota=`.
+    /// Reads the value of `flag`: `tag=`, then `flist=`, `cache=`, `upper=` or `dir=`, `readonly`; `quota=` of
+    /// what can be written to.
     ///
     /// # Errors
     /// Which option is wrong, and the rule.
@@ -236,6 +239,7 @@ impl FsSpec {
         const KNOWN: [&str; 7] = ["tag", "flist", "cache", "upper", "dir", "readonly", "quota"];
         const OF_FLIST: &str = "goes with flist=, not with dir=";
         const OF_DIR: &str = "goes with dir=, not with flist=";
+        const OF_UPPER: &str = "goes with upper=, without which nothing is written";
         let mut options = Options::parse(flag, text, None, &KNOWN)?;
         let tag = options.required("tag", "the guest mounts a file system by its tag")?;
         let (image, path) = (options.text("flist")?, options.text("dir")?);
@@ -252,7 +256,9 @@ impl FsSpec {
                 return Err(SpecError::missing(format!("{flag} flist=… or dir=…"), why));
             }
             (Some(_), None) if readonly.is_some() => return Err(stray("readonly", OF_DIR)),
-            (Some(_), None) if quota.is_some() => return Err(stray("quota", OF_DIR)),
+            (Some(_), None) if quota.is_some() && upper.is_none() => {
+                return Err(stray("quota", OF_UPPER));
+            }
             (None, Some(_)) if cache.is_some() => return Err(stray("cache", OF_FLIST)),
             (None, Some(_)) if upper.is_some() => return Err(stray("upper", OF_FLIST)),
             (Some(image), None) => {
@@ -263,6 +269,7 @@ impl FsSpec {
                     image: image.into(),
                     cache: cache.into(),
                     upper: upper.map(PathBuf::from),
+                    quota,
                 }
             }
             (None, Some(path)) => {
@@ -278,9 +285,10 @@ impl FsSpec {
         let mut writer = Writer::default();
         writer.option("tag", &self.tag);
         match &self.source {
-            FsSource::Flist { image, cache, upper } => {
+            FsSource::Flist { image, cache, upper, quota } => {
                 writer.option("flist", image.display()).option("cache", cache.display());
                 writer.maybe("upper", upper.as_ref().map(|upper| upper.display()));
+                writer.maybe("quota", *quota);
             }
             FsSource::Dir { path, readonly, quota } => {
                 writer.option("dir", path.display());

@@ -257,7 +257,7 @@ mod tests {
             cmdline: some("quiet"),
             cpus: some("4,template=baseline-v3"),
             memory: some("size=1G,shared,thp=off"),
-            fs: vec!["tag=root,flist=a.fl,cache=/run/c,upper=/up".to_owned()],
+            fs: vec!["tag=root,flist=a.fl,cache=/run/c,upper=/up,quota=1G".to_owned()],
             rng: some("on"),
             console: some("file=/log,,1"),
             serial: some("pty"),
@@ -276,7 +276,8 @@ mod tests {
         assert_eq!((spec.jail.uid, spec.jail.gid, spec.jail.enabled), (Some(7), Some(8), false));
         let io_max = spec.jail.io_max.unwrap();
         assert_eq!((io_max.bytes_per_s, io_max.ops_per_s), (Some(Size::from_mib(9)), Some(100)));
-        assert!(matches!(&spec.fs[0].source, FsSource::Flist { upper: Some(_), .. }));
+        let FsSource::Flist { upper: Some(_), quota, .. } = &spec.fs[0].source else { panic!() };
+        assert_eq!(*quota, Some(Size::from_mib(1024)));
     }
 
     #[test]
@@ -296,7 +297,8 @@ mod tests {
         assert!(fs("tag=a,flist=x").starts_with("--fs[0] cache=… is missing"));
         assert!(fs("tag=a,dir=x,flist=y").contains("both flist=… and dir=…"));
         assert!(fs("tag=a,dir=x,cache=y").contains("goes with flist="));
-        assert!(fs("tag=a,flist=x,cache=y,quota=1G").contains("goes with dir="));
+        assert!(fs("tag=a,flist=x,cache=y,quota=1G").contains("goes with upper="));
+        assert!(fs("tag=a,flist=x,cache=y,readonly").contains("goes with dir="));
         let memory = error(&Flags { memory: Some("1.5G".into()), ..Flags::default() });
         assert_eq!(
             memory,

@@ -83,9 +83,9 @@ fn mend_net(index: usize, net: &mut NetSpec) {
 
 fn mend_fs(index: usize, fs: &mut FsSpec) {
     fs.tag = format!("tag{index}");
-    if let FsSource::Dir { quota, .. } = &mut fs.source {
-        *quota = quota.filter(|quota| quota.bytes() != 0);
-    }
+    let is_read_only = matches!(&fs.source, FsSource::Flist { upper: None, .. });
+    let (FsSource::Flist { quota, .. } | FsSource::Dir { quota, .. }) = &mut fs.source;
+    *quota = quota.filter(|quota| quota.bytes() != 0 && !is_read_only);
 }
 
 fn mend_rate(rate: &mut Option<RateSpec>) {
@@ -207,8 +207,12 @@ fn net() -> impl Strategy<Value = NetSpec> {
 }
 
 fn fs() -> impl Strategy<Value = FsSpec> {
-    let flist = (path(), path(), option::of(path()))
-        .prop_map(|(image, cache, upper)| FsSource::Flist { image, cache, upper });
+    let flist = (path(), path(), option::of((path(), option::of(size())))).prop_map(
+        |(image, cache, upper)| {
+            let (upper, quota) = upper.unzip();
+            FsSource::Flist { image, cache, upper, quota: quota.flatten() }
+        },
+    );
     let dir = (path(), any::<bool>(), option::of(size()))
         .prop_map(|(path, readonly, quota)| FsSource::Dir { path, readonly, quota });
     (text(), prop_oneof![flist, dir]).prop_map(|(tag, source)| FsSpec { tag, source })

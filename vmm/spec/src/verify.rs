@@ -262,17 +262,20 @@ impl Names {
             return Err(bad("another file system has it"));
         }
         match &spec.source {
-            FsSource::Flist { image, cache, upper } => {
+            FsSource::Flist { image, cache, upper, quota } => {
                 path(&format!("{flag} flist"), image)?;
                 socket(&format!("{flag} cache"), cache, 0)?;
                 upper.as_deref().map(|p| path(&format!("{flag} upper"), p)).transpose()?;
-            }
-            FsSource::Dir { path: dir, quota, .. } => {
-                path(&format!("{flag} dir"), dir)?;
-                if *quota == Some(Size::from_bytes(0)) {
-                    return Err(SpecError::option(flag, "quota", "0", "nothing would fit"));
+                if upper.is_none() && quota.is_some() {
+                    let stray = format!("{flag} has a quota and no upper: nothing is written");
+                    return Err(SpecError::Conflict(stray));
                 }
             }
+            FsSource::Dir { path: dir, .. } => drop(path(&format!("{flag} dir"), dir)?),
+        }
+        let (FsSource::Flist { quota, .. } | FsSource::Dir { quota, .. }) = &spec.source;
+        if *quota == Some(Size::from_bytes(0)) {
+            return Err(SpecError::option(flag, "quota", "0", "nothing would fit"));
         }
         Ok(Verified(Fs { tag: spec.tag.clone(), source: spec.source.clone() }))
     }

@@ -56,7 +56,9 @@ impl Seen {
 
 #[test]
 fn a_node_makes_its_disks_ready_and_is_the_same_whatever_is_missing() {
-    let options = Options { name: "blank", disk_mib: 64, blank: &DISKS, ..Options::default() };
+    let tools = &["/bin/df"];
+    let options =
+        Options { name: "blank", disk_mib: 64, blank: &DISKS, tools, ..Options::default() };
     let world = World::new(options);
     let first = Seen::of(&world);
     let kinds: Vec<_> =
@@ -124,6 +126,13 @@ fn registers(world: &World, ssd_count: u64, hdd_count: u64) {
         let sum: u64 = of_kind.map(|pool| pool["size"].as_u64().unwrap()).sum();
         assert_eq!(shown["resources"][amount], sum, "{pools:#?}");
     }
+    let processors = world.shell("/bin/cat /proc/cpuinfo");
+    let processors = processors.lines().filter(|line| line.starts_with("processor")).count();
+    assert_eq!(shown["resources"]["cru"], processors, "row 223");
+    // What the node keeps of its SSDs is what fits into its folder.
+    let folder = world.shell("/bin/df -B1 --output=size /var/cache");
+    let folder: u64 = folder.lines().last().unwrap().trim().parse().unwrap();
+    assert_eq!(shown["statistics"]["system"]["sru"], folder, "row 224");
     let farm = json(&world.grid(&["farm", "show", "1", "--json"]));
     assert_eq!(farm["nodes"], serde_json::json!([1]));
 }

@@ -35,12 +35,16 @@ say kernel $(uname -r)
 say greeting $GREETING
 say arguments "$*"
 say disk $(df -B1 --output=source,fstype,size /data | tail -1)
+mkdir -p /run/root; mount -t virtiofs vroot /run/root
+say root $(df -B1 --output=size /run/root | tail -1)
 say end
 exec perl -MIO::Socket::INET -e '
     $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 5) or die $!;
     while ($client = $server->accept) { print $client "hello from the guest\n"; close $client }'
 "#;
 const GIB: u64 = 1 << 30;
+/// What a machine of that size has for its root.
+const ROOT_SIZE: &str = "524288000";
 
 #[test]
 fn an_image_with_its_own_kernel_boots_that() {
@@ -101,6 +105,7 @@ fn is_its_own(console: &str, release: &str) {
     assert_eq!(disk[..2], ["/dev/vda", "ext4"], "row 73");
     let size: u64 = disk[2].parse().unwrap();
     assert!((GIB / 10 * 8..=GIB).contains(&size), "row 73: {size}");
+    assert_eq!(said("root"), ROOT_SIZE, "row 62: what may be written below its root");
 }
 
 /// Packs Debian's root with a kernel.

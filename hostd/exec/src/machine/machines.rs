@@ -16,7 +16,7 @@ use super::guestio::{console_addresses, console_url};
 use super::{Inner, host};
 use crate::image::{Image, ImageBoot};
 use crate::network::Attachment;
-use crate::storage::Kind;
+use crate::storage::{Kind, Space};
 use crate::vm::cidata::{Card, CiData, Mounted, Route, keys};
 use crate::vm::entry;
 use crate::vm::record::Record;
@@ -156,16 +156,15 @@ impl Inner {
         let id = &task.id();
         let root = |kind| {
             let space = self.storage.create(kind, id, machine.root_size());
-            Ok::<_, HostError>(space.map_err(host)?.path)
+            space.map_err(host)
         };
         match &image.boot {
-            ImageBoot::Container => Ok(Boot::Node { root: root(Kind::RootDisk)? }),
-            ImageBoot::Kernel { kernel, initramfs } => Ok(Boot::Image {
-                kernel: kernel.clone(),
-                initramfs: initramfs.clone(),
-                root: root(Kind::RootFolder)?,
-                entrypoint,
-            }),
+            ImageBoot::Container => Ok(Boot::Node { root: root(Kind::RootDisk)?.path }),
+            ImageBoot::Kernel { kernel, initramfs } => {
+                let Space { path: root, size: root_size, .. } = root(Kind::RootFolder)?;
+                let (kernel, initramfs) = (kernel.clone(), initramfs.clone());
+                Ok(Boot::Image { kernel, initramfs, root, root_size, entrypoint })
+            }
             ImageBoot::Disk { size } => {
                 self.whole_disk(id, machine, image, *size, |name| kind_of(task, name))
             }

@@ -75,6 +75,8 @@ pub enum Boot {
         initramfs: Option<PathBuf>,
         /// The directory that the root's changes go to.
         root: PathBuf,
+        /// Bytes that fit in there.
+        root_size: u64,
         /// Words of the owner's command.
         entrypoint: Vec<String>,
     },
@@ -259,12 +261,14 @@ impl Order {
     fn file_systems(&self, files: &Files) -> Vec<FsSpec> {
         let upper = match &self.boot {
             Boot::Node { .. } => Some(None),
-            Boot::Image { root, .. } => Some(Some(root.clone())),
+            Boot::Image { root, root_size, .. } => Some(Some((root.clone(), *root_size))),
             Boot::Disk { .. } => None,
         };
         let root = upper.map(|upper| {
             let (image, cache) = (self.image.clone(), files.cache.clone());
-            let source = FsSource::Flist { image, cache, upper };
+            let (upper, quota) = upper.unzip();
+            let quota = quota.map(Size::from_bytes);
+            let source = FsSource::Flist { image, cache, upper, quota };
             FsSpec { tag: ROOT_TAG.to_owned(), source }
         });
         let mut systems: Vec<FsSpec> = root.into_iter().collect();
@@ -368,6 +372,7 @@ mod tests {
             kernel: "/boot/k".into(),
             initramfs: None,
             root: "/p/upper".into(),
+            root_size: 7 << 20,
             entrypoint,
         };
         let order = order(boot);
@@ -375,7 +380,8 @@ mod tests {
         assert!(spec.cmdline.unwrap().ends_with(" init=/sbin/zinit -- \"a b\" c"));
         assert_eq!((spec.disks.len(), spec.initramfs), (2, None));
         assert_eq!(spec.serial, OutputSpec::Stdio);
-        let FsSource::Flist { upper, .. } = &spec.fs[0].source else { panic!("no image") };
+        let FsSource::Flist { upper, quota, .. } = &spec.fs[0].source else { panic!("no image") };
+        assert_eq!(*quota, Some(Size::from_mib(7)));
         assert_eq!(upper.as_deref(), Some(std::path::Path::new("/p/upper")));
         assert_eq!(order.mounted()[1].source, "/dev/vda");
     }
@@ -407,6 +413,7 @@ mod tests {
             kernel: "/k".into(),
             initramfs: None,
             root: "/u".into(),
+            root_size: 1 << 20,
             entrypoint: vec![word.to_owned()],
         };
         for word in ["a\nb", &"x".repeat(2048)] {

@@ -181,7 +181,8 @@ impl Shared {
                 let device = match upper {
                     None => fs::Fs::new(&spec.tag, 1, view),
                     Some(upper) => {
-                        let options = OverlayOptions { marks: marks(&upper), quota: None };
+                        let (marks, quota) = (marks(&upper), quota_of(&spec.source));
+                        let options = OverlayOptions { marks, quota };
                         let overlay = Overlay::open(view, &upper, options);
                         let overlay = overlay.map_err(VmError::device(name()))?;
                         fs::Fs::new(&spec.tag, 1, overlay)
@@ -281,14 +282,14 @@ fn marks(volume: &Path) -> MarkPrefix {
 }
 
 fn host_options(source: &FsSource) -> HostOptions {
-    match source {
-        FsSource::Dir { readonly, quota, .. } => HostOptions {
-            is_readonly: *readonly,
-            quota: quota.map(Size::bytes),
-            ..HostOptions::default()
-        },
-        FsSource::Flist { .. } => HostOptions::default(),
-    }
+    let is_readonly = matches!(source, FsSource::Dir { readonly: true, .. });
+    HostOptions { is_readonly, quota: quota_of(source), ..HostOptions::default() }
+}
+
+/// How many bytes the guest may write there; as many as fit if nothing is said.
+fn quota_of(source: &FsSource) -> Option<u64> {
+    let (FsSource::Flist { quota, .. } | FsSource::Dir { quota, .. }) = source;
+    quota.map(Size::bytes)
 }
 
 /// A rate limiter as network cards ask for it.

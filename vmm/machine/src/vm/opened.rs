@@ -175,7 +175,7 @@ fn open_fs(fs: &Fs, doors: &Doors) -> Result<OpenedFs, VmError> {
         warn_of_set_uid(fs, path);
     }
     Ok(match &fs.source {
-        FsSource::Flist { image, cache, upper } => {
+        FsSource::Flist { image, cache, upper, .. } => {
             let (doors, door) = (doors.clone(), Door::Cache(cache.clone()));
             let connector = Box::new(move || doors.connect(&door, 0));
             let opened = flist::open(connector, image, &[]);
