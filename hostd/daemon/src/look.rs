@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
@@ -49,7 +49,8 @@ pub(crate) fn status(arguments: StatusArguments) -> anyhow::Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print!("{}", described(&status));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        print!("{}", described(&status, now.as_secs()));
     }
     Ok(())
 }
@@ -75,8 +76,18 @@ fn ask(socket: &Path, page: &str) -> anyhow::Result<String> {
     Ok(body.to_owned())
 }
 
-/// A status as people read it.
-fn described(status: &Value) -> String {
+/// How long something lasts, in the unit in which a person would say it.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// A status as people read it at a time, in seconds since 1970.
+fn described(status: &Value, now: u64) -> String {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),
@@ -96,9 +107,12 @@ fn described(status: &Value) -> String {
     lines.push(format!("block    {}", text(&node["block"])));
     lines.push(format!("relays   {} connected", text(&node["relay_count"])));
     for (duty, progress) in node["duties"].as_object().into_iter().flatten() {
-        let state = match progress["error"].as_str() {
-            Some(error) => format!("fails since {}: {error}", text(&progress["failing_since"])),
-            None => format!("done at {}", text(&progress["done_at"])),
+        let since = |key: &str| progress[key].as_u64().map(|at| span(now.saturating_sub(at)));
+        let state = match (progress["error"].as_str(), since("failing_since"), since("done_at")) {
+            (Some(error), Some(since), _) => format!("fails for {since}: {error}"),
+            (Some(error), None, _) => format!("fails: {error}"),
+            (None, _, Some(since)) => format!("done {since} ago"),
+            (None, _, None) => "not done yet".to_owned(),
         };
         lines.push(format!("{duty:<13}{state}"));
     }
@@ -130,13 +144,14 @@ mod tests {
             "node": {
                 "node_id": 3, "twin_id": 4, "block": 77, "relay_count": 1,
                 "duties": {"uptime": {"done_at": 5, "error": null},
+                           "traffic": {"done_at": null, "error": null},
                            "events": {"done_at": null, "error": "nobody listens",
                                       "failing_since": 6}},
                 "deployments": [{"twin_id": 9, "contract_id": 8, "contract": "paid", "workloads":
                     [{"type": "zdb", "name": "db", "state": "ok", "message": ""}]}],
             },
         });
-        let text = described(&status);
+        let text = described(&status, 125);
         let lines: Vec<_> = text.lines().skip(3).collect();
         assert_eq!(
             lines,
@@ -144,8 +159,9 @@ mod tests {
                 "node     3, twin 4",
                 "block    77",
                 "relays   1 connected",
-                "events       fails since 6: nobody listens",
-                "uptime       done at 5",
+                "events       fails for 119 s: nobody listens",
+                "traffic      not done yet",
+                "uptime       done 2 min ago",
                 "1 deployments",
                 "contract 8 of twin 9: paid",
                 "  zdb db: ok",
@@ -153,7 +169,13 @@ mod tests {
         );
         status["node"] = Value::Null;
         status["problem"] = "registration".into();
-        assert!(described(&status).ends_with("no node: registration\n"));
+        assert!(described(&status, 125).ends_with("no node: registration\n"));
+    }
+
+    #[test]
+    fn spans_have_the_unit_that_people_use() {
+        let spans = [0, 119, 120, 7199, 7200, 172_799, 172_800].map(span);
+        assert_eq!(spans, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]);
     }
 
     #[test]
