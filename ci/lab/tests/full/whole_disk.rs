@@ -81,7 +81,7 @@ fn a_cloud_image_boots_sees_its_cidata_and_boots_what_it_changed() {
                console=ttyS0,115200 consoleblank=0";
     assert_eq!(first, format!("{ours} {own}"), "{text}");
     assert_eq!(second, format!("{ours} {own} updated=by-the-guest"), "{text}");
-    assert_eq!(said("boots"), ["1"], "the disk was written again: {text}");
+    assert_eq!(said("boots"), ["", "1"], "the disk was written again: {text}");
     assert_eq!(said("hostname"), ["cloudy", "cloudy"]);
     assert!(said("cloud-init")[0].contains("done"), "{text}");
     let environment = "GREETING=\"it's \\\"hello\\\" for \\$5\"";
