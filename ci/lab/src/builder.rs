@@ -356,9 +356,9 @@ impl MachineBuilder {
             closure.append(&mut programs::closure(program)?);
         }
         for program in &self.linked {
-            let own = program.to_string_lossy();
-            closure
-                .extend(programs::closure(program)?.into_iter().filter(|(path, _)| *path != own));
+            let mut libraries = programs::closure(program)?;
+            libraries.remove(&*program.to_string_lossy());
+            closure.append(&mut libraries);
         }
         for (path, source) in &closure {
             add(path, source)?;

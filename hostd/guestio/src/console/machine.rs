@@ -43,9 +43,6 @@ pub(super) struct Machine {
     socket: PathBuf,
     state: State,
     pause: Duration,
-    /// Nothing speaks against its reading soon what is typed now: it is there, or was asked for the first time
-    /// since somebody looks.
-    is_hoped: bool,
     input: VecDeque<u8>,
 }
 
@@ -70,7 +67,7 @@ impl Machine {
     /// The machine whose VMM listens there, or will.
     pub(super) fn new(socket: PathBuf, now: Instant) -> Self {
         let state = State::Away { until: now };
-        Self { socket, state, pause: PAUSE_MIN, is_hoped: true, input: VecDeque::new() }
+        Self { socket, state, pause: PAUSE_MIN, input: VecDeque::new() }
     }
 
     /// Its descriptor and what to wait for.
@@ -104,10 +101,16 @@ impl Machine {
         matches!(self.state, State::There { .. })
     }
 
+    /// Whether nothing speaks against its reading soon what is typed now: it is there, or was asked for the
+    /// first time since somebody looks, so that no pause has grown yet.
+    fn is_hoped(&self) -> bool {
+        self.pause == PAUSE_MIN
+    }
+
     /// Types `keys`, of which those are lost that there is no room for, or nobody to read. Whoever types at
     /// once, as a script does, is heard as soon as the machine is.
     pub(super) fn send(&mut self, keys: &[u8]) {
-        if self.is_hoped {
+        if self.is_hoped() {
             let taken = keys.len().min(self.room());
             self.input.extend(keys.iter().take(taken));
         }
@@ -117,7 +120,6 @@ impl Machine {
     pub(super) fn leave(&mut self, now: Instant) {
         self.state = State::Away { until: now };
         self.pause = PAUSE_MIN;
-        self.is_hoped = true;
         self.input.clear();
     }
 
@@ -132,7 +134,6 @@ impl Machine {
         };
         if done.is_err() {
             news.has_gone = self.is_there();
-            self.is_hoped = false;
             self.input.clear();
             self.state = State::Away { until: now + self.pause };
             self.pause = (self.pause * 2).min(PAUSE_MAX);
@@ -168,7 +169,6 @@ impl Machine {
         news.has_come = true;
         let stream = stream.try_clone()?;
         self.state = State::There { stream };
-        self.is_hoped = true;
         self.pause = PAUSE_MIN;
         Ok(())
     }
