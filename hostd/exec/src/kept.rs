@@ -49,6 +49,29 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, size_max: u64) -> io::
     serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string()))
 }
 
+/// The same of a file that can do without: one that is not `ours` says nothing, as if there were none. The log is
+/// told `lost` then.
+///
+/// # Errors
+/// The system says no.
+pub(crate) fn read_or_forget<T: DeserializeOwned>(
+    path: &Path,
+    size_max: u64,
+    is_ours: impl FnOnce(&T) -> bool,
+    lost: &str,
+) -> io::Result<Option<T>> {
+    let kept = match read_json(path, size_max) {
+        Ok(None) => return Ok(None),
+        Ok(kept) => kept.filter(is_ours),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        Err(error) => return Err(error),
+    };
+    if kept.is_none() {
+        tracing::warn!(path = %path.display(), "{lost}");
+    }
+    Ok(kept)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Kind;
-use crate::kept::{read_json, write_whole};
+use crate::kept::{read_or_forget, write_whole};
 
 /// What the file is.
 const FORMAT: &str = "zos-spaces-1";
@@ -48,17 +48,11 @@ pub(super) type Line = (Kind, String, String);
 impl Ledger {
     /// Reads the file. One that makes no sense says nothing.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        const LOST: &str = "which pool has what is not known any more";
         let nothing =
             || Book { format: FORMAT.to_owned(), complete: false, spaces: BTreeMap::new() };
-        let book = match read_json(path, SIZE_MAX) {
-            Ok(kept) => Some(kept.unwrap_or_else(nothing)),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
-            Err(error) => return Err(error),
-        };
-        let book = book.filter(|book: &Book| book.format == FORMAT).unwrap_or_else(|| {
-            tracing::warn!(path = %path.display(), "which pool has what is not known any more");
-            nothing()
-        });
+        let is_ours = |book: &Book| book.format == FORMAT;
+        let book = read_or_forget(path, SIZE_MAX, is_ours, LOST)?.unwrap_or_else(nothing);
         Ok(Self { path: path.to_owned(), book })
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::kept::{read_json, write_whole};
+use crate::kept::{read_or_forget, write_whole};
 
 /// What the file is.
 const FORMAT: &str = "zos-namespaces-1";
@@ -35,16 +35,10 @@ struct Pages {
 impl Book {
     /// Reads the file. One that makes no sense says nothing, and is written anew.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        const LOST: &str = "which disk has which namespaces is not known any more";
         let nothing = || Pages { format: FORMAT.to_owned(), pools: BTreeMap::new() };
-        let pages = match read_json(path, SIZE_MAX) {
-            Ok(kept) => Some(kept.unwrap_or_else(nothing)),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
-            Err(error) => return Err(error),
-        };
-        let pages = pages.filter(|pages: &Pages| pages.format == FORMAT).unwrap_or_else(|| {
-            tracing::warn!(path = %path.display(), "which disk has which namespaces is not known any more");
-            nothing()
-        });
+        let is_ours = |pages: &Pages| pages.format == FORMAT;
+        let pages = read_or_forget(path, SIZE_MAX, is_ours, LOST)?.unwrap_or_else(nothing);
         Ok(Self { path: path.to_owned(), pages })
     }
 
